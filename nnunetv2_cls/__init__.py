@@ -1,0 +1,1 @@
+"""Image-level classification through nnU-Net's data pipeline."""

@@ -1,0 +1,1 @@
+"""Federated training for nnU-Net v2, with Flower."""

@@ -1,0 +1,120 @@
+"""Flags that several commands share, and the settings file behind them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
+from nnunetv2_federated.federation.partition import METHODS, PartitionSettings
+
+Options = dict[str, Any]
+"""What the user chose, by the flag's name; what was not chosen is absent."""
+
+
+def add_partition_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how cases are dealt to sites."""
+    group = parser.add_argument_group("sites")
+    add = group.add_argument
+    add("--sites", type=int, metavar="N", help="number of sites (default 3)")
+    add(
+        "--partition",
+        choices=METHODS,
+        help="how cases are dealt to sites: hybrid (default) gives every site a stratified share "
+        "of each class and spreads the rest by Dirichlet(alpha); column takes the sites from --by",
+    )
+    add("--alpha", type=float, help="Dirichlet concentration; smaller is more uneven (default 0.5)")
+    add(
+        "--stratified-fraction",
+        type=float,
+        metavar="SHARE",
+        help="share of each class that hybrid deals evenly (default 0.3)",
+    )
+    add("--min-cases", type=int, metavar="N", help="fewest cases of a site (default 1)")
+    add(
+        "--case-table",
+        type=Path,
+        metavar="CSV",
+        help="table with a column 'case' and the one named by --by; a column 'patient' keeps a "
+        "patient's cases at one site",
+    )
+    add(
+        "--by",
+        metavar="COLUMN",
+        help="column of the table that holds the class of a case; for --partition column, its site",
+    )
+    add("--seed", type=int, help="of the partition, the sampling of sites and the training (12345)")
+
+
+def partition_settings(options: Mapping[str, Any]) -> PartitionSettings:
+    """Build validated settings from what the user chose."""
+    chosen = pick(options, ("sites", "alpha", "stratified_fraction", "min_cases", "seed"))
+    if "partition" in options:
+        chosen["method"] = options["partition"]
+    return PartitionSettings(**chosen)
+
+
+def pick(options: Mapping[str, Any], names: Iterable[str]) -> Options:
+    """Take the named options that were chosen."""
+    return {name: options[name] for name in names if name in options}
+
+
+def fold_number(text: str) -> int | str:
+    """Read ``FOLD``: a whole number, or ``all``.
+
+    Raises
+    ------
+    SettingsError
+        If it is neither.
+    """
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise SettingsError(f"fold {text}: give a number such as 0, or all.")
+    return int(text)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Options:
+    """Read flags and the settings file named by ``--settings``; flags win."""
+    flags = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    if "settings" not in flags:
+        return flags
+    names = {a.dest for a in parser._actions if a.option_strings}  # no other way
+    return {**read_settings_file(flags["settings"], names - {"help", "settings"}), **flags}
+
+
+def read_settings_file(path: Path, known: set[str]) -> Options:
+    """Read a TOML file whose keys are flags, spelled with underscores.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be read, or a key is no flag.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"--settings {path} cannot be read: {error}") from error
+    for key in content:
+        if key not in known:
+            raise SettingsError(
+                f"--settings {path}: {key} is unknown; known are {', '.join(sorted(known))}."
+            )
+    for key in ("case_table", "sites_file"):
+        if key in content:
+            content[key] = path.parent / content[key]
+    return content
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command; bad input is one line and exit status 2, a failed run status 1."""
+    try:
+        command()
+    except FederationError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        bad_input = isinstance(error, SettingsError | CheckpointError)
+        raise SystemExit(2 if bad_input else 1) from None

@@ -1,0 +1,141 @@
+"""From what the user chose to a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from nnunetv2_federated.cli.options import Options, partition_settings, pick
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.settings import (
+    RUN_FILE,
+    FederationSettings,
+    Run,
+    SiteSettings,
+    read_run,
+    setting_names,
+)
+from nnunetv2_federated.flower.launch import federation_folder
+from nnunetv2_federated.training.dataset import check_configuration, load_dataset
+from nnunetv2_federated.training.sites import (
+    partition_dataset,
+    read_sites_file,
+    saved_partition,
+    sites_from_datasets,
+    sites_of_fold,
+)
+from nnunetv2_federated.training.trainer import federated_trainer
+
+_PARTITION_FLAGS = (
+    "sites",
+    "partition",
+    "alpha",
+    "stratified_fraction",
+    "min_cases",
+    "case_table",
+    "by",
+)
+
+
+def build_run(
+    options: Options, dataset_name: str | None, configuration: str, fold: int | str, device: str
+) -> Run:
+    """Resolve every choice, or find the first that cannot be.
+
+    Raises
+    ------
+    SettingsError
+        With one line about what came, what is allowed and how to mend it.
+    """
+    settings = _settings(options)
+    plans = options.get("plans", "nnUNetPlans")
+    dataset = load_dataset(str(dataset_name), plans)
+    check_configuration(dataset, configuration)
+    trainer = options.get("trainer", "nnUNetTrainerFederated")
+    federated_trainer(trainer)
+    run = Run(
+        dataset=dataset.name,
+        configuration=configuration,
+        fold=fold,
+        trainer=trainer,
+        plans=plans,
+        device=device,
+        settings=settings if not options.get("c") else FederationSettings(),
+        sites=_sites(options, dataset.name, plans, configuration, fold),
+        disable_checkpointing=bool(options.get("disable_checkpointing")),
+        pretrained_weights=options.get("pretrained_weights"),
+    )
+    if options.get("c"):
+        return _continued(options, run)
+    if options.get("val") and (federation_folder(run) / RUN_FILE).is_file():
+        return dataclasses.replace(read_run(federation_folder(run)), device=device)
+    return run
+
+
+def _settings(options: Options) -> FederationSettings:
+    chosen = pick(options, setting_names())
+    given = chosen.get("strategy_options", {})
+    if isinstance(given, list):
+        chosen["strategy_options"] = dict(_key_value(text) for text in given)
+    return FederationSettings(**chosen)
+
+
+def _key_value(text: str) -> tuple[str, float]:
+    key, separator, value = text.partition("=")
+    try:
+        number = int(value) if value.lstrip("+-").isdecimal() else float(value)
+    except ValueError:
+        separator = ""
+        number = 0
+    if not separator:
+        raise SettingsError(f"--strategy-option {text}: write key=number, as in proximal_mu=0.1.")
+    return key, number
+
+
+def _sites(
+    options: Options, dataset_name: str, plans: str, configuration: str, fold: int | str
+) -> tuple[SiteSettings, ...]:
+    """Sites from datasets, a file, flags, the saved partition, or three hybrid sites."""
+    chosen = [name for name in ("site_datasets", "sites_file") if name in options]
+    chosen += [name for name in _PARTITION_FLAGS if name in options][:1]
+    if len(chosen) > 1:
+        flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
+        raise SettingsError(f"{flags} both say which cases a site has: keep one of them.")
+    if "site_datasets" in options:
+        names: Sequence[str] = [str(name) for name in options["site_datasets"]]
+        return sites_from_datasets(names, configuration, fold, plans)
+    dataset = load_dataset(dataset_name, plans)
+    if "sites_file" in options:
+        sites = read_sites_file(options["sites_file"])
+    elif not chosen and saved_partition(dataset).is_file():
+        sites = read_sites_file(saved_partition(dataset))
+    else:
+        sites, _ = partition_dataset(
+            dataset,
+            configuration,
+            partition_settings(options),
+            options.get("case_table"),
+            options.get("by"),
+        )
+    return sites_of_fold(dataset, configuration, fold, sites)
+
+
+def _continued(options: Options, run: Run) -> Run:
+    """Return the run as it was started; a flag that says otherwise is refused."""
+    folder = federation_folder(run)
+    if not (folder / RUN_FILE).is_file():
+        raise SettingsError(f"--c: no earlier run in {folder}; start it without --c.")
+    stored = read_run(folder)
+    asked = _settings(options)
+    for name in pick(options, setting_names()):
+        if name != "resident_trainers" and getattr(asked, name) != getattr(stored.settings, name):
+            raise SettingsError(
+                f"--{name.replace('_', '-')} {getattr(asked, name)}: the run to continue has "
+                f"{getattr(stored.settings, name)}; leave the flag out, or start anew without --c."
+            )
+    partition_chosen = any(n in options for n in (*_PARTITION_FLAGS, "sites_file", "site_datasets"))
+    if partition_chosen and run.sites != stored.sites:
+        raise SettingsError(
+            "--c: these sites are not those of the run to continue; leave the site flags out."
+        )
+    return dataclasses.replace(stored, device=run.device)

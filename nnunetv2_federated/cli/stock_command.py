@@ -1,0 +1,50 @@
+"""A federation behind nnU-Net's own ``nnUNetv2_train``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
+from nnunetv2_federated.cli.options import Options, read_settings_file
+from nnunetv2_federated.cli.run import build_run
+from nnunetv2_federated.cli.train_flags import build_parser
+from nnunetv2_federated.flower.launch import launch
+from nnunetv2_federated.training.build import configure
+from nnunetv2_federated.training.trainer import FederatedRounds
+
+SETTINGS_VARIABLE = "nnUNet_federated_settings"
+
+
+def _options() -> Options:
+    path = os.environ.get(SETTINGS_VARIABLE)
+    if not path:
+        return {}
+    flags = {a.dest for a in build_parser()._actions if a.option_strings}  # no other way
+    return read_settings_file(Path(path), flags)
+
+
+def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
+    """Return the trainer with a ``run_training`` that runs a whole federation."""
+
+    def run_training(self: FederatedRounds) -> None:
+        options = _options()
+        options["trainer"] = trainer.__name__
+        options["plans"] = self.plans_manager.plans_name
+        if self.current_epoch > 0:
+            options["c"] = True
+        if self.disable_checkpointing:
+            options["disable_checkpointing"] = True
+        run = build_run(
+            options,
+            self.plans_manager.dataset_name,
+            self.configuration_name,
+            self.fold,
+            self.device.type,
+        )
+        send_logs_to(Path(self.output_folder) / "federation.log")
+        with ConsoleObserver(run.settings.rounds) as console:
+            configure(self, run)
+            launch(run, observer=console, trainer=self, resume="c" in options)
+
+    return type(trainer.__name__, (trainer,), {"run_training": run_training})

@@ -1,0 +1,123 @@
+"""``nnUNetv2_train_federated``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
+from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
+from nnunetv2_federated.cli.run import build_run
+from nnunetv2_federated.cli.train_flags import build_parser
+from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.flower.launch import launch, prepare, result_folder
+from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.validation import validate
+
+APP_FOLDER = Path(__file__).parents[1] / "flower" / "app"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = build_parser()
+    run_command(lambda: _train(parse(parser, argv)))
+
+
+def read_target(options: Options) -> tuple[str | None, str, int | str]:
+    """Split the positional arguments into dataset, configuration and fold.
+
+    ``--site-datasets 101 102 2d 0`` swallows what follows it, so its tail counts too.
+
+    Raises
+    ------
+    SettingsError
+        If there are too few or too many.
+    """
+    target = list(options.get("target", []))
+    datasets = options.get("site_datasets")
+    if datasets and len(target) < 2 and len(datasets) > 2:
+        target += datasets[-2:]
+        options["site_datasets"] = datasets[:-2]
+    if datasets and len(target) == 2:
+        target.insert(0, options["site_datasets"][0])
+    if len(target) != 3:
+        raise SettingsError(
+            f"expected DATASET CONFIGURATION FOLD, got {' '.join(target) or 'nothing'}; "
+            "for example: nnUNetv2_train_federated 501 2d 0"
+        )
+    return target[0], target[1], fold_number(target[2])
+
+
+def _train(options: Options) -> None:
+    use_trainer_folder()
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    dataset, configuration, fold = read_target(options)
+    if options.get("c") and options.get("val"):
+        raise SettingsError("--c --val: continue the training, or only validate; not both.")
+    if options.get("val_best") and options.get("disable_checkpointing"):
+        raise SettingsError("--val_best needs checkpoints: leave --disable_checkpointing out.")
+    device = choose_device(options.get("device"))
+    run = build_run(options, dataset, configuration, fold, device)
+    if options.get("val"):
+        _validate(run, options)
+        return
+    resume = bool(options.get("c"))
+    if options.get("prepare_only"):
+        folder = prepare(run, resume=resume)
+        print(f"flwr run {APP_FOLDER} --run-config 'run-folder=\"{folder}\"'")
+        print(f"(set the number of virtual SuperNodes to {len(run.sites)})")
+        return
+    folder = result_folder(run)
+    with ConsoleObserver(run.settings.rounds, quiet=bool(options.get("quiet"))) as console:
+        console.say(f"{run.dataset} {run.configuration} fold {run.fold}: {len(run.sites)} sites")
+        for site in run.sites:
+            console.say(
+                f"  {site.name}: {len(site.training_cases)} training, "
+                f"{len(site.validation_cases)} validation cases"
+            )
+        if "device" not in options and device == "cpu":
+            console.say("no CUDA device found: training on the CPU")
+        prepare(run, resume=resume)
+        send_logs_to(folder / "federation.log")
+        launch(
+            run,
+            backend=options.get("backend", "in-process"),
+            observer=console,
+            resume=resume,
+        )
+    _validate(run, options)
+
+
+def _validate(run: Run, options: Options) -> None:
+    model = GlobalModel(run)
+    dice = validate(run, model, best=bool(options.get("val_best")), npz=bool(options.get("npz")))
+    if not options.get("quiet"):
+        print(f"validation Dice of the global model (nnU-Net's full validation): {dice:.4f}")
+        print(f"result: {model.folder}")
+
+
+def choose_device(wanted: str | None) -> str:
+    """Return the device to train on, and set torch's threads as nnU-Net does.
+
+    Raises
+    ------
+    SettingsError
+        If the wanted device is absent.
+    """
+    if wanted not in (None, "cpu", "cuda", "mps"):
+        raise SettingsError(f"-device {wanted}: must be cuda, cpu or mps.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("-device cuda: no CUDA device found; use -device cpu.")
+    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1 if device == "cuda" else os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = device == "cuda"
+    return device
+
+
+if __name__ == "__main__":
+    main()

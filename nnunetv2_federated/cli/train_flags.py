@@ -1,0 +1,94 @@
+"""The flags of ``nnUNetv2_train_federated``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunetv2_federated.cli.options import add_partition_flags
+from nnunetv2_federated.federation.settings import STRATEGIES
+from nnunetv2_federated.flower.launch import BACKENDS
+
+DESCRIPTION = """Train nnU-Net across sites. Sites are simulated on this machine, one after another;
+the result is a stock nnU-Net result folder that nnUNetv2_predict uses as it is."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; no flag has a default here, the settings have."""
+    parser = argparse.ArgumentParser(prog="nnUNetv2_train_federated", description=DESCRIPTION)
+    parser.add_argument(
+        "target",
+        nargs="*",
+        metavar="DATASET CONFIGURATION FOLD",
+        help="dataset id or name, configuration such as 2d or 3d_fullres, and fold (0 to 4, or "
+        "all); with --site-datasets, DATASET may be left out",
+    )
+    _add_nnunet_flags(parser)
+    add_partition_flags(parser)
+    group = parser.add_argument_group("sites that exist already")
+    group.add_argument("--sites-file", type=Path, metavar="JSON", help="{site: [case, ...]}")
+    group.add_argument(
+        "--site-datasets", nargs="+", metavar="ID", help="one dataset per site, same plans"
+    )
+    _add_federation_flags(parser)
+    return parser
+
+
+def _add_nnunet_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("as in nnUNetv2_train").add_argument
+    add("-tr", dest="trainer", metavar="TRAINER", help="any nnU-Net trainer (nnUNetTrainer)")
+    add("-p", dest="plans", metavar="PLANS", help="plans identifier (nnUNetPlans)")
+    add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
+    add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
+    for flag, text in (
+        ("--c", "continue where an earlier run stopped"),
+        ("--val", "only validate, with checkpoint_final.pth"),
+        ("--val_best", "validate with checkpoint_best.pth"),
+        ("--npz", "save softmax outputs of the validation"),
+        ("--disable_checkpointing", "write no checkpoint"),
+    ):
+        add(flag, action="store_true", default=None, help=text)
+
+
+def _add_federation_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("federation").add_argument
+    add("--settings", type=Path, metavar="TOML", help="file with any of these flags; flags win")
+    for flag, kind, text in (
+        ("--rounds", int, "rounds (default 120)"),
+        ("--local-epochs", int, "nnU-Net epochs in a round (default 1)"),
+        ("--iterations-per-epoch", int, "training iterations of an epoch (default 250)"),
+        ("--val-iterations", int, "validation iterations of an epoch (default 50)"),
+        ("--batch-size", int, "default: the plans'"),
+        ("--initial-lr", float, "learning rate of round 0 (default: the trainer's, 0.01)"),
+        ("--momentum", float, "default: the trainer's, 0.99"),
+        ("--weight-decay", float, "default: the trainer's, 3e-5"),
+        ("--sites-per-round", int, "sites that train in a round (default: all)"),
+        ("--min-replies", int, "fewest usable replies of a round (default: all that train)"),
+        ("--resident-trainers", int, "trainers kept alive at once (default: 4)"),
+    ):
+        add(flag, type=kind, metavar="N" if kind is int else "X", help=text)
+    add("--local-momentum", choices=("keep", "reset"), help="between rounds (default keep)")
+    add("--strategy", choices=STRATEGIES, help="Flower's strategy (default fedavg)")
+    add(
+        "--strategy-option",
+        dest="strategy_options",
+        action="append",
+        metavar="KEY=VALUE",
+        help="argument of the strategy, for example proximal_mu=0.1; may be repeated",
+    )
+    add("--weighting", choices=("cases", "uniform"), help="of the sites (default cases)")
+    add(
+        "--no-global-validation",
+        dest="global_validation",
+        action="store_false",
+        default=None,
+        help="skip the validation of the global model that precedes each round's training",
+    )
+    add("--backend", choices=BACKENDS, help="in-process (default), or ray for several GPUs")
+    add(
+        "--prepare-only",
+        action="store_true",
+        default=None,
+        help="check everything, write the run's folder and print the flwr run command",
+    )
+    add("--quiet", action="store_true", default=None, help="print errors only")

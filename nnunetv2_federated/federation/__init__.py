@@ -1,0 +1,1 @@
+"""The rules of a federation: numpy and the standard library only."""

@@ -1,0 +1,82 @@
+"""``federation.json``: what happened in each round, in plain numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice, weighted_mean
+from nnunetv2_federated.federation.messages import TrainReport, Validation
+
+Record = dict[str, Any]
+
+
+def _pooled(validations: Sequence[Validation]) -> dict[str, Any]:
+    """Loss over all iterations, and Dice from the voxel counts of all sites."""
+    tp, fp, fn = (
+        [sum(column) for column in zip(*(getattr(v, key) for v in validations), strict=True)]
+        for key in ("tp", "fp", "fn")
+    )
+    dice = dice_per_class(tp, fp, fn)
+    iterations = sum(v.iterations for v in validations)
+    return {
+        "loss": sum(v.loss for v in validations) / iterations if iterations else float("nan"),
+        "dice_per_class": dice,
+        "dice": mean_dice(dice),
+    }
+
+
+def client_side(reports: Sequence[TrainReport]) -> Record:
+    """Summarise the locally trained models of a round: pooled, averaged over sites, and per site."""
+    sites = {
+        report.site: {
+            "training_cases": report.training_cases,
+            "train_loss": report.train_loss,
+            **_pooled([report.local]),
+            "seconds": report.seconds,
+        }
+        for report in reports
+    }
+    return {
+        "train_loss": weighted_mean((r.train_loss, r.training_cases) for r in reports),
+        **_pooled([report.local for report in reports]),
+        "mean_site_loss": weighted_mean(
+            (site["loss"], 1) for site in sites.values() if math.isfinite(site["loss"])
+        ),
+        "mean_site_dice": mean_dice([site["dice"] for site in sites.values()]),
+        "sites": sites,
+    }
+
+
+def server_side(validations: Mapping[str, Validation]) -> Record:
+    """Summarise a global model that was validated at the sites: pooled, and per site."""
+    return {
+        **_pooled(list(validations.values())),
+        "sites": {site: _pooled([v]) for site, v in validations.items()},
+    }
+
+
+def _plain(value: object) -> object:
+    """NaN and infinity are not JSON; a reader gets null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a reader, or a kill, never meets half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_history(path: Path, header: Record, rounds: Sequence[Record]) -> None:
+    """Rewrite ``federation.json``."""
+    write_atomically(path, json.dumps(_plain({**header, "rounds": list(rounds)}), indent=1))

@@ -1,0 +1,22 @@
+"""What a run tells whoever watches it; libraries stay silent, ``cli`` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Observer:
+    """Ignores everything; override what is of interest."""
+
+    def run_started(self, rounds_done: int, num_rounds: int) -> None:
+        """Announce the first round, or the round at which a run continues."""
+
+    def site_started(self, site: str, iterations: int) -> None:
+        """Announce that a site begins ``iterations`` iterations (in-process runs only)."""
+
+    def iteration_done(self) -> None:
+        """One training or validation iteration of the site at work ended."""
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        """Receive the record that also stands in ``federation.json``."""

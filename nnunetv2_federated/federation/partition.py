@@ -1,0 +1,387 @@
+"""Partition the cases of one dataset into sites: seeded, disjoint and complete.
+
+What is dealt out is a group: the cases of one patient, or a single case where patients are not
+known. Each method hands every group to exactly one site, so no case is lost, doubled or separated
+from its patient.
+
+==========  ========================================================================================
+iid         groups shuffled and dealt out one by one; sites of equal size
+stratified  the same within every class, so that each site has the same mix
+dirichlet   per class, the shares of the sites are drawn from Dirichlet(alpha)
+hybrid      a stratified share of every class for every site first, the rest by Dirichlet(alpha)
+column      as a column of the case table says, for instance the hospital
+==========  ========================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nnunetv2_federated.federation.errors import SettingsError
+
+Sites = dict[str, list[str]]
+"""Site name to its cases, both sorted."""
+
+METHODS = ("iid", "stratified", "dirichlet", "hybrid", "column")
+
+MAX_DRAWS = 100
+"""How many partitions are drawn in search of one in which every site has `min_cases`."""
+
+MIN_ALPHA = 1e-3
+"""Below this a class sits at one site anyway, and gamma variates underflow to 0/0."""
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """How to partition a dataset; `--help` of nnUNetv2_partition speaks the same words."""
+
+    sites: int = 3
+    """Number of sites; `column` takes it from the table instead."""
+    method: str = "hybrid"
+    """One of `METHODS`."""
+    alpha: float = 0.5
+    """Dirichlet concentration: small is skewed, large is even."""
+    stratified_fraction: float = 0.3
+    """Share of every class that `hybrid` spreads evenly."""
+    min_cases: int = 1
+    """Every site has at least as many cases."""
+    seed: int = 12345
+
+    def __post_init__(self) -> None:
+        _check_whole("--sites", self.sites, minimum=1)
+        _check_whole("--min-cases", self.min_cases, minimum=1)
+        _check_whole("--seed", self.seed, minimum=0)
+        if self.method not in METHODS:
+            raise SettingsError(
+                f"unknown partition {self.method!r}; set --partition to one of {', '.join(METHODS)}"
+            )
+        if not (_is_number(self.alpha) and MIN_ALPHA <= self.alpha < math.inf):
+            raise SettingsError(
+                f"alpha is {self.alpha!r}, allowed is a finite number of at least {MIN_ALPHA}; "
+                "set --alpha, for instance to 0.5"
+            )
+        if not (_is_number(self.stratified_fraction) and 0 <= self.stratified_fraction <= 1):
+            raise SettingsError(
+                f"stratified fraction is {self.stratified_fraction!r}, allowed is 0 to 1; "
+                "set --stratified-fraction, for instance to 0.3"
+            )
+
+
+class _Group(NamedTuple):
+    """Cases that stay together, and the class they count for."""
+
+    cases: tuple[str, ...]
+    label: str
+
+
+_Assignment = list[list[_Group]]  # one list per site
+_Draw = Callable[[Sequence[_Group], PartitionSettings, np.random.Generator], _Assignment]
+
+
+def partition_cases(
+    cases: Sequence[str],
+    settings: PartitionSettings,
+    classes: Mapping[str, str] | None = None,
+    patients: Mapping[str, str] | None = None,
+    column: Mapping[str, str] | None = None,
+) -> Sites:
+    """Assign every case to one site.
+
+    The result depends on the settings and on what is passed, never on its order.
+
+    Parameters
+    ----------
+    cases
+        Case identifiers, each once.
+    settings
+        Method, number of sites, seed.
+    classes
+        Case to class; needed by stratified, dirichlet and hybrid. A patient counts for the most
+        frequent class among its cases, on a tie for the alphabetically first.
+    patients
+        Case to patient; the cases of a patient go to the same site.
+    column
+        Case to site name; needed by column.
+
+    Returns
+    -------
+    Sites
+        ``site_01``, ``site_02``, ... or the values of the column, to their cases.
+
+    Raises
+    ------
+    SettingsError
+        More sites than cases or patients, a case without class, patient or site, or no draw with
+        `min_cases` at every site.
+    """
+    repeated = sorted(case for case, count in Counter(cases).items() if count > 1)
+    if repeated:
+        raise SettingsError(f"cases are listed twice: {_some(repeated)}; list each case once")
+    if settings.method == "column":
+        return _partition_by_column(sorted(cases), settings, patients, column)
+    if settings.method == "iid":
+        classes = dict.fromkeys(cases, "")
+    else:
+        classes = _complete(
+            classes, cases, "class", "--case-table and --by, or use --partition iid"
+        )
+    groups = _group(cases, classes, patients)
+    _check_enough(len(cases), len(groups), settings)
+    width = max(2, len(str(settings.sites)))
+    return {
+        f"site_{number:0{width}d}": sorted(case for group in site for case in group.cases)
+        for number, site in enumerate(_draw_until_filled(groups, settings), start=1)
+    }
+
+
+def check_sites(sites: Mapping[str, Sequence[str]], known: Iterable[str]) -> None:
+    """Refuse sites that somebody wrote by hand and that cannot be trained on.
+
+    Parameters
+    ----------
+    sites
+        Site name to its cases.
+    known
+        The cases of the dataset; they need not all be used.
+
+    Raises
+    ------
+    SettingsError
+        No sites, an unusable name, an empty site, an unknown case, or a case given out twice.
+    """
+    if not sites:
+        raise SettingsError("there are no sites; name at least one site with its cases")
+    known = set(known)
+    owner: dict[str, str] = {}
+    for site, cases in sites.items():
+        _check_site_name(site)
+        if not cases:
+            raise SettingsError(f"site '{site}' has no cases; give it some or remove it")
+        unknown = [case for case in cases if case not in known]
+        if unknown:
+            raise SettingsError(
+                f"site '{site}' has cases that the dataset does not have: {_some(unknown)}; "
+                f"use the identifiers of the dataset's {len(known)} cases"
+            )
+        for case in cases:
+            if case in owner:
+                where = "twice" if owner[case] == site else f"also at site '{owner[case]}'"
+                raise SettingsError(
+                    f"case '{case}' of site '{site}' is there {where}; give each case to one site"
+                )
+            owner[case] = site
+
+
+def _draw_until_filled(groups: Sequence[_Group], settings: PartitionSettings) -> _Assignment:
+    """Draw again, from the same generator, while a site has fewer than `min_cases`."""
+    draws: dict[str, _Draw] = {
+        "iid": _stratified,  # the caller put all cases into one class
+        "stratified": _stratified,
+        "dirichlet": _dirichlet,
+        "hybrid": _hybrid,
+    }
+    # PCG64 by name: default_rng may change its bit generator, a saved seed must not change meaning.
+    rng = np.random.Generator(np.random.PCG64(settings.seed))
+    fullest = 0
+    for _ in range(MAX_DRAWS):
+        drawn = draws[settings.method](groups, settings, rng)
+        smallest = min(map(_num_cases, drawn))
+        if smallest >= settings.min_cases:
+            return drawn
+        fullest = max(fullest, smallest)
+    remedy = "lower --min-cases or --sites"
+    if settings.method in {"dirichlet", "hybrid"}:
+        remedy += f", or raise --alpha above {settings.alpha:g}"
+    raise SettingsError(
+        f"{MAX_DRAWS} draws of the {settings.method} partition into {settings.sites} sites gave "
+        f"the smallest site at most {fullest} cases, wanted are {settings.min_cases}; {remedy}"
+    )
+
+
+def _stratified(
+    groups: Sequence[_Group], settings: PartitionSettings, rng: np.random.Generator
+) -> _Assignment:
+    sites: _Assignment = [[] for _ in range(settings.sites)]
+    for members in _by_class(groups):
+        _deal(_shuffled(members, rng), sites)
+    return sites
+
+
+def _dirichlet(
+    groups: Sequence[_Group], settings: PartitionSettings, rng: np.random.Generator
+) -> _Assignment:
+    sites: _Assignment = [[] for _ in range(settings.sites)]
+    for members in _by_class(groups):
+        _scatter(_shuffled(members, rng), sites, settings.alpha, rng)
+    return sites
+
+
+def _hybrid(
+    groups: Sequence[_Group], settings: PartitionSettings, rng: np.random.Generator
+) -> _Assignment:
+    """Stratified share first, rest by Dirichlet: the partition of the source presentation.
+
+    The share is at least one group per site where the class has so many, whatever the fraction:
+    no class is to be missing anywhere.
+    """
+    sites: _Assignment = [[] for _ in range(settings.sites)]
+    rests: list[list[_Group]] = []
+    for members in _by_class(groups):
+        shuffled = _shuffled(members, rng)
+        share = max(round(settings.stratified_fraction * len(members)), settings.sites)
+        _deal(shuffled[:share], sites)
+        rests.append(shuffled[share:])
+    for rest in rests:
+        _scatter(rest, sites, settings.alpha, rng)
+    return sites
+
+
+def _deal(members: Sequence[_Group], sites: _Assignment) -> None:
+    """Deal groups of one class out evenly: round robin, but by cases, for patients differ in size.
+
+    Large patients come first, so that small ones can level them out. Each group goes to the site
+    that has the fewest cases of these, then the fewest of all, then the lowest number; so the
+    left-over cases of several classes do not pile up at the first sites.
+    """
+    dealt = [0] * len(sites)
+    total = [_num_cases(site) for site in sites]
+    for group in sorted(members, key=lambda group: -len(group.cases)):
+        index = min(range(len(sites)), key=lambda i: (dealt[i], total[i], i))
+        sites[index].append(group)
+        dealt[index] += len(group.cases)
+        total[index] += len(group.cases)
+
+
+def _scatter(
+    members: Sequence[_Group], sites: _Assignment, alpha: float, rng: np.random.Generator
+) -> None:
+    """Spread groups of one class by shares of the sites drawn from Dirichlet(alpha).
+
+    The Dirichlet partition of Hsu et al. 2019 (arXiv:1909.06335) in its widespread form, in which
+    each class draws the shares of the sites (Yurochkin et al. 2019, arXiv:1905.12022), so that all
+    cases are used; Hsu et al. draw the mix of classes of each site.
+    """
+    shares = rng.dirichlet(np.full(len(sites), alpha))
+    # Rounding the borders, not the shares, makes the parts add up to all groups.
+    borders = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(int).tolist()
+    starts, stops = [0, *borders], [*borders, len(members)]
+    for site, start, stop in zip(sites, starts, stops, strict=True):
+        site.extend(members[start:stop])
+
+
+def _partition_by_column(
+    cases: Sequence[str],
+    settings: PartitionSettings,
+    patients: Mapping[str, str] | None,
+    column: Mapping[str, str] | None,
+) -> Sites:
+    column = _complete(column, cases, "site", "--case-table and --by")
+    sites: Sites = {site: [] for site in sorted(set(column.values()))}
+    for case in cases:
+        sites[column[case]].append(case)
+    check_sites(sites, cases)
+    if patients is not None:
+        for group in _group(cases, column, patients):
+            visited = sorted({column[case] for case in group.cases})
+            if len(visited) > 1:
+                raise SettingsError(
+                    f"patient '{patients[group.cases[0]]}' has cases at several sites "
+                    f"({_some(visited)}), allowed is one; correct the column that --by names "
+                    "or the column patient"
+                )
+    small = [site for site, members in sites.items() if len(members) < settings.min_cases]
+    if small:
+        raise SettingsError(
+            f"sites with fewer than {settings.min_cases} cases: {_some(small)}; "
+            "lower --min-cases or merge sites in the case table"
+        )
+    return sites
+
+
+def _group(
+    cases: Sequence[str], classes: Mapping[str, str], patients: Mapping[str, str] | None
+) -> list[_Group]:
+    """Cases of one patient together, sorted by patient."""
+    if patients is None:
+        return [_Group((case,), classes[case]) for case in sorted(cases)]
+    patients = _complete(patients, cases, "patient", "the column patient, or remove that column")
+    members: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        members.setdefault(patients[case], []).append(case)
+    groups = []
+    for _, own in sorted(members.items()):
+        votes = Counter(classes[case] for case in own)
+        groups.append(_Group(tuple(own), min(votes, key=lambda label: (-votes[label], label))))
+    return groups
+
+
+def _by_class(groups: Sequence[_Group]) -> list[list[_Group]]:
+    members: dict[str, list[_Group]] = {}
+    for group in groups:
+        members.setdefault(group.label, []).append(group)
+    return [own for _, own in sorted(members.items())]
+
+
+def _shuffled(members: Sequence[_Group], rng: np.random.Generator) -> list[_Group]:
+    return [members[index] for index in rng.permutation(len(members)).tolist()]
+
+
+def _num_cases(site: Iterable[_Group]) -> int:
+    return sum(len(group.cases) for group in site)
+
+
+def _complete(
+    values: Mapping[str, str] | None, cases: Iterable[str], what: str, source: str
+) -> dict[str, str]:
+    """Return the values of exactly these cases; a blank value is a missing one."""
+    values = values or {}
+    missing = sorted(case for case in cases if not values.get(case, "").strip())
+    if missing:
+        raise SettingsError(
+            f"{len(missing)} cases have no {what}: {_some(missing)}; give each one by {source}"
+        )
+    return {case: values[case] for case in cases}
+
+
+def _check_enough(num_cases: int, num_groups: int, settings: PartitionSettings) -> None:
+    if settings.sites * settings.min_cases > num_cases:
+        raise SettingsError(
+            f"{settings.sites} sites with at least {settings.min_cases} cases each do not fit "
+            f"{num_cases} cases; lower --sites or --min-cases"
+        )
+    if settings.sites > num_groups:
+        raise SettingsError(
+            f"{settings.sites} sites do not fit {num_groups} patients, whose cases stay together; "
+            f"set --sites to {num_groups} or less"
+        )
+
+
+def _check_site_name(name: str) -> None:
+    # A site's name becomes the name of its folder.
+    if not name.strip() or name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
+        raise SettingsError(
+            f"site name {name!r} cannot be a folder name; use letters, digits, '_' and '-'"
+        )
+
+
+def _check_whole(flag: str, value: object, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise SettingsError(
+            f"{flag} is {value!r}, allowed is a whole number of at least {minimum}; change {flag}"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(f"'{name}'" for name in names[:limit]) + more

@@ -1,0 +1,107 @@
+"""Prepare a federation and run it; what the commands, a notebook and a test call."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+from nnunetv2.paths import nnUNet_results
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.settings import RUN_FILE, Run
+from nnunetv2_federated.flower.client_app import make_client_app
+from nnunetv2_federated.flower.in_process import InProcessGrid
+from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
+from nnunetv2_federated.flower.server_app import make_server_app
+from nnunetv2_federated.flower.strategies import build_strategy
+from nnunetv2_federated.training.dataset import check_environment
+from nnunetv2_federated.training.site import SitePool
+from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
+
+BACKENDS = ("in-process", "ray")
+
+
+def result_folder(run: Run) -> Path:
+    """``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>/fold_X``."""
+    check_environment()
+    trainer = federated_trainer(run.trainer).__name__
+    name = f"{trainer}__{run.plans}__{run.configuration}"
+    return Path(nnUNet_results.require()) / run.dataset / name / f"fold_{run.fold}"
+
+
+def federation_folder(run: Run) -> Path:
+    """Where a run keeps its settings and everything it can be resumed from."""
+    return result_folder(run) / "federation"
+
+
+def prepare(run: Run, *, resume: bool = False) -> Path:
+    """Check what can be checked without training, and write ``federation/run.json``.
+
+    Raises
+    ------
+    SettingsError
+        If the strategy refuses its options or the results folder cannot be written.
+    """
+    build_strategy(run.settings.strategy, run.settings.strategy_options)
+    folder = federation_folder(run)
+    try:
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / RUN_FILE, run.to_json())
+    except OSError as error:
+        raise SettingsError(
+            f"nnUNet_results cannot be written ({error}): point nnUNet_results at a folder you "
+            "may write to."
+        ) from error
+    return folder
+
+
+def launch(
+    run: Run,
+    *,
+    backend: str = "in-process",
+    observer: Observer | None = None,
+    trainer: FederatedRounds | None = None,
+    resume: bool = False,
+) -> Path:
+    """Run a federation on this machine.
+
+    Parameters
+    ----------
+    run
+        Every choice made.
+    backend
+        ``in-process`` or ``ray``.
+    observer
+        Told what happens.
+    trainer
+        An uninitialised trainer to hold the global model; ``None`` to build one.
+    resume
+        Continue where an earlier run stopped.
+
+    Returns
+    -------
+    Path
+        nnU-Net's result folder of the fold.
+    """
+    if backend == "ray":
+        check_ray()
+    folder = prepare(run, resume=resume)
+    server_app = make_server_app(observer, trainer)
+    if backend == "ray":
+        run_with_ray(server_app, folder, len(run.sites))
+        return folder.parent
+    pool = SitePool(observer)
+    try:
+        config = {"run-folder": str(folder)}
+        grid = InProcessGrid(make_client_app(pool), len(run.sites), config)
+        server_app(grid, Context(1, 1, {}, RecordDict(), dict(config)))
+    finally:
+        pool.close()
+        if run.disable_checkpointing:
+            shutil.rmtree(folder / "sites", ignore_errors=True)
+    return folder.parent

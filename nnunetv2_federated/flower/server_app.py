@@ -1,0 +1,253 @@
+"""A whole federation, from the first question to the result folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+
+from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.errors import RoundError, SiteError
+from nnunetv2_federated.federation.history import (
+    Record,
+    client_side,
+    server_side,
+    write_history,
+)
+from nnunetv2_federated.federation.messages import (
+    SiteDescription,
+    TrainTask,
+    Validation,
+)
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.settings import Run, read_run
+from nnunetv2_federated.flower.records import (
+    ARRAYS,
+    CONFIG,
+    pack_payload,
+    pack_weights,
+    run_folder,
+    unpack_payload,
+    unpack_weights,
+)
+from nnunetv2_federated.flower.strategies import averages, build_strategy
+from nnunetv2_federated.flower.strategy import Outcome, PolyLRStrategy
+from nnunetv2_federated.flower.strategy_state import dump, restore
+from nnunetv2_federated.report.curves import plot_federation
+from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.trainer import FederatedRounds
+
+logger = logging.getLogger(__name__)
+
+_NODES_SECONDS = 120.0
+_PHASE_SECONDS = 7 * 24 * 3600.0
+
+
+def make_server_app(
+    observer: Observer | None = None, trainer: FederatedRounds | None = None
+) -> ServerApp:
+    """Build the app.
+
+    Parameters
+    ----------
+    observer
+        Told what happens.
+    trainer
+        Holds the global model; ``None`` to build one from the run's settings.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        folder = run_folder(context)
+        run = read_run(folder)
+        Server(grid, run, GlobalModel(run, trainer), observer or Observer()).run()
+
+    return app
+
+
+class Server:
+    """One federation: describe, rounds, result."""
+
+    def __init__(self, grid: Grid, run: Run, model: GlobalModel, observer: Observer) -> None:
+        self.grid = grid
+        self.settings = run.settings
+        self.model = model
+        self.observer = observer
+        self.rounds: list[Record] = []
+        self._sent: Vector = model.vector
+        self._run = run
+        self._folder = model.folder
+        self._clock = time.perf_counter()
+
+    def run(self) -> None:
+        """Train all rounds that are still to do, and write the result."""
+        state = self.model.load_state()
+        if state is not None:
+            self._sent, self.rounds = state["weights"], state["rounds"]
+        elif self._run.pretrained_weights:
+            self.model.load_pretrained(self._run.pretrained_weights)
+            self._sent = self.model.vector
+        self.observer.run_started(len(self.rounds), self.settings.rounds)
+        self._sites = self._describe()
+        self.model.write_metadata()
+        strategy = PolyLRStrategy(
+            build_strategy(self.settings.strategy, self.settings.strategy_options),
+            self.settings,
+            self.model.initial_lr,
+            self._sites,
+            self.model.num_values,
+            streaming=averages(self.settings.strategy),
+            first_round=len(self.rounds),
+        )
+        if state is not None:
+            restore(strategy.inner, state["strategy"])
+        self._train(strategy)
+        self._validate_last(strategy)
+        self.model.finish(self._sent)
+        self._write_report()
+
+    def _train(self, strategy: PolyLRStrategy) -> None:
+        remaining = self.settings.rounds - len(self.rounds)
+        if remaining == 0:
+            return
+
+        def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if server_round > 0 and strategy.outcome is not None:
+                weights = unpack_weights(RecordDict({ARRAYS: arrays}))
+                self._finish_round(strategy, strategy.outcome, weights)
+            self._clock = time.perf_counter()
+            return None
+
+        strategy.start(
+            self.grid,
+            pack_weights(self._sent),
+            num_rounds=remaining,
+            timeout=_PHASE_SECONDS,
+            evaluate_fn=after_round,
+        )
+
+    def _finish_round(self, strategy: PolyLRStrategy, outcome: Outcome, weights: Vector) -> None:
+        """Keep what the round brought: record, plots, best checkpoint, state."""
+        wall = time.perf_counter() - self._clock
+        seconds = [report.seconds for report in outcome.reports]
+        sequential = getattr(self.grid, "sequential", False)
+        training = sum(seconds) if sequential else max(seconds)
+        record: Record = {
+            "round": outcome.server_round,
+            "lr": outcome.lr,
+            "started": outcome.started,
+            "participants": outcome.participants,
+            "failed": outcome.failed,
+            **client_side(outcome.reports),
+            "global_model": None,
+            "bytes_down": outcome.bytes_down,
+            "bytes_up": outcome.bytes_up,
+            "seconds": {
+                "round": wall,
+                "training": training,
+                "aggregation": outcome.aggregation_seconds,
+                "communication": max(0.0, wall - training - outcome.aggregation_seconds),
+            },
+        }
+        received = {r.site: v for r in outcome.reports if (v := r.global_model) is not None}
+        if self.rounds:
+            self._complete_previous(received)
+        self.rounds.append(record)
+        self._sent = weights
+        self.model.save_state(weights, self.rounds, dump(strategy.inner))
+        self._write_report()
+        self.observer.round_finished(record)
+
+    def _complete_previous(self, received: Mapping[str, Validation]) -> None:
+        """The weights sent in this round are the previous round's global model: judge that one."""
+        previous = self.rounds[-1]
+        if received:
+            previous["global_model"] = server_side(received)
+        self.model.log_round(self._sent, previous, previous["global_model"] or previous)
+
+    def _validate_last(self, strategy: PolyLRStrategy) -> None:
+        """The last round has no successor that would bring its validation: ask for it."""
+        received: dict[str, Validation] = {}
+        if self.settings.global_validation:
+            shares = strategy.validation_share([s.site for s in self._sites.values()])
+            for node, site in self._sites.items():
+                if shares[site.site] == 0:
+                    continue
+                task = TrainTask(self.settings.rounds, 0.0, 0, shares[site.site])
+                content = RecordDict(
+                    {ARRAYS: pack_weights(self._sent), CONFIG: pack_payload(task.to_json())}
+                )
+                message = Message(content, node, MessageType.EVALUATE)
+                for answer in self.grid.send_and_receive([message], timeout=_PHASE_SECONDS):
+                    if answer.has_error():
+                        logger.warning("%s did not validate: %s", site.site, answer.error.reason)
+                    else:
+                        text = unpack_payload(answer.content)
+                        received[site.site] = Validation.from_json(text)
+        self._complete_previous(received)
+
+    def _describe(self) -> dict[int, SiteDescription]:
+        """Ask every site what it is; refuse to start unless all fit the run."""
+        deadline = time.monotonic() + _NODES_SECONDS
+        expected = [site.name for site in self._run.sites]
+        while len(nodes := list(self.grid.get_node_ids())) < len(expected):
+            if time.monotonic() > deadline:
+                raise RoundError(f"{len(nodes)} of {len(expected)} sites are connected")
+            time.sleep(0.2)
+        questions = [Message(RecordDict(), node, "query.describe") for node in nodes]
+        sites = {}
+        for answer in self.grid.send_and_receive(questions, timeout=_PHASE_SECONDS):
+            node = answer.metadata.src_node_id
+            if answer.has_error():
+                raise SiteError(f"a site cannot take part: {answer.error.reason}")
+            sites[node] = SiteDescription.from_json(unpack_payload(answer.content))
+            self._check(sites[node])
+        names = sorted(site.site for site in sites.values())
+        if names != sorted(expected):
+            raise SiteError(f"expected the sites {', '.join(expected)}; got {', '.join(names)}")
+        return dict(sorted(sites.items(), key=lambda item: item[1].site))
+
+    def _check(self, site: SiteDescription) -> None:
+        for what, theirs, ours in (
+            ("network", site.manifest, self.model.manifest),
+            ("plans", site.plans, self.model.plans_hash),
+        ):
+            if theirs != ours:
+                raise SiteError(f"site {site.site} has another {what} than the server")
+
+    def _write_report(self) -> None:
+        header = {
+            "dataset": self._run.dataset,
+            "configuration": self._run.configuration,
+            "fold": self._run.fold,
+            "trainer": self._run.trainer,
+            "plans": self._run.plans,
+            "plans_hash": self.model.plans_hash,
+            "settings": asdict(self.settings),
+            "initial_lr": self.model.initial_lr,
+            "parameters": self.model.num_values,
+            "versions": {
+                name: version(name) for name in ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
+            },
+            "sites": {
+                site.site: {
+                    "training_cases": site.training_cases,
+                    "validation_cases": site.validation_cases,
+                    "versions": site.versions,
+                }
+                for site in self._sites.values()
+            },
+        }
+        path = self._folder / "federation.json"
+        write_history(path, header, self.rounds)
+        plot_federation(self.rounds, self._folder / "federation.png")
+
+
+app = make_server_app()
+"""The app as Flower's own runtimes load it."""

@@ -1,0 +1,72 @@
+"""Flower's strategies by the names of ``--strategy``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+from flwr.serverapp import strategy as flwr_strategy
+from flwr.serverapp.strategy import FedAvg
+
+from nnunetv2_federated.federation.errors import SettingsError
+
+_AVERAGING: dict[str, type[FedAvg]] = {
+    "fedavg": flwr_strategy.FedAvg,
+    "fedavgm": flwr_strategy.FedAvgM,
+    "fedprox": flwr_strategy.FedProx,
+    "fedadam": flwr_strategy.FedAdam,
+    "fedyogi": flwr_strategy.FedYogi,
+    "fedadagrad": flwr_strategy.FedAdagrad,
+}
+"""These see the replies only through their weighted mean, which can be taken as they arrive."""
+
+_ROBUST: dict[str, type[FedAvg]] = {
+    "fedmedian": flwr_strategy.FedMedian,
+    "fedtrimmedavg": flwr_strategy.FedTrimmedAvg,
+    "krum": flwr_strategy.Krum,
+}
+
+_DEFAULTS: dict[str, dict[str, float]] = {
+    "fedprox": {"proximal_mu": 0.01},
+    "fedavgm": {"server_momentum": 0.9},
+}
+"""Flower's own defaults make these two equal to FedAvg."""
+
+
+def averages(name: str) -> bool:
+    """Whether a strategy needs only the weighted mean of the replies."""
+    return name in _AVERAGING
+
+
+def build_strategy(name: str, options: Mapping[str, float]) -> FedAvg:
+    """Construct a Flower strategy.
+
+    Parameters
+    ----------
+    name
+        One of ``settings.STRATEGIES``.
+    options
+        Keyword arguments of its own, as ``--strategy-option`` gives them.
+
+    Raises
+    ------
+    SettingsError
+        If the strategy has no such option, or refuses its value.
+    """
+    cls = {**_AVERAGING, **_ROBUST}[name]
+    common = set(inspect.signature(FedAvg.__init__).parameters)
+    own = sorted(set(inspect.signature(cls.__init__).parameters) - common)
+    for option in options:
+        if option not in own:
+            raise SettingsError(
+                f"--strategy-option {option}: {name} has {', '.join(own) if own else 'no options'}."
+            )
+    arguments = {**_DEFAULTS.get(name, {}), **options}
+    try:
+        return cls(
+            min_train_nodes=1,
+            min_available_nodes=1,
+            **arguments,  # type: ignore[arg-type]  # options are checked above
+        )
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"--strategy-option {dict(options)}: {name} says: {error}") from error

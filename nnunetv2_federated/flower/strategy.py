@@ -1,0 +1,322 @@
+"""The server's side of a round: who trains, at which learning rate, and what is accepted."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from nnunetv2_federated.federation.aggregation import RunningMean, Vector, is_finite
+from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
+from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, TrainTask
+from nnunetv2_federated.federation.schedule import poly_lr
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.records import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    NUM_EXAMPLES,
+    num_bytes,
+    pack_payload,
+    pack_weights,
+    unpack_payload,
+    unpack_weights,
+)
+
+
+@dataclass
+class Outcome:
+    """What the strategy learned in one round."""
+
+    server_round: int
+    lr: float
+    participants: list[str]
+    started: float = field(default_factory=time.time)
+    reports: list[TrainReport] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    aggregation_seconds: float = 0.0
+
+
+def sample_sites(names: list[str], count: int | None, seed: int, server_round: int) -> list[str]:
+    """Choose the sites of a round; the same for the same seed and round, on any machine.
+
+    Parameters
+    ----------
+    names
+        All sites.
+    count
+        How many to draw, without replacement; ``None`` for all.
+    seed, server_round
+        Each round draws from its own generator, so there is no sampler state to save.
+    """
+    ordered = sorted(names)
+    if count is None or count >= len(ordered):
+        return ordered
+    generator = np.random.Generator(np.random.PCG64([seed, server_round]))
+    return sorted(ordered[i] for i in generator.permutation(len(ordered))[:count])
+
+
+def validation_share(iterations: int, cases: Mapping[str, int]) -> dict[str, int]:
+    """Spread one epoch of validation iterations over sites by their validation cases."""
+    total = sum(cases.values())
+    return {site: -(-iterations * n // total) if n else 0 for site, n in cases.items()}
+
+
+class _SampledGrid(Grid):
+    """Shows an inner strategy only the sites of this round."""
+
+    def __init__(self, node_ids: list[int]) -> None:
+        self._node_ids = node_ids
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._node_ids
+
+    def set_run(self, run: object) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> object:  # type: ignore[override]
+        raise NotImplementedError
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:  # type: ignore[override]
+        raise NotImplementedError
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+class PolyLRStrategy(Strategy):
+    """Own the learning rate by round, and delegate the rest to any Flower strategy.
+
+    Parameters
+    ----------
+    inner
+        A strategy of Flower. It configures a round for the sampled sites and aggregates.
+    settings
+        Of the federation.
+    initial_lr
+        Learning rate of round 0.
+    sites
+        Node id to the site's description.
+    num_values
+        Length of the weight vector.
+    streaming
+        Whether ``inner`` needs only the weighted mean of the replies. Then each is added to a
+        running mean as it arrives and forgotten.
+    first_round
+        Rounds already done, when a run is resumed.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        settings: FederationSettings,
+        initial_lr: float,
+        sites: Mapping[int, SiteDescription],
+        num_values: int,
+        *,
+        streaming: bool = False,
+        first_round: int = 0,
+    ) -> None:
+        self.inner = inner
+        self.settings = settings
+        self.initial_lr = initial_lr
+        self.outcome: Outcome | None = None
+        self._nodes = {site.site: node for node, site in sites.items()}
+        self._sites = {site.site: site for site in sites.values()}
+        self._num_values = num_values
+        self._streaming = streaming
+        self._first_round = first_round
+
+    def summary(self) -> None:
+        """Log the inner strategy's settings."""
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Write one message per sampled site, in site order, each with its own records."""
+        del grid  # the sites are known since they described themselves
+        done = self._first_round + server_round - 1
+        settings = self.settings
+        names = sample_sites(list(self._nodes), settings.sites_per_round, settings.seed, done)
+        lr = poly_lr(done, settings.rounds, self.initial_lr)
+        self.outcome = Outcome(done, lr, names)
+        nodes = [self._nodes[name] for name in names]
+        needed = getattr(self.inner, "min_available_nodes", 0)
+        if needed > len(nodes):
+            raise SettingsError(
+                f"{type(self.inner).__name__} waits for {needed} sites, a round has {len(nodes)}."
+            )
+        configured = list(
+            self.inner.configure_train(
+                done + 1, arrays, ConfigRecord(dict(config)), _SampledGrid(nodes)
+            )
+        )
+        content = configured[0].content
+        weights = next(iter(content.array_records.values()))
+        inner_config = next(iter(content.config_records.values()))
+        validations = self._validation_iterations(names, done)
+        messages = []
+        for name in names:
+            task = TrainTask(
+                server_round=done,
+                lr=lr,
+                local_epochs=settings.local_epochs,
+                validate_received=validations[name],
+                proximal_mu=float(str(inner_config.get("proximal-mu", 0.0))),
+            )
+            record = RecordDict({ARRAYS: weights, CONFIG: pack_payload(task.to_json())})
+            self.outcome.bytes_down += num_bytes(record)
+            messages.append(Message(record, self._nodes[name], MessageType.TRAIN))
+        return messages
+
+    def _validation_iterations(self, names: list[str], server_round: int) -> dict[str, int]:
+        if not self.settings.global_validation or server_round == 0:
+            return dict.fromkeys(names, 0)
+        return self.validation_share(names)
+
+    def validation_share(self, names: Iterable[str]) -> dict[str, int]:
+        """Validation iterations for each of these sites, one epoch in all."""
+        cases = {name: self._sites[name].validation_cases for name in names}
+        return validation_share(self.settings.val_iterations, cases)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check every reply, refuse what is unusable, and aggregate the rest in site order.
+
+        Raises
+        ------
+        RoundError
+            If fewer than ``min_replies`` sites sent something usable.
+        """
+        outcome = self._outcome()
+        mean, accepted = RunningMean(), []
+        for message in self._in_site_order(replies):
+            name = self._name(message)
+            started = time.perf_counter()
+            try:
+                report, vector = self._open(name, message)
+            except SiteError as error:
+                outcome.failed[name] = str(error)
+                continue
+            weight = float(report.training_cases) if self.settings.weighting == "cases" else 1.0
+            outcome.reports.append(report)
+            outcome.bytes_up += num_bytes(message.content)
+            if self._streaming:
+                mean.add(vector, weight)
+                message.content = RecordDict()
+                accepted[:] = [message]
+            else:
+                message.content = _flower_reply(vector, weight)
+                accepted.append(message)
+            outcome.aggregation_seconds += time.perf_counter() - started
+        self._require_replies(outcome)
+        started = time.perf_counter()
+        if self._streaming:
+            accepted[0].content = _flower_reply(mean.result(), mean.total_weight)
+        del server_round
+        arrays, metrics = self.inner.aggregate_train(outcome.server_round + 1, accepted)
+        if arrays is None:
+            raise RoundError(f"{type(self.inner).__name__} aggregated nothing")
+        vector = next(iter(arrays.values())).numpy().astype(np.float32, copy=False)
+        result = pack_weights(vector)
+        outcome.aggregation_seconds += time.perf_counter() - started
+        return result, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask for nothing: the next train message brings the global model's validation."""
+        del server_round, arrays, config, grid
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing; see :meth:`configure_evaluate`."""
+        del server_round
+        list(replies)
+        return None
+
+    def _outcome(self) -> Outcome:
+        if self.outcome is None:
+            raise RuntimeError("configure_train comes before aggregate_train")
+        return self.outcome
+
+    def _name(self, message: Message) -> str:
+        node = message.metadata.src_node_id
+        names = [name for name, known in self._nodes.items() if known == node]
+        return names[0] if names else f"node {node}"
+
+    def _in_site_order(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Pass replies on in site order, holding back only those that came too early."""
+        expected = list(self._outcome().participants)
+        early: list[tuple[str, int, Message]] = []
+        for count, message in enumerate(replies):
+            heapq.heappush(early, (self._name(message), count, message))
+            while early and expected and early[0][0] == expected[0]:
+                expected.pop(0)
+                yield heapq.heappop(early)[2]
+        while early:
+            yield heapq.heappop(early)[2]
+
+    def _open(self, name: str, message: Message) -> tuple[TrainReport, Vector]:
+        if message.has_error():
+            raise SiteError(message.error.reason)
+        report = TrainReport.from_json(unpack_payload(message.content))
+        vector = unpack_weights(message.content)
+        if report.site != name:
+            raise SiteError(f"answered as {report.site}")
+        if report.training_cases < 1:
+            raise SiteError(f"trained on {report.training_cases} cases")
+        if vector.shape != (self._num_values,):
+            raise SiteError(f"sent {vector.size} weights instead of {self._num_values}")
+        if not np.isfinite(report.train_loss):
+            raise SiteError(f"its training loss is {report.train_loss}")
+        if not is_finite(vector):
+            raise SiteError("its weights are not finite")
+        return report, vector
+
+    def _require_replies(self, outcome: Outcome) -> None:
+        needed = self.settings.min_replies or len(outcome.participants)
+        needed = min(needed, len(outcome.participants))
+        if len(outcome.reports) >= needed:
+            return
+        answered = {report.site for report in outcome.reports}
+        reasons = {n: "no reply" for n in outcome.participants if n not in answered}
+        reasons.update(outcome.failed)
+        raise RoundError(
+            f"round {outcome.server_round}: {len(outcome.reports)} of "
+            f"{len(outcome.participants)} sites sent usable weights, {needed} are required "
+            "(--min-replies). " + "; ".join(f"{n}: {why}" for n, why in sorted(reasons.items()))
+        )
+
+
+def _flower_reply(vector: Vector, weight: float) -> RecordDict:
+    """Build a reply in the form Flower's strategies check for."""
+    return RecordDict({ARRAYS: pack_weights(vector), METRICS: MetricRecord({NUM_EXAMPLES: weight})})

@@ -1,0 +1,136 @@
+"""Show a partition: how many cases of each class each site has, as a chart and as a table."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+Counts = Mapping[str, Mapping[str, int]]
+"""Site to class to number of cases."""
+
+# Okabe and Ito's colours: told apart with every kind of colour vision.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+
+INK, FAINT = "#333333", "#DDDDDD"
+
+
+def plot_partition(counts: Counts, path: Path, title: str) -> None:
+    """Draw a bar per site, stacked by class, with the site's total at its end.
+
+    Parameters
+    ----------
+    counts
+        Site to class to number of cases; sites are drawn from top to bottom in this order.
+    path
+        The PNG to write.
+    title
+        Heading, for instance the dataset's name and the method.
+    """
+    classes = _classes(counts)
+    rows = max(len(counts), len(classes))
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)  # inches
+    figure = Figure(figsize=(9, 1.5 + 0.36 * max(rows, 4)), dpi=150, layout=layout)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_bars(axes, counts, classes)
+    _style(axes, title)
+    if classes:
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc="outside right upper",
+            title="class",
+            frameon=False,
+            fontsize=9,
+            title_fontsize=9,
+            alignment="left",
+        )
+    figure.savefig(path, format="png")
+
+
+def partition_table(counts: Counts) -> str:
+    """Write the counts as a plain-text table: a row per site, a column per class, and the sums."""
+    classes = _classes(counts)
+    header = ["site", *classes, "total"]
+    body = [
+        [site, *(str(own.get(name, 0)) for name in classes), str(sum(own.values()))]
+        for site, own in counts.items()
+    ]
+    sums = [sum(own.get(name, 0) for own in counts.values()) for name in classes]
+    footer = ["total", *map(str, sums), str(sum(sums))]
+    widths = [max(map(len, cells)) for cells in zip(header, *body, footer, strict=True)]
+    rule = "  ".join("-" * width for width in widths)
+    lines = [_row(header, widths), rule, *(_row(row, widths) for row in body), rule]
+    return "\n".join([*lines, _row(footer, widths)])
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return "  ".join([cells[0].ljust(widths[0]), *numbers])
+
+
+def _classes(counts: Counts) -> list[str]:
+    return sorted({name for own in counts.values() for name in own})
+
+
+def _draw_bars(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
+    totals = [sum(own.values()) for own in counts.values()]
+    longest = max([1, *totals])
+    positions = np.arange(len(counts))
+    left = np.zeros(len(counts), dtype=int)
+    for name, colour in zip(classes, _colours(len(classes)), strict=True):
+        widths = np.array([own.get(name, 0) for own in counts.values()], dtype=int)
+        # Blanks let a long combination of labels break into lines, so the legend stays narrow.
+        label = textwrap.fill(name.replace("+", " + "), 26)
+        axes.barh(
+            positions, widths, 0.72, left, color=colour, label=label, edgecolor="white", lw=0.8
+        )
+        starts, left = left, left + widths
+        for y, (width, start) in enumerate(zip(widths.tolist(), starts.tolist(), strict=True)):
+            # A number is only written where its part of the bar is wide enough for it.
+            if width >= 0.05 * longest:
+                axes.text(
+                    start + width / 2, y, str(width), ha="center", va="center", fontsize=8,
+                    color=_ink_on(colour),
+                )  # fmt: skip
+    for y, total in enumerate(totals):
+        axes.annotate(
+            str(total), (total, y), (5, 0), textcoords="offset points", va="center",
+            fontsize=10, fontweight="bold", color=INK,
+        )  # fmt: skip
+    axes.set_yticks(positions, list(counts))
+    axes.set_xlim(0, 1.08 * longest)
+    axes.set_ylim(len(counts) - 0.4, -0.6)
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel("cases", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(length=0, colors=INK)
+    axes.grid(axis="x", color=FAINT, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.spines["left"].set_color(FAINT)
+
+
+def _colours(number: int) -> list[str]:
+    if number <= len(PALETTE):
+        return list(PALETTE[:number])
+    # More classes than anyone tells apart by colour: a ramp at least keeps neighbours in order.
+    return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0.05, 0.95, number))]
+
+
+def _ink_on(colour: str) -> str:
+    """White on dark, dark on light, by relative luminance (ITU-R BT.709)."""
+    red, green, blue = to_rgb(colour)
+    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "white"

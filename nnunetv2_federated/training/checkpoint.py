@@ -1,0 +1,164 @@
+"""The global model as a stock nnU-Net result folder, and the state a run resumes from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.evaluation.evaluate_predictions import load_summary_json
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
+from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.training import local_state
+from nnunetv2_federated.training.build import build_trainer
+from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.trainer import FederatedRounds
+from nnunetv2_federated.training.weights import load_vector, manifest_hash, num_values, to_vector
+
+STATE_FILE = "state.pt"
+
+
+class GlobalModel:
+    """The server's trainer: it never trains, it holds the global weights and writes the result."""
+
+    def __init__(self, run: Run, trainer: FederatedRounds | None = None) -> None:
+        dataset = load_dataset(run.dataset, run.plans)
+        with quiet():
+            local_state.seed_everything(run.settings.seed)
+            self.trainer = trainer or build_trainer(run, dataset)
+            self.trainer.num_epochs = run.settings.rounds
+            self.trainer.disable_checkpointing = run.disable_checkpointing
+            if not self.trainer.was_initialized:
+                self.trainer.initialize()
+            # called for what it remembers: the axes inference may mirror
+            self.trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.folder = Path(self.trainer.output_folder)
+        self.initial_lr: float = self.trainer.initial_lr
+        self.manifest = manifest_hash(self.trainer.network)
+        self.plans_hash = dataset.plans_hash
+        self.num_values = num_values(self.trainer.network)
+        self._fingerprint = dataset.folder / "dataset_fingerprint.json"
+
+    def load_pretrained(self, filename: str) -> None:
+        """Start from an nnU-Net checkpoint, like ``nnUNetv2_train -pretrained_weights``."""
+        try:
+            with quiet():
+                load_pretrained_weights(self.trainer.network, filename)
+        except (AssertionError, OSError, KeyError, RuntimeError) as error:
+            raise SettingsError(f"-pretrained_weights {filename}: {error}") from error
+
+    @property
+    def vector(self) -> Vector:
+        """The network's present weights."""
+        return to_vector(self.trainer.network)
+
+    def write_metadata(self) -> None:
+        """Write what inference needs beside the checkpoints."""
+        base = Path(self.trainer.output_folder_base)
+        save_json(self.trainer.plans_manager.plans, str(base / "plans.json"), sort_keys=False)
+        save_json(self.trainer.dataset_json, str(base / "dataset.json"), sort_keys=False)
+        shutil.copyfile(self._fingerprint, base / "dataset_fingerprint.json")
+
+    def log_round(
+        self, weights: Vector, record: Mapping[str, Any], validated: Mapping[str, Any]
+    ) -> None:
+        """Take one finished round into nnU-Net's log, plots and best checkpoint."""
+        trainer = self.trainer
+        epoch = trainer.current_epoch
+        values = {
+            "epoch_start_timestamps": record["started"],
+            "lrs": record["lr"],
+            "train_losses": record["train_loss"],
+            "val_losses": validated["loss"],
+            "mean_fg_dice": validated["dice"],
+            "dice_per_class_or_region": list(validated["dice_per_class"]),
+        }
+        with quiet():
+            load_vector(trainer.network, weights)
+            trainer.print_to_log_file(f"Round {epoch}, learning rate {record['lr']:.5f}")
+            for key, value in values.items():
+                trainer.logger.log(key, value, epoch)
+            trainer.on_epoch_end()
+
+    def finish(self, weights: Vector) -> None:
+        """Write ``checkpoint_final.pth``."""
+        with quiet():
+            load_vector(self.trainer.network, weights)
+            self.trainer.on_train_end()
+
+    def validate(self, *, best: bool = False, npz: bool = False) -> float:
+        """Run nnU-Net's full validation of the fold; return the mean foreground Dice."""
+        self.load_checkpoint(best=best)
+        with quiet():
+            self.trainer.perform_actual_validation(npz)
+        return read_validation_dice(self.folder)
+
+    def load_checkpoint(self, *, best: bool = False) -> None:
+        """Load the final or best weights, or keep the present ones where none are written.
+
+        Raises
+        ------
+        SettingsError
+            If training has not got that far.
+        """
+        if self.trainer.disable_checkpointing:
+            return
+        checkpoint = self.folder / ("checkpoint_best.pth" if best else "checkpoint_final.pth")
+        if not checkpoint.is_file():
+            raise SettingsError(f"{checkpoint} does not exist: train first, without --val.")
+        with quiet():
+            self.trainer.load_checkpoint(str(checkpoint))
+
+    def save_state(
+        self, weights: Vector, rounds: list[dict[str, Any]], strategy: dict[str, Any]
+    ) -> None:
+        """Save everything a resumed run needs, atomically."""
+        if self.trainer.disable_checkpointing:
+            return
+        trainer = self.trainer
+        state = {
+            "manifest": self.manifest,
+            "weights": torch.from_numpy(weights),
+            "rounds": rounds,
+            "strategy": strategy,
+            "epoch": trainer.current_epoch,
+            "best_ema": trainer._best_ema,  # nnU-Net's own attribute
+            "logging": trainer.logger.get_checkpoint(),
+        }
+        local_state.save(self.folder / "federation" / STATE_FILE, state)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Read the state of an earlier run; ``None`` if no round was finished.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, or of another network.
+        """
+        path = self.folder / "federation" / STATE_FILE
+        if not path.is_file():
+            return None
+        state = local_state.load(path)
+        if state.get("manifest") != self.manifest:
+            raise CheckpointError(
+                f"{path} holds the weights of another network: the plans or the trainer changed; "
+                "start anew without --c."
+            )
+        self.trainer.current_epoch = state["epoch"]
+        self.trainer._best_ema = state["best_ema"]
+        self.trainer.logger.load_checkpoint(state["logging"])
+        state["weights"] = state["weights"].numpy()
+        return state
+
+
+def read_validation_dice(folder: Path) -> float:
+    """Mean foreground Dice of ``validation/summary.json`` in a fold's result folder."""
+    summary = load_summary_json(str(folder / "validation" / "summary.json"))
+    return float(summary["foreground_mean"]["Dice"])

@@ -1,0 +1,185 @@
+"""Find an nnU-Net dataset, its plans, folds and trainers, or say in one line what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, save_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_federated.federation.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A planned and preprocessed dataset."""
+
+    name: str
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+
+    @property
+    def plans_hash(self) -> str:
+        """SHA-256 of the plans, without the dataset's name."""
+        plans = {key: value for key, value in self.plans.items() if key != "dataset_name"}
+        return hashlib.sha256(json.dumps(plans, sort_keys=True).encode()).hexdigest()
+
+
+def check_environment() -> None:
+    """Raise ``SettingsError`` unless nnU-Net's folders are known."""
+    for path in (nnUNet_preprocessed, nnUNet_results):
+        if not path.is_set():
+            raise SettingsError(
+                f"{path.env_var_name} is not set: export {path.env_var_name}=/path/to/folder "
+                "(nnU-Net's documentation/setting_up_paths.md)."
+            )
+
+
+def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Dataset:
+    """Load plans and ``dataset.json`` of a preprocessed dataset.
+
+    Parameters
+    ----------
+    name_or_id
+        ``Dataset501_Name`` or ``501``.
+    plans_identifier
+        As ``-p`` of ``nnUNetv2_train``.
+
+    Raises
+    ------
+    SettingsError
+        If the dataset is unknown, or not planned with these plans.
+    """
+    check_environment()
+    try:
+        name = maybe_convert_to_dataset_name(
+            name_or_id if name_or_id.startswith("Dataset") else int(name_or_id)
+        )
+    except (ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"dataset {name_or_id} is unknown: give an id such as 501 or a name such as "
+            f"Dataset501_Name that exists under nnUNet_raw ({nnUNet_raw.get()}) or "
+            f"nnUNet_preprocessed ({nnUNet_preprocessed.get()})."
+        ) from error
+    folder = Path(nnUNet_preprocessed.require()) / name
+    if not folder.is_dir():
+        raise SettingsError(
+            f"dataset {name} is not preprocessed: run "
+            f"nnUNetv2_plan_and_preprocess -d {name_or_id} first."
+        )
+    plans_file = folder / f"{plans_identifier}.json"
+    if not plans_file.is_file():
+        known = sorted(path.stem for path in folder.glob("*Plans*.json"))
+        raise SettingsError(
+            f"plans {plans_identifier} do not exist for {name}: choose -p from "
+            f"{', '.join(known) or 'none'}, or run nnUNetv2_plan_and_preprocess."
+        )
+    return Dataset(name, folder, load_json(plans_file), load_json(folder / "dataset.json"))
+
+
+def check_configuration(dataset: Dataset, configuration: str) -> Path:
+    """Return the folder of the preprocessed cases of a configuration.
+
+    Raises
+    ------
+    SettingsError
+        If the plans do not have the configuration, or it is not preprocessed.
+    """
+    known = list(dataset.plans["configurations"])
+    if configuration not in known:
+        raise SettingsError(
+            f"configuration {configuration} is unknown: the plans of {dataset.name} have "
+            f"{', '.join(known)}."
+        )
+    manager = PlansManager(dataset.plans).get_configuration(configuration)
+    folder = dataset.folder / str(manager.data_identifier)
+    if not folder.is_dir() or not _identifiers(folder):
+        raise SettingsError(
+            f"configuration {configuration} of {dataset.name} is not preprocessed: run "
+            f"nnUNetv2_preprocess -d {dataset.name} -c {configuration}."
+        )
+    return folder
+
+
+def _identifiers(folder: Path) -> list[str]:
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
+def fold_split(
+    dataset: Dataset, configuration: str, fold: int | str
+) -> tuple[list[str], list[str]]:
+    """Training and validation cases of a fold, as nnU-Net's ``do_split`` chooses them.
+
+    Creates ``splits_final.json`` where nnU-Net would. A fold that nnU-Net would replace by a random
+    80:20 split is refused, because two commands would then disagree about the fold.
+
+    Raises
+    ------
+    SettingsError
+        If the fold does not exist.
+    """
+    cases = _identifiers(check_configuration(dataset, configuration))
+    if fold == "all":
+        return cases, cases
+    splits_file = dataset.folder / "splits_final.json"
+    if not splits_file.is_file():
+        save_json(generate_crossval_split(cases, seed=12345, n_splits=5), str(splits_file))
+    splits = load_json(splits_file)
+    if not (isinstance(fold, int) and 0 <= fold < len(splits)):
+        raise SettingsError(
+            f"fold {fold} does not exist: {dataset.name} has folds 0 to {len(splits) - 1} "
+            "(splits_final.json), or all."
+        )
+    return sorted(splits[fold]["train"]), sorted(splits[fold]["val"])
+
+
+def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
+    """Class of each case: which foreground labels it contains, for example ``edema+tumour``."""
+    folder = check_configuration(dataset, configuration)
+    label_names = {
+        tuple(v) if isinstance(v, list) else v: k for k, v in dataset.dataset_json["labels"].items()
+    }
+    labels = PlansManager(dataset.plans).get_label_manager(dataset.dataset_json)
+    wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+    classes = {}
+    for case in cases:
+        locations = load_pickle(str(folder / f"{case}.pkl"))["class_locations"]
+        present = [key for key in wanted if len(locations.get(key, ())) > 0]
+        names = [label_names.get(key, str(key)) for key in present]
+        classes[case] = "+".join(sorted(names)) or "background"
+    return classes
+
+
+def find_trainer(name: str) -> type:
+    """Find a trainer the way nnU-Net does, without its search report.
+
+    Raises
+    ------
+    SettingsError
+        If no trainer of that name exists.
+    """
+    # imported here: it scans and imports every trainer nnU-Net ships
+    from nnunetv2.utilities.find_objects import (  # noqa: PLC0415
+        recursive_find_trainer_class_by_name,
+    )
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found: type = recursive_find_trainer_class_by_name(name)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(
+            f"trainer {name} is unknown: use a class that nnUNetv2_train -tr accepts (folders of "
+            "your own trainers go into nnUNet_extTrainer)."
+        ) from error
+    return found

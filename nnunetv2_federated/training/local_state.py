@@ -1,0 +1,89 @@
+"""A site's own state between rounds: random numbers, and everything that is not federated."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunetv2_federated.federation.errors import CheckpointError
+
+_STATE_FILE = re.compile(r"after_round_(-?\d+)\.pt")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator nnU-Net and its augmentation draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # batchgenerators draws from the legacy generator
+    torch.manual_seed(seed)
+
+
+def capture_randomness() -> dict[str, Any]:
+    """Take a snapshot of every generator, in types ``torch.load`` reads without pickle."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    version, state, gauss_next = random.getstate()
+    return {
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(state), gauss_next],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_randomness(snapshot: dict[str, Any]) -> None:
+    """Put every generator back to where :func:`capture_randomness` found it."""
+    name, keys, position, has_gauss, gauss = snapshot["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        (name, keys.numpy().astype(np.uint32), position, has_gauss, gauss)
+    )
+    version, state, gauss_next = snapshot["python"]
+    random.setstate((version, tuple(state), gauss_next))
+    torch.set_rng_state(snapshot["torch"])
+    if snapshot["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(snapshot["cuda"])
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state so that a kill at any moment leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a state; only tensors and plain values are accepted, never code.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or absent.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen unrelated types
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}): restore it from a backup, or start "
+            "anew without --c."
+        ) from error
+    return state
+
+
+def rounds_on_disk(folder: Path) -> list[int]:
+    """List the rounds after which a site saved its state, ascending."""
+    matches = (_STATE_FILE.fullmatch(path.name) for path in folder.glob("after_round_*.pt"))
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def state_path(folder: Path, server_round: int) -> Path:
+    """Where a site keeps its state as it was after a round."""
+    return folder / f"after_round_{server_round}.pt"
+
+
+def drop_superseded(folder: Path) -> None:
+    """Keep the two newest states: the newest may belong to a round the server must repeat."""
+    for server_round in rounds_on_disk(folder)[:-2]:
+        state_path(folder, server_round).unlink()

@@ -1,0 +1,222 @@
+"""A site at work: a living trainer, and its state on disk after every round."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.messages import (
+    SiteDescription,
+    TrainReport,
+    TrainTask,
+    Validation,
+)
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.settings import Run, SiteSettings
+from nnunetv2_federated.training import local_state
+from nnunetv2_federated.training.build import build_trainer, move_output
+from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.weights import (
+    load_vector,
+    local_buffers,
+    manifest_hash,
+    to_vector,
+)
+
+BEFORE_FIRST_ROUND = -1
+
+DEFAULT_RESIDENT = 4
+"""Trainers kept alive unless ``--resident-trainers`` says otherwise."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep nnU-Net's prints off the terminal; its trainers write them to their log files too."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+class Site:
+    """One site's trainer, from the first round to the last."""
+
+    def __init__(self, run: Run, index: int, folder: Path, observer: Observer) -> None:
+        self.run = run
+        self.settings: SiteSettings = run.sites[index]
+        self.folder = folder / "sites" / self.settings.name
+        self._observer = observer
+        self._dataset = load_dataset(self.settings.dataset, run.plans)
+        with quiet():
+            # site 0 draws what a stock training with this seed draws
+            local_state.seed_everything(run.settings.seed + index)
+            self.trainer = build_trainer(run, self._dataset)
+            move_output(self.trainer, self.folder)
+            self.trainer.disable_checkpointing = True
+            training = list(self.settings.training_cases)
+            # nnU-Net's loop needs a case to validate; what comes of it is not reported
+            self.trainer.site_cases = (training, list(self.settings.validation_cases) or training)
+            self.trainer.on_iteration = observer.iteration_done
+            self.trainer.initialize()
+        self._after_round = BEFORE_FIRST_ROUND
+        self._randomness: dict[str, Any] | None = None
+
+    def describe(self) -> SiteDescription:
+        """Answer what the server must know before the first round."""
+        return SiteDescription(
+            site=self.settings.name,
+            training_cases=len(self.settings.training_cases),
+            validation_cases=len(self.settings.validation_cases),
+            manifest=manifest_hash(self.trainer.network),
+            plans=self._dataset.plans_hash,
+            versions={name: version(name) for name in ("nnunetv2", "torch", "flwr")},
+        )
+
+    def train(self, task: TrainTask, weights: Vector) -> tuple[Vector, TrainReport]:
+        """Train one round, starting from the global weights, and save the local state."""
+        started = time.perf_counter()
+        settings = self.run.settings
+        per_epoch = settings.iterations_per_epoch + settings.val_iterations
+        self._observer.site_started(
+            self.settings.name, task.validate_received + task.local_epochs * per_epoch
+        )
+        with quiet():
+            self._be_as_before(task.server_round)
+            load_vector(self.trainer.network, weights)
+            received = self._validate(task.validate_received)
+            if settings.local_momentum == "reset":
+                self.trainer.optimizer.state.clear()
+            loss = self.trainer.run_round(task.lr, task.local_epochs, task.proximal_mu)
+            trained = to_vector(self.trainer.network)
+            self._randomness = local_state.capture_randomness()
+            self._after_round = task.server_round
+            self._save()
+        report = TrainReport(
+            site=self.settings.name,
+            training_cases=len(self.settings.training_cases),
+            train_loss=loss,
+            validation=asdict(self._reported(self.trainer.last_validation)),
+            received=None if received is None else asdict(received),
+            seconds=time.perf_counter() - started,
+        )
+        return trained, report
+
+    def evaluate(self, iterations: int, weights: Vector) -> Validation:
+        """Validate global weights without training."""
+        self._observer.site_started(self.settings.name, iterations)
+        with quiet():
+            self._start()
+            load_vector(self.trainer.network, weights)
+            return self.trainer.validate_iterations(iterations)
+
+    def close(self) -> None:
+        """Stop the augmentation workers; the state is on disk already."""
+        with quiet():
+            self.trainer.close()
+
+    def _reported(self, validation: Validation) -> Validation:
+        if self.settings.validation_cases:
+            return validation
+        nothing = [0.0] * len(validation.tp)
+        return Validation(0, 0.0, nothing, nothing, nothing)
+
+    def _validate(self, iterations: int) -> Validation | None:
+        """Validate the received weights; the training's random numbers are not touched by it."""
+        if iterations == 0:
+            return None
+        before = local_state.capture_randomness()
+        try:
+            return self.trainer.validate_iterations(iterations)
+        finally:
+            local_state.restore_randomness(before)
+
+    def _start(self) -> None:
+        if self._randomness is None:
+            self.trainer.on_train_start()
+            self._randomness = local_state.capture_randomness()
+
+    def _be_as_before(self, server_round: int) -> None:
+        """Become the site as it was before a round: as it is, or as the disk remembers it."""
+        self._start()
+        earlier = [r for r in local_state.rounds_on_disk(self.folder) if r < server_round]
+        wanted = max(earlier, default=BEFORE_FIRST_ROUND)
+        if wanted == BEFORE_FIRST_ROUND and self._after_round != BEFORE_FIRST_ROUND:
+            raise CheckpointError(f"site {self.settings.name} lost its state in {self.folder}")
+        if wanted != self._after_round:
+            self._load(wanted)
+        if self._randomness is not None:
+            local_state.restore_randomness(self._randomness)
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        state = {
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.grad_scaler.state_dict() if trainer.grad_scaler else None,
+            "buffers": local_buffers(trainer.network),
+            "epoch": trainer.current_epoch,
+            "best_ema": None if trainer._best_ema is None else float(trainer._best_ema),
+            "logging": _plain(trainer.logger.get_checkpoint()),
+            "randomness": self._randomness,
+        }
+        local_state.save(local_state.state_path(self.folder, self._after_round), state)
+        local_state.drop_superseded(self.folder)
+
+    def _load(self, server_round: int) -> None:
+        state = local_state.load(local_state.state_path(self.folder, server_round))
+        trainer = self.trainer
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if trainer.grad_scaler is not None and state["scaler"] is not None:
+            trainer.grad_scaler.load_state_dict(state["scaler"])
+        with torch.no_grad():
+            for name, buffer in local_buffers(trainer.network).items():
+                buffer.copy_(state["buffers"][name])
+        trainer.current_epoch = state["epoch"]
+        trainer._best_ema = state["best_ema"]  # nnU-Net's own attribute
+        trainer.logger.load_checkpoint(state["logging"])
+        self._randomness = state["randomness"]
+        self._after_round = server_round
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  # nnU-Net's log holds whatever was logged
+    """NumPy scalars as Python numbers, so that reading needs no pickle."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+class SitePool:
+    """Keeps at most ``capacity`` trainers alive; the others are parked on disk."""
+
+    def __init__(self, observer: Observer | None = None) -> None:
+        self._observer = observer or Observer()
+        self._alive: OrderedDict[tuple[Path, int], Site] = OrderedDict()
+
+    def get(self, run: Run, index: int, folder: Path) -> Site:
+        """Return a living site, building it, and parking another, if need be."""
+        key = (folder, index)
+        if key in self._alive:
+            self._alive.move_to_end(key)
+            return self._alive[key]
+        capacity = run.settings.resident_trainers or DEFAULT_RESIDENT
+        while len(self._alive) >= capacity:
+            _, parked = self._alive.popitem(last=False)
+            parked.close()
+            del parked
+        self._alive[key] = Site(run, index, folder, self._observer)
+        return self._alive[key]
+
+    def close(self) -> None:
+        """Close every living site."""
+        while self._alive:
+            self._alive.popitem()[1].close()

@@ -1,0 +1,253 @@
+"""nnU-Net trainers whose epoch loop is driven from outside, a round at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.messages import Validation
+from nnunetv2_federated.training.checkpoint_file import save_as_stock
+from nnunetv2_federated.training.dataset import find_trainer
+
+if TYPE_CHECKING:
+    _Base = nnUNetTrainer
+else:
+    _Base = object
+
+SUFFIX = "Federated"
+
+
+class ServerLR:
+    """Stands where nnU-Net expects an LR scheduler; the server says the rate."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        self.optimizer = optimizer
+        self.lr = lr
+
+    def step(self, _epoch: int | None = None) -> None:
+        """Apply the round's learning rate; local epochs share it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+
+
+class ProximalLoss(nn.Module):
+    """FedProx: ``loss + mu / 2 * ||w - w_received||^2`` (Li et al. 2018, arXiv:1812.06127, eq. 2).
+
+    The term is part of training only; under ``torch.no_grad`` the loss is nnU-Net's own.
+    """
+
+    def __init__(self, loss: nn.Module, network: nn.Module, mu: float) -> None:
+        super().__init__()
+        self.loss = loss
+        self.mu = mu
+        self._weights = [p for p in network.parameters() if p.requires_grad]
+        self._received = [p.detach().clone() for p in self._weights]
+
+    def forward(self, output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401  # nnU-Net's types
+        """Return the loss of a batch, a scalar."""
+        loss: torch.Tensor = self.loss(output, target)
+        if not torch.is_grad_enabled():
+            return loss
+        distance = sum(
+            (w - r).square().sum() for w, r in zip(self._weights, self._received, strict=True)
+        )
+        return loss + self.mu / 2 * distance
+
+
+def _no_benchmark(loader: object) -> None:
+    """Blur is timed to choose an algorithm; a choice made by a stopwatch cannot be repeated."""
+    if not isinstance(loader, SingleThreadedAugmenter):
+        return
+    pending = [loader.data_loader.transforms]
+    while pending:
+        transform = pending.pop()
+        if isinstance(transform, GaussianBlurTransform):
+            transform.benchmark = False
+        pending += getattr(transform, "transforms", None) or []
+        if getattr(transform, "transform", None) is not None:
+            pending.append(transform.transform)
+
+
+class FederatedRounds(_Base):
+    """Mixin for any ``nnUNetTrainer`` subclass: nnU-Net's own epochs, a round at a time.
+
+    nnU-Net's ``run_training`` and every hook it calls run unchanged. What differs: the learning
+    rate comes from the server, the cases may be a site's, and start and end of the training happen
+    once for all rounds.
+    """
+
+    site_cases: tuple[list[str], list[str]] | None = None
+    """Training and validation cases of a site; ``None`` for nnU-Net's own split."""
+    momentum: float | None = None
+    """Overrides the optimizer's momentum; ``None`` leaves the trainer's own."""
+    on_iteration: Callable[[], None] | None = None
+    """Called after every training and validation iteration."""
+    _started = False
+    _in_round = False
+    last_validation = Validation(0, 0.0, [], [], [])
+    """Sums over the validation iterations of the last epoch."""
+
+    def run_round(self, lr: float, epochs: int = 1, proximal_mu: float = 0.0) -> float:
+        """Train ``epochs`` epochs of nnU-Net at a fixed learning rate.
+
+        Parameters
+        ----------
+        lr
+            Learning rate of the round, from the server.
+        epochs
+            Local epochs, each with nnU-Net's training and validation iterations.
+        proximal_mu
+            Weight of FedProx's proximal term, relative to the weights at entry; 0 for none.
+
+        Returns
+        -------
+        float
+            Mean training loss over the epochs. Validation counts are in :attr:`last_validation`.
+        """
+        self.on_train_start()
+        self.lr_scheduler.lr = lr
+        self.num_epochs = self.current_epoch + epochs
+        plain_loss = self.loss
+        if proximal_mu > 0:
+            self.loss = ProximalLoss(plain_loss, self.network, proximal_mu)
+        self._in_round = True
+        try:
+            super().run_training()
+        finally:
+            self._in_round = False
+            self.loss = plain_loss
+        losses = self.logger.get_value("train_losses", step=None)[-epochs:]
+        return float(np.mean(losses))
+
+    @torch.no_grad()
+    def validate_iterations(self, iterations: int) -> Validation:
+        """Validate the present weights on patches, without a trace in nnU-Net's log."""
+        self.on_validation_epoch_start()
+        return _sum_validation(
+            [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)]
+        )
+
+    def close(self) -> None:
+        """Stop the augmentation workers."""
+        if self._started:
+            self.on_train_end()
+            self._started = False
+
+    # seams of nnUNetTrainer
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ServerLR]:  # noqa: D102
+        optimizer, _ = super().configure_optimizers()
+        if self.momentum is not None:
+            for group in optimizer.param_groups:
+                if "momentum" not in group:
+                    raise SettingsError(
+                        f"--momentum {self.momentum}: {type(optimizer).__name__} of "
+                        f"{type(self).__name__} has no momentum; leave the flag out."
+                    )
+                group["momentum"] = self.momentum
+        return optimizer, ServerLR(optimizer, self.initial_lr)
+
+    def do_split(self) -> tuple[list[str], list[str]]:  # noqa: D102
+        return self.site_cases if self.site_cases is not None else super().do_split()
+
+    def get_dataloaders(self) -> tuple[Any, Any]:  # noqa: D102
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        for loader in loaders:
+            _no_benchmark(loader)
+        return loaders
+
+    def on_train_start(self) -> None:  # noqa: D102
+        if not self._started:
+            super().on_train_start()
+            self._started = True
+
+    def on_train_end(self) -> None:  # noqa: D102
+        if not self._in_round:
+            super().on_train_end()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:  # noqa: D102
+        self.last_validation = _sum_validation(val_outputs)
+        super().on_validation_epoch_end(val_outputs)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
+        return self._counted(super().train_step(batch))
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
+        return self._counted(super().validation_step(batch))
+
+    def _counted(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        if self.on_iteration is not None:
+            self.on_iteration()
+        return outputs
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save like nnU-Net, atomically and under the name of the nearest stock trainer."""
+        if self.disable_checkpointing:
+            super().save_checkpoint(filename)
+        else:
+            save_as_stock(super().save_checkpoint, filename, stock_name(type(self)))
+
+
+def _sum_validation(outputs: list[dict[str, Any]]) -> Validation:
+    tp, fp, fn = (
+        np.sum([output[key] for output in outputs], axis=0).astype(float).tolist()
+        for key in ("tp_hard", "fp_hard", "fn_hard")
+    )
+    return Validation(len(outputs), float(np.sum([o["loss"] for o in outputs])), tp, fp, fn)
+
+
+class nnUNetTrainerFederated(FederatedRounds, nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
+    """``nnUNetTrainer``, federated."""
+
+
+def federate(trainer: type) -> type[FederatedRounds]:
+    """Return the federated sibling of any trainer, ``<Name>Federated``."""
+    if issubclass(trainer, FederatedRounds):
+        return trainer
+    if trainer is nnUNetTrainer:
+        return nnUNetTrainerFederated
+    return type(trainer.__name__ + SUFFIX, (FederatedRounds, trainer), {})
+
+
+def federated_trainer(name: str) -> type[FederatedRounds]:
+    """Find ``nnUNetTrainer``, ``nnUNetTrainerFederated`` or any other trainer, federated.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such trainer.
+    """
+    if name == nnUNetTrainerFederated.__name__:
+        return nnUNetTrainerFederated
+    try:
+        return federate(find_trainer(name))
+    except SettingsError:
+        if not name.endswith(SUFFIX):
+            raise
+        return federate(find_trainer(name.removesuffix(SUFFIX)))
+
+
+def stock_name(trainer: type) -> str:
+    """Name of the nearest trainer that inference can use without this package.
+
+    The first ancestor of nnU-Net's own that builds the same architecture; for an external trainer
+    with an architecture of its own, that trainer.
+    """
+    ancestors = [
+        c for c in trainer.__mro__ if not issubclass(c, FederatedRounds) and c is not object
+    ]
+    builds = [
+        c
+        for c in ancestors
+        if getattr(c, "build_network_architecture", None) is trainer.build_network_architecture  # type: ignore[attr-defined]
+    ]
+    stock = [c for c in builds if c.__module__.startswith("nnunetv2.")]
+    return (stock or builds or ancestors)[0].__name__

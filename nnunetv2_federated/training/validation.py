@@ -1,0 +1,69 @@
+"""nnU-Net's full validation of the global model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.training.build import build_trainer, move_output
+from nnunetv2_federated.training.checkpoint import GlobalModel, read_validation_dice
+from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.site import quiet
+
+
+def validate(run: Run, model: GlobalModel, *, best: bool = False, npz: bool = False) -> float:
+    """Predict every validation case of the fold and write ``validation/summary.json``.
+
+    Where sites are separate datasets, each dataset's cases go to ``validation/<Dataset>`` and the
+    summary joins them.
+
+    Returns
+    -------
+    float
+        Mean foreground Dice.
+    """
+    datasets = sorted({site.dataset for site in run.sites})
+    if datasets == [run.dataset]:
+        return model.validate(best=best, npz=npz)
+    model.load_checkpoint(best=best)
+    folder = model.folder / "validation"
+    shutil.rmtree(folder, ignore_errors=True)
+    summaries = []
+    for name in datasets:
+        with quiet():
+            trainer = build_trainer(run, load_dataset(name, run.plans))
+            move_output(trainer, folder / name)
+            trainer.network, trainer.was_initialized = model.trainer.network, True
+            trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            trainer.perform_actual_validation(npz)
+        nested = folder / name / "validation"
+        summaries.append(json.loads((nested / "summary.json").read_text()))
+        for path in nested.iterdir():
+            path.replace(folder / name / path.name)
+        nested.rmdir()
+    (folder / "summary.json").write_text(json.dumps(join_summaries(summaries), indent=4))
+    return read_validation_dice(model.folder)
+
+
+def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join nnU-Net summaries case by case; means over all cases, as nnU-Net takes them."""
+    cases = [case for summary in summaries for case in summary["metric_per_case"]]
+    labels = list(summaries[0]["mean"])
+    mean = {
+        label: {
+            metric: float(np.nanmean([case["metrics"][label][metric] for case in cases]))
+            for metric in summaries[0]["mean"][label]
+        }
+        for label in labels
+    }
+    metrics = list(mean[labels[0]])
+    foreground = [label for label in labels if label != "0"]
+    return {
+        "foreground_mean": {m: float(np.mean([mean[f][m] for f in foreground])) for m in metrics},
+        "mean": mean,
+        "metric_per_case": cases,
+    }
