@@ -96,7 +96,8 @@ def _sites(
     options: Options, dataset_name: str, plans: str, configuration: str, fold: int | str
 ) -> tuple[SiteSettings, ...]:
     """Sites from datasets, a file, flags, the saved partition, or three hybrid sites."""
-    chosen = [name for name in ("site_datasets", "sites_file") if name in options]
+    explicit = ["site_datasets", "sites_file"]
+    chosen = [name for name in explicit if name in options]
     chosen += [name for name in _PARTITION_FLAGS if name in options][:1]
     if len(chosen) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in chosen)

@@ -1,7 +1,7 @@
 """What ``nnUNet_extTrainer`` points at: trainers for the stock ``nnUNetv2_train``.
 
-``nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerFederated`` runs a whole federation on this machine;
-any other trainer is found as ``<Name>Federated``. Settings come from the file named by
+``nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerFederated`` runs a whole federation on this
+machine; any other trainer is found as ``<Name>Federated``. Settings come from the file named by
 ``nnUNet_federated_settings``, the same TOML as ``nnUNetv2_train_federated --settings``.
 """
 
@@ -12,7 +12,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.training.trainer import federated_trainer
 from nnunetv2_federated.training.trainer import nnUNetTrainerFederated as _Trainer
 
-nnUNetTrainerFederated = with_federation(_Trainer)
+nnUNetTrainerFederated = with_federation(_Trainer)  # noqa: N816  # a class
 
 
 def __getattr__(name: str) -> type:

@@ -30,7 +30,7 @@ def _pooled(validations: Sequence[Validation]) -> dict[str, Any]:
 
 
 def client_side(reports: Sequence[TrainReport]) -> Record:
-    """Summarise the locally trained models of a round: pooled, averaged over sites, and per site."""
+    """Summarise the locally trained models: pooled, averaged over sites, and per site."""
     sites = {
         report.site: {
             "training_cases": report.training_cases,

@@ -21,7 +21,7 @@ def check_ray() -> None:
     """Raise ``SettingsError`` unless Ray is installed."""
     if importlib.util.find_spec("ray") is None:
         raise SettingsError(
-            '--backend ray needs Ray: pip install "nnunetv2-federated[ray]", or leave --backend out.'
+            '--backend ray needs Ray: pip install "nnunetv2-federated[ray]", or leave --backend.'
         )
 
 

@@ -165,14 +165,14 @@ class Server:
         self.observer.round_finished(record)
 
     def _complete_previous(self, received: Mapping[str, Validation]) -> None:
-        """The weights sent in this round are the previous round's global model: judge that one."""
+        """Judge the previous round: its global model is what was sent in this one."""
         previous = self.rounds[-1]
         if received:
             previous["global_model"] = server_side(received)
         self.model.log_round(self._sent, previous, previous["global_model"] or previous)
 
     def _validate_last(self, strategy: PolyLRStrategy) -> None:
-        """The last round has no successor that would bring its validation: ask for it."""
+        """Ask for the last round's validation: no later round will bring it."""
         received: dict[str, Validation] = {}
         if self.settings.global_validation:
             shares = strategy.validation_share([s.site for s in self._sites.values()])

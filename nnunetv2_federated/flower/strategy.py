@@ -200,7 +200,7 @@ class PolyLRStrategy(Strategy):
         return self.validation_share(names)
 
     def validation_share(self, names: Iterable[str]) -> dict[str, int]:
-        """Validation iterations for each of these sites, one epoch in all."""
+        """Spread one epoch of validation iterations over these sites."""
         cases = {name: self._sites[name].validation_cases for name in names}
         return validation_share(self.settings.val_iterations, cases)
 
@@ -215,7 +215,8 @@ class PolyLRStrategy(Strategy):
             If fewer than ``min_replies`` sites sent something usable.
         """
         outcome = self._outcome()
-        mean, accepted = RunningMean(), []
+        mean = RunningMean()
+        accepted: list[Message] = []
         for message in self._in_site_order(replies):
             name = self._name(message)
             started = time.perf_counter()

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-_THIN = {"linewidth": 0.8, "alpha": 0.55}
-_SITE_COLOURS = [f"C{i}" for i in range(10)]
+from matplotlib.ticker import MaxNLocator
 
 
 def _series(rounds: Sequence[Mapping[str, Any]], *keys: str) -> tuple[list[int], list[float]]:
@@ -30,20 +29,19 @@ def _panel(
     axes: Axes,
     rounds: Sequence[Mapping[str, Any]],
     sites: Sequence[str],
-    path: Sequence[str],
-    mean: str,
-    pooled: str,
-    label: str,
+    keys: tuple[str, ...],
+    summary: tuple[str, str],
 ) -> None:
-    *prefix, last = path
+    """Draw a thin line per site at ``keys``, and a bold one: ``summary`` is its key and label."""
+    *prefix, last = keys
     for index, site in enumerate(sites):
         x, y = _series(rounds, *prefix, "sites", site, last)
-        colour = _SITE_COLOURS[index % len(_SITE_COLOURS)]
-        axes.plot(x, y, color=colour, label=site if len(sites) <= 10 else None, **_THIN)
-    x, y = _series(rounds, *prefix, mean)
-    axes.plot(x, y, color="black", linewidth=2, marker="." if len(x) < 30 else None, label=pooled)
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
+        label = site if len(sites) <= 10 else None
+        axes.plot(x, y, color=f"C{index % 10}", linewidth=0.8, alpha=0.6, label=label)
+    x, y = _series(rounds, *prefix, summary[0])
+    marker = "." if len(x) < 30 else None
+    axes.plot(x, y, color="black", linewidth=2, marker=marker, label=summary[1])
+    axes.grid(visible=True, alpha=0.3)
 
 
 def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -59,53 +57,32 @@ def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
     path
         PNG to write.
     """
+    # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
+    with matplotlib.style.context("default"):
+        figure = _draw(rounds)
+        temporary = path.with_name(path.name + ".tmp")
+        figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
+
+
+def _draw(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2, sharex=True)
     sites = sorted({site for record in rounds for site in record["sites"]})
-    _panel(
-        panels[0][0],
-        rounds,
-        sites,
-        ["loss"],
-        "mean_site_loss",
-        "mean over sites",
-        "validation loss",
-    )
-    _panel(
-        panels[1][0],
-        rounds,
-        sites,
-        ["dice"],
-        "mean_site_dice",
-        "mean over sites",
-        "validation Dice",
-    )
-    _panel(
-        panels[0][1],
-        rounds,
-        sites,
-        ["global_model", "loss"],
-        "loss",
-        "all sites pooled",
-        "validation loss",
-    )
-    _panel(
-        panels[1][1],
-        rounds,
-        sites,
-        ["global_model", "dice"],
-        "dice",
-        "all sites pooled",
-        "validation Dice",
-    )
+    mean, pooled = "mean over sites", "all sites pooled"
+    _panel(panels[0][0], rounds, sites, ("loss",), ("mean_site_loss", mean))
+    _panel(panels[1][0], rounds, sites, ("dice",), ("mean_site_dice", mean))
+    _panel(panels[0][1], rounds, sites, ("global_model", "loss"), ("loss", pooled))
+    _panel(panels[1][1], rounds, sites, ("global_model", "dice"), ("dice", pooled))
     panels[0][0].set_title("client side: models after local training")
     panels[0][1].set_title("server side: the global model")
-    for axes in panels[1]:
-        axes.set_xlabel("round")
-        axes.set_ylim(0, 1)
     for axes in panels[0]:
+        axes.set_ylabel("validation loss")
         axes.legend(fontsize="small", ncols=2)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    for axes in panels[1]:
+        axes.set_ylabel("validation Dice")
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure

@@ -24,7 +24,8 @@ def seed_everything(seed: int) -> None:
 
 def capture_randomness() -> dict[str, Any]:
     """Take a snapshot of every generator, in types ``torch.load`` reads without pickle."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, gauss = legacy
     version, state, gauss_next = random.getstate()
     return {
         "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],

@@ -18,7 +18,10 @@ from nnunetv2_federated.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.training.dataset import find_trainer
 
 if TYPE_CHECKING:
-    _Base = nnUNetTrainer
+
+    class _Base(nnUNetTrainer):
+        loss: Any
+
 else:
     _Base = object
 
