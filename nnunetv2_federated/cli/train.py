@@ -114,7 +114,8 @@ def choose_device(wanted: str | None) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SettingsError("-device cuda: no CUDA device found; use -device cpu.")
     device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1 if device == "cuda" else os.cpu_count() or 1)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    torch.set_num_threads(1 if device == "cuda" else threads)
     torch.backends.cudnn.benchmark = device == "cuda"
     return device
 

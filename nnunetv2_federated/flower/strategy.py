@@ -93,7 +93,7 @@ class _SampledGrid(Grid):
     def run(self) -> object:  # type: ignore[override]
         raise NotImplementedError
 
-    def create_message(self, *args: object, **kwargs: object) -> Message:  # type: ignore[override]
+    def create_message(self, *args: object, **kwargs: object) -> Message:
         raise NotImplementedError
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import CheckpointError
@@ -35,6 +36,17 @@ from nnunetv2_federated.training.weights import (
 )
 
 BEFORE_FIRST_ROUND = -1
+
+
+class _NoPlots(MetaLogger):  # type: ignore[misc]  # nnU-Net ships no types
+    """A site's logger: nnU-Net's plot costs a second an epoch, and ``federation.png`` has it."""
+
+    def __init__(self, logger: MetaLogger) -> None:
+        self.__dict__.update(vars(logger))
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Draw nothing."""
+
 
 DEFAULT_RESIDENT = 4
 """Trainers kept alive unless ``--resident-trainers`` says otherwise."""
@@ -66,9 +78,11 @@ class Site:
             # nnU-Net's loop needs a case to validate; what comes of it is not reported
             self.trainer.site_cases = (training, list(self.settings.validation_cases) or training)
             self.trainer.on_iteration = observer.iteration_done
+            self.trainer.logger = _NoPlots(self.trainer.logger)
             self.trainer.initialize()
         self._after_round = BEFORE_FIRST_ROUND
-        self._randomness: dict[str, Any] | None = None
+        self._started = False
+        self._randomness = local_state.capture_randomness()
 
     def describe(self) -> SiteDescription:
         """Answer what the server must know before the first round."""
@@ -140,9 +154,12 @@ class Site:
             local_state.restore_randomness(before)
 
     def _start(self) -> None:
-        if self._randomness is None:
+        if not self._started:
+            # other sites of this process have drawn random numbers since this one was built
+            local_state.restore_randomness(self._randomness)
             self.trainer.on_train_start()
             self._randomness = local_state.capture_randomness()
+            self._started = True
 
     def _be_as_before(self, server_round: int) -> None:
         """Become the site as it was before a round: as it is, or as the disk remembers it."""
@@ -153,8 +170,7 @@ class Site:
             raise CheckpointError(f"site {self.settings.name} lost its state in {self.folder}")
         if wanted != self._after_round:
             self._load(wanted)
-        if self._randomness is not None:
-            local_state.restore_randomness(self._randomness)
+        local_state.restore_randomness(self._randomness)
 
     def _save(self) -> None:
         trainer = self.trainer
