@@ -96,8 +96,8 @@ def read_settings_file(path: Path, known: set[str]) -> Options:
         If it cannot be read, or a key is no flag.
     """
     try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"--settings {path} cannot be read: {error}") from error
     for key in content:
         if key not in known:

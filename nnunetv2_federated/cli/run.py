@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnunetv2_federated.cli.options import Options, partition_settings, pick
 from nnunetv2_federated.federation.errors import SettingsError
@@ -51,6 +52,9 @@ def build_run(
     plans = options.get("plans", "nnUNetPlans")
     dataset = load_dataset(str(dataset_name), plans)
     check_configuration(dataset, configuration)
+    weights = options.get("pretrained_weights")
+    if weights is not None and not Path(weights).is_file():
+        raise SettingsError(f"-pretrained_weights {weights}: no such file.")
     trainer = options.get("trainer", "nnUNetTrainerFederated")
     federated_trainer(trainer)
     run = Run(
@@ -63,7 +67,7 @@ def build_run(
         settings=settings if not options.get("c") else FederationSettings(),
         sites=_sites(options, dataset.name, plans, configuration, fold),
         disable_checkpointing=bool(options.get("disable_checkpointing")),
-        pretrained_weights=options.get("pretrained_weights"),
+        pretrained_weights=weights,
     )
     if options.get("c"):
         return _continued(options, run)

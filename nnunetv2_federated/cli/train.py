@@ -16,7 +16,10 @@ from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.flower.launch import launch, prepare, result_folder
+from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.validation import validate
 
 APP_FOLDER = Path(__file__).parents[1] / "flower" / "app"
@@ -64,13 +67,18 @@ def _train(options: Options) -> None:
     device = choose_device(options.get("device"))
     run = build_run(options, dataset, configuration, fold, device)
     if options.get("val"):
-        _validate(run, options)
+        checkpoint = result_folder(run) / "checkpoint_final.pth"
+        if not checkpoint.is_file():
+            raise SettingsError(f"--val: {checkpoint} does not exist; train first, without --val.")
+        _validate(run, options, GlobalModel(run))
         return
     resume = bool(options.get("c"))
     if options.get("prepare_only"):
         folder = prepare(run, resume=resume)
-        print(f"flwr run {APP_FOLDER} --run-config 'run-folder=\"{folder}\"'")
-        print(f"(set the number of virtual SuperNodes to {len(run.sites)})")
+        print(
+            f"flwr run {APP_FOLDER} local --stream --run-config 'run-folder=\"{folder}\"' "
+            f"--federation-config 'num-supernodes={len(run.sites)} client-resources-num-cpus=1'"
+        )
         return
     folder = result_folder(run)
     with ConsoleObserver(run.settings.rounds, quiet=bool(options.get("quiet"))) as console:
@@ -84,17 +92,19 @@ def _train(options: Options) -> None:
             console.say("no CUDA device found: training on the CPU")
         prepare(run, resume=resume)
         send_logs_to(folder / "federation.log")
+        with quiet():
+            trainer = build_trainer(run, load_dataset(run.dataset, run.plans))
         launch(
             run,
             backend=options.get("backend", "in-process"),
             observer=console,
+            trainer=trainer,
             resume=resume,
         )
-    _validate(run, options)
+    _validate(run, options, GlobalModel(run, trainer))
 
 
-def _validate(run: Run, options: Options) -> None:
-    model = GlobalModel(run)
+def _validate(run: Run, options: Options, model: GlobalModel) -> None:
     dice = validate(run, model, best=bool(options.get("val_best")), npz=bool(options.get("npz")))
     if not options.get("quiet"):
         print(f"validation Dice of the global model (nnU-Net's full validation): {dice:.4f}")

@@ -36,12 +36,12 @@ class RunningMean:
         """
         if not (np.isfinite(weight) and weight > 0):
             raise ValueError(f"weight must be positive and finite, got {weight}")
+        if self._mean is not None and vector.shape != self._mean.shape:
+            raise ValueError(f"expected {self._mean.shape[0]} values, got {vector.shape[0]}")
         self.total_weight += float(weight)
         if self._mean is None:
             self._mean = vector.astype(np.float32, copy=True)
             return
-        if vector.shape != self._mean.shape:
-            raise ValueError(f"expected {self._mean.shape[0]} values, got {vector.shape[0]}")
         share = np.float32(weight / self.total_weight)
         buffer = np.empty(min(_BLOCK, vector.size), np.float32)
         for start in range(0, vector.size, _BLOCK):

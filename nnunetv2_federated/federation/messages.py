@@ -63,6 +63,18 @@ class Validation(_Payload):
     fp: list[float]
     fn: list[float]
 
+    def __post_init__(self) -> None:
+        _numbers(self.iterations, self.loss, *self.tp, *self.fp, *self.fn)
+        if not len(self.tp) == len(self.fp) == len(self.fn):
+            raise ValueError("tp, fp and fn are of different lengths")
+
+
+def _numbers(*values: object) -> None:
+    """Raise ``TypeError`` for what came from a site and is no number."""
+    for value in values:
+        if type(value) not in (int, float):
+            raise TypeError(f"{value!r} is no number")
+
 
 @dataclass(frozen=True)
 class TrainReport(_Payload):
@@ -76,6 +88,13 @@ class TrainReport(_Payload):
     received: dict[str, Any] | None
     """A ``Validation`` of the weights as they were received (server side), if asked for."""
     seconds: float
+
+    def __post_init__(self) -> None:
+        _numbers(self.train_loss, self.seconds)
+        if type(self.training_cases) is not int:
+            raise TypeError(f"training_cases {self.training_cases!r} is no whole number")
+        # both raise TypeError or ValueError if they do not fit
+        _ = self.local, self.global_model
 
     @property
     def local(self) -> Validation:

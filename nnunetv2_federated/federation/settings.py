@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,6 +27,14 @@ STRATEGIES = (
 def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
     if not ok:
         raise SettingsError(f"{flag} {value}: must be {allowed}.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(float(str(value)))
 
 
 @dataclass(frozen=True)
@@ -56,68 +65,42 @@ class FederationSettings:
     seed: int = 12345
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("rounds", 1),
-            ("local_epochs", 1),
-            ("iterations_per_epoch", 1),
-            ("val_iterations", 1),
-            ("batch_size", 1),
-            ("sites_per_round", 1),
-            ("min_replies", 1),
-            ("resident_trainers", 1),
-            ("seed", 0),
+        self._check_counts()
+        for name, low, high, allowed in (
+            ("initial_lr", 1e-12, 1.0, "above 0 and at most 1; nnU-Net has 0.01"),
+            ("momentum", 0.0, 0.99999, "at least 0 and below 1; nnU-Net has 0.99"),
+            ("weight_decay", 0.0, 0.99999, "at least 0 and below 1; nnU-Net has 3e-5"),
         ):
             value = getattr(self, name)
-            flag = "--" + name.replace("_", "-")
+            fits = value is None or (_is_number(value) and low <= value <= high)
+            _require(fits, _flag(name), value, allowed)
+        for name, choices in (
+            ("local_momentum", ("keep", "reset")),
+            ("weighting", ("cases", "uniform")),
+            ("strategy", STRATEGIES),
+            ("global_validation", (True, False)),
+        ):
+            value = getattr(self, name)
+            allowed = "one of " + ", ".join(map(str, choices))
             _require(
-                value is None or (type(value) is int and value >= low),
-                flag,
-                value,
-                f"a whole number of at least {low}",
+                value in choices and type(value) is type(choices[0]), _flag(name), value, allowed
             )
-        _require(
-            self.initial_lr is None or 0 < self.initial_lr <= 1,
-            "--initial-lr",
-            self.initial_lr,
-            "above 0 and at most 1; nnU-Net's default is 0.01",
-        )
-        _require(
-            self.momentum is None or 0 <= self.momentum < 1,
-            "--momentum",
-            self.momentum,
-            "at least 0 and below 1; nnU-Net's default is 0.99",
-        )
-        _require(
-            self.weight_decay is None or 0 <= self.weight_decay < 1,
-            "--weight-decay",
-            self.weight_decay,
-            "at least 0 and below 1; nnU-Net's default is 3e-5",
-        )
-        _require(
-            self.local_momentum in ("keep", "reset"),
-            "--local-momentum",
-            self.local_momentum,
-            "keep or reset",
-        )
-        _require(
-            self.weighting in ("cases", "uniform"),
-            "--weighting",
-            self.weighting,
-            "cases or uniform",
-        )
-        _require(
-            self.strategy in STRATEGIES,
-            "--strategy",
-            self.strategy,
-            "one of " + ", ".join(STRATEGIES),
-        )
+        options = self.strategy_options
+        numbers = isinstance(options, Mapping) and all(map(_is_number, options.values()))
+        _require(numbers, "--strategy-option", options, "finite numbers by name")
+
+    def _check_counts(self) -> None:
+        optional = ("batch_size", "sites_per_round", "min_replies", "resident_trainers")
+        needed = ("rounds", "local_epochs", "iterations_per_epoch", "val_iterations", "seed")
+        for name in (*needed, *optional):
+            value = getattr(self, name)
+            low = 0 if name == "seed" else 1
+            ok = (value is None and name in optional) or (type(value) is int and value >= low)
+            _require(ok, _flag(name), value, f"a whole number of at least {low}")
         if self.sites_per_round and self.min_replies:
-            _require(
-                self.min_replies <= self.sites_per_round,
-                "--min-replies",
-                self.min_replies,
-                f"at most --sites-per-round ({self.sites_per_round})",
-            )
+            allowed = f"at most --sites-per-round ({self.sites_per_round})"
+            fits = self.min_replies <= self.sites_per_round
+            _require(fits, "--min-replies", self.min_replies, allowed)
 
 
 @dataclass(frozen=True)
@@ -154,6 +137,8 @@ class Run:
 
     def __post_init__(self) -> None:
         count = len(self.sites)
+        if len({site.name for site in self.sites}) < count:
+            raise SettingsError("two sites have the same name; give each its own.")
         for flag, value in (
             ("--sites-per-round", self.settings.sites_per_round),
             ("--min-replies", self.settings.min_replies),
@@ -174,15 +159,10 @@ class Run:
         """Read what :meth:`to_json` wrote; unknown keys are refused."""
         raw: dict[str, Any] = json.loads(text)
         raw["settings"] = FederationSettings(**raw["settings"])
-        raw["sites"] = tuple(
-            SiteSettings(
-                site["name"],
-                site["dataset"],
-                tuple(site["training_cases"]),
-                tuple(site["validation_cases"]),
-            )
-            for site in raw["sites"]
-        )
+        for site in raw["sites"]:
+            for key in ("training_cases", "validation_cases"):
+                site[key] = tuple(site[key])
+        raw["sites"] = tuple(SiteSettings(**site) for site in raw["sites"])
         return cls(**raw)
 
 

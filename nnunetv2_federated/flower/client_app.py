@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -17,36 +18,44 @@ from nnunetv2_federated.flower.records import (
 )
 from nnunetv2_federated.training.site import Site, SitePool
 
-read_run_once = functools.lru_cache(maxsize=8)(read_run)
+_read_run = functools.lru_cache(maxsize=8)(read_run)
+_POOL = SitePool()
 
 
-def make_client_app(pool: SitePool) -> ClientApp:
-    """Build the app around a pool of living trainers."""
+def find_site(pool: SitePool, context: Context) -> Site:
+    """Return the site a context is about, alive."""
+    folder = run_folder(context)
+    return pool.get(_read_run(folder), int(context.node_config["partition-id"]), folder)
+
+
+def _find_in_this_process(context: Context) -> Site:
+    """Use the pool of whichever process this runs in; Ray ships the app, never the trainers."""
+    return find_site(_POOL, context)
+
+
+def make_client_app(find: Callable[[Context], Site]) -> ClientApp:
+    """Build the app around a way to find the living site."""
     app = ClientApp()
-
-    def site_of(context: Context) -> Site:
-        folder = run_folder(context)
-        return pool.get(read_run_once(folder), int(context.node_config["partition-id"]), folder)
 
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
-        return reply(message, site_of(context).describe().to_json())
+        return reply(message, find(context).describe().to_json())
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         task = TrainTask.from_json(unpack_payload(message.content))
-        trained, report = site_of(context).train(task, unpack_weights(message.content))
+        trained, report = find(context).train(task, unpack_weights(message.content))
         return reply(message, report.to_json(), trained, report.training_cases)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         task = TrainTask.from_json(unpack_payload(message.content))
         weights = unpack_weights(message.content)
-        validation = site_of(context).evaluate(task.validate_received, weights)
+        validation = find(context).evaluate(task.validate_received, weights)
         return reply(message, validation.to_json())
 
     return app
 
 
-app = make_client_app(SitePool())
+app = make_client_app(_find_in_this_process)
 """The app as Flower's own runtimes load it; its trainers live as long as the process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import write_atomically
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import RUN_FILE, Run
-from nnunetv2_federated.flower.client_app import make_client_app
+from nnunetv2_federated.flower.client_app import find_site, make_client_app
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
 from nnunetv2_federated.flower.server_app import make_server_app
@@ -98,7 +99,9 @@ def launch(
     pool = SitePool(observer)
     try:
         config = {"run-folder": str(folder)}
-        grid = InProcessGrid(make_client_app(pool), len(run.sites), config)
+        grid = InProcessGrid(
+            make_client_app(functools.partial(find_site, pool)), len(run.sites), config
+        )
         server_app(grid, Context(1, 1, {}, RecordDict(), dict(config)))
     finally:
         pool.close()

@@ -29,12 +29,7 @@ def run_with_ray(server_app: ServerApp, folder: Path, num_sites: int) -> None:
     """Run the server app here and the installed client app in Ray's actors."""
     from flwr.simulation import run_simulation  # noqa: PLC0415  # only with the extra
 
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key.startswith("nnUNet") or key in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-    }
-    environment[RUN_FOLDER_VARIABLE] = str(folder)
+    # Ray's workers inherit the environment of the process that starts Ray
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     gpus = torch.cuda.device_count()
     try:
@@ -43,9 +38,8 @@ def run_with_ray(server_app: ServerApp, folder: Path, num_sites: int) -> None:
             client_app=client_app,
             num_supernodes=num_sites,
             backend_config={
-                "init_args": {"runtime_env": {"env_vars": environment}},  # type: ignore[dict-item]
                 "client_resources": {
-                    "num_cpus": max(1, (os.cpu_count() or 1) // max(gpus, 1)),
+                    "num_cpus": max(1, (os.cpu_count() or 1) // gpus) if gpus else 1,
                     "num_gpus": 1.0 if gpus else 0.0,
                 },
             },

@@ -37,7 +37,10 @@ def unpack_weights(content: RecordDict) -> Vector:
     arrays = list(records[0].values()) if len(records) == 1 else []
     if len(arrays) != 1:
         raise SiteError(f"expected one array in a message, got {len(arrays)}")
-    vector = arrays[0].numpy()
+    try:
+        vector = arrays[0].numpy()
+    except (ValueError, TypeError, EOFError) as error:
+        raise SiteError(f"its weights cannot be read: {error}") from error
     if vector.dtype != np.float32 or vector.ndim != 1:
         raise SiteError(f"expected a flat float32 vector, got {vector.dtype} {vector.shape}")
     return vector

@@ -55,13 +55,20 @@ def build_strategy(name: str, options: Mapping[str, float]) -> FedAvg:
     """
     cls = {**_AVERAGING, **_ROBUST}[name]
     common = set(inspect.signature(FedAvg.__init__).parameters)
-    own = sorted(set(inspect.signature(cls.__init__).parameters) - common)
+    parameters = inspect.signature(cls.__init__).parameters
+    own = sorted(set(parameters) - common)
     for option in options:
         if option not in own:
             raise SettingsError(
                 f"--strategy-option {option}: {name} has {', '.join(own) if own else 'no options'}."
             )
+        if parameters[option].annotation is int and type(options[option]) is not int:
+            raise SettingsError(f"--strategy-option {option}={options[option]}: a whole number.")
     arguments = {**_DEFAULTS.get(name, {}), **options}
+    if arguments.get("proximal_mu", 0) < 0:
+        raise SettingsError(
+            f"--strategy-option proximal_mu={arguments['proximal_mu']}: at least 0."
+        )
     try:
         return cls(
             min_train_nodes=1,

@@ -245,6 +245,11 @@ class PolyLRStrategy(Strategy):
         if arrays is None:
             raise RoundError(f"{type(self.inner).__name__} aggregated nothing")
         vector = next(iter(arrays.values())).numpy().astype(np.float32, copy=False)
+        if not is_finite(vector):
+            raise RoundError(
+                f"round {outcome.server_round}: {type(self.inner).__name__} gave weights that are "
+                "not finite; check --strategy-option."
+            )
         result = pack_weights(vector)
         outcome.aggregation_seconds += time.perf_counter() - started
         return result, metrics
@@ -293,6 +298,8 @@ class PolyLRStrategy(Strategy):
         vector = unpack_weights(message.content)
         if report.site != name:
             raise SiteError(f"answered as {report.site}")
+        if any(name == other.site for other in self._outcome().reports):
+            raise SiteError("answered twice")
         if report.training_cases < 1:
             raise SiteError(f"trained on {report.training_cases} cases")
         if vector.shape != (self._num_values,):

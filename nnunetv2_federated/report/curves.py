@@ -36,7 +36,8 @@ def _panel(
     *prefix, last = keys
     for index, site in enumerate(sites):
         x, y = _series(rounds, *prefix, "sites", site, last)
-        label = site if len(sites) <= 10 else None
+        # matplotlib reads $ as mathematics and hides labels that begin with _
+        label = " " + site.replace("$", r"\$") if len(sites) <= 10 else None
         axes.plot(x, y, color=f"C{index % 10}", linewidth=0.8, alpha=0.6, label=label)
     x, y = _series(rounds, *prefix, summary[0])
     marker = "." if len(x) < 30 else None

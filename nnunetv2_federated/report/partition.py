@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -36,6 +37,12 @@ def plot_partition(counts: Counts, path: Path, title: str) -> None:
     title
         Heading, for instance the dataset's name and the method.
     """
+    # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
+    with matplotlib.style.context("default"):
+        _figure(counts, title).savefig(path, format="png")
+
+
+def _figure(counts: Counts, title: str) -> Figure:
     classes = _classes(counts)
     rows = max(len(counts), len(classes))
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)  # inches
@@ -54,7 +61,7 @@ def plot_partition(counts: Counts, path: Path, title: str) -> None:
             title_fontsize=9,
             alignment="left",
         )
-    figure.savefig(path, format="png")
+    return figure
 
 
 def partition_table(counts: Counts) -> str:

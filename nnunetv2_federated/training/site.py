@@ -38,7 +38,7 @@ from nnunetv2_federated.training.weights import (
 BEFORE_FIRST_ROUND = -1
 
 
-class _NoPlots(MetaLogger):  # type: ignore[misc]  # nnU-Net ships no types
+class _NoPlots(MetaLogger):
     """A site's logger: nnU-Net's plot costs a second an epoch, and ``federation.png`` has it."""
 
     def __init__(self, logger: MetaLogger) -> None:

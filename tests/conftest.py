@@ -1,0 +1,136 @@
+"""Tiny datasets, planned and preprocessed once by nnU-Net's own functions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("nnUNet_compile", "f")  # nnU-Net's spelling
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["nnUNet_def_n_proc"] = "1"  # noqa: SIM112
+os.environ["OMP_NUM_THREADS"] = "1"  # two cores, and several processes that would fight for them
+
+
+def blob_case(seed: int, shape: tuple[int, ...], labels: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Make an image with one bright ball per label, and its segmentation."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(100, 10, shape)
+    seg = np.zeros(shape, np.uint8)
+    grid = np.indices(shape)
+    for label in range(1, labels + 1):
+        centre = rng.uniform(0.3, 0.7, len(shape)) * shape
+        distance = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True))
+        inside = distance < (min(shape) / (3 + label)) ** 2
+        seg[inside] = label
+        image[inside] += 40 * label
+    return image.clip(0, 255), seg
+
+
+def write_dataset(
+    raw: Path,
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    cases: int = 12,
+    labels: dict | None = None,
+    ignore: int | None = None,
+) -> None:
+    """Write an nnU-Net raw dataset of balls: PNG in 2D, NIfTI in 3D."""
+    import SimpleITK as sitk  # noqa: N813, PLC0415
+    from skimage import io  # noqa: PLC0415
+
+    ending = ".png" if len(shape) == 2 else ".nii.gz"
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / name / folder).mkdir(parents=True)
+    for index in range(cases):
+        image, seg = blob_case(index, shape)
+        if ignore is not None:
+            seg[:2] = ignore
+        files = {f"imagesTr/case_{index:02d}_0000": image, f"labelsTr/case_{index:02d}": seg}
+        for file, array in files.items():
+            path = str(raw / name / (file + ending))
+            if ending == ".png":
+                io.imsave(path, array.astype(np.uint8), check_contrast=False)
+            else:
+                dtype = np.uint8 if "labels" in file else np.float32
+                sitk.WriteImage(sitk.GetImageFromArray(array.astype(dtype)), path)
+    content = {
+        "channel_names": {"0": "image"},
+        "labels": labels or {"background": 0, "one": 1, "two": 2},
+        "numTraining": cases,
+        "file_ending": ending,
+    }
+    if labels and any(isinstance(v, list) for v in labels.values()):
+        content["regions_class_order"] = [1, 2]
+    (raw / name / "dataset.json").write_text(json.dumps(content))
+
+
+def plan_and_preprocess(
+    dataset_id: int, configurations: list[str], planner: str = "ExperimentPlanner"
+) -> None:
+    """Do what ``nnUNetv2_plan_and_preprocess`` does, in this process where it can."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (  # noqa: PLC0415
+        extract_fingerprints,
+        plan_experiments,
+        preprocess,
+    )
+
+    workers = os.environ.pop("nnUNet_n_proc_DA", None)  # planning refuses 0
+    extract_fingerprints([dataset_id], num_processes=1)
+    plans = plan_experiments([dataset_id], planner)
+    preprocess([dataset_id], plans, configurations, [1] * len(configurations))
+    if workers is not None:
+        os.environ["nnUNet_n_proc_DA"] = workers  # noqa: SIM112
+
+
+@pytest.fixture(scope="session")
+def nnunet_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nnU-Net's three folders, for the whole session."""
+    base = tmp_path_factory.mktemp("nnunet")
+    for name in ("raw", "preprocessed", "results"):
+        (base / name).mkdir()
+        os.environ[f"nnUNet_{name}"] = str(base / name)
+    return base
+
+
+@pytest.fixture(scope="session")
+def dataset_2d(nnunet_folders: Path) -> str:
+    """Twelve 32x32 PNG cases with two labels."""
+    write_dataset(nnunet_folders / "raw", "Dataset901_Balls", (32, 32))
+    plan_and_preprocess(901, ["2d"])
+    return "901"
+
+
+@pytest.fixture(scope="session")
+def dataset_3d(nnunet_folders: Path) -> str:
+    """Eight 24x24x24 NIfTI cases."""
+    write_dataset(nnunet_folders / "raw", "Dataset902_Balls3D", (24, 24, 24), cases=8)
+    plan_and_preprocess(902, ["3d_fullres"])
+    return "902"
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nnunet_folders: Path) -> Path:
+    """Give a test an empty results folder, and the reproducible single-threaded augmentation."""
+    del nnunet_folders
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def train(results: Path) -> Callable[..., Path]:
+    """Run ``nnUNetv2_train_federated`` in this process; return the fold's folder."""
+    from nnunetv2_federated.cli.train import main  # noqa: PLC0415
+
+    def run(*argv: object) -> Path:
+        short = ["--iterations-per-epoch", "2", "--val-iterations", "2", "-device", "cpu"]
+        main([*map(str, argv), *short, "--quiet"])
+        return next(results.glob("*/*/fold_*"))
+
+    return run

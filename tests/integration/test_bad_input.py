@@ -1,0 +1,125 @@
+"""One clear line, exit status 2, before any training, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_federated.cli.partition import main as partition_main
+from nnunetv2_federated.cli.train import main
+
+BAD = {
+    "unknown dataset": (["999", "2d", "0"], "dataset 999 is unknown"),
+    "no dataset": (["2d", "0"], "expected DATASET CONFIGURATION FOLD"),
+    "unknown configuration": (["901", "3d_fullres", "0"], "configuration 3d_fullres"),
+    "unknown trainer": (["901", "2d", "0", "-tr", "nnUNetTrainerNone"], "nnUNetTrainerNone"),
+    "unknown plans": (["901", "2d", "0", "-p", "nnUNetResEncL"], "plans nnUNetResEncL"),
+    "unknown option": (
+        ["901", "2d", "0", "--strategy-option", "nu=1"],
+        "--strategy-option nu: fedavg has no options",
+    ),
+    "option without value": (["901", "2d", "0", "--strategy-option", "nu"], "write key=number"),
+    "fold out of range": (["901", "2d", "5"], "fold 5 does not exist"),
+    "fold no number": (["901", "2d", "first"], "fold first"),
+    "more sites than cases": (["901", "2d", "0", "--sites", "13"], "13"),
+    "rounds": (["901", "2d", "0", "--rounds", "0"], "--rounds 0"),
+    "lr": (["901", "2d", "0", "--initial-lr", "-1"], "--initial-lr -1.0"),
+    "alpha": (["901", "2d", "0", "--alpha", "0"], "set --alpha"),
+    "sites a round": (["901", "2d", "0", "--sites-per-round", "4"], "--sites-per-round 4"),
+    "replies": (["901", "2d", "0", "--min-replies", "4"], "--min-replies 4"),
+    "c without run": (["901", "2d", "0", "--c"], "--c: no earlier run"),
+    "val without run": (["901", "2d", "0", "--val"], "checkpoint_final.pth does not exist"),
+    "c and val": (["901", "2d", "0", "--c", "--val"], "not both"),
+    "column without table": (["901", "2d", "0", "--partition", "column"], "--case-table"),
+    "two sources": (["901", "2d", "0", "--sites", "2", "--site-datasets", "901"], "keep one"),
+    "datasets twice": (["901", "2d", "0", "--site-datasets", "901", "901"], "named twice"),
+    "datasets that differ": (["901", "2d", "0", "--site-datasets", "901", "902"], "901"),
+    "no settings file": (["901", "2d", "0", "--settings", "none.toml"], "cannot be read"),
+    "no pretrained": (["901", "2d", "0", "-pretrained_weights", "none.pth"], "none.pth"),
+}
+
+
+@pytest.mark.usefixtures("dataset_2d", "dataset_3d")
+@pytest.mark.parametrize(("argv", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(
+    argv: list[str],
+    message: str,
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*argv, "-device", "cpu"])
+    error = capsys.readouterr().err.strip()
+    assert exit_.value.code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert not results.exists()
+
+
+def sites_file(tmp_path: Path, sites: dict[str, list[str]]) -> str:
+    path = tmp_path / "sites.json"
+    path.write_text(json.dumps(sites))
+    return str(path)
+
+
+@pytest.mark.usefixtures("dataset_2d")
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ({"a": ["case_00"], "b": ["case_00", "case_01"]}, "case_00"),
+        ({"a": ["case_00"], "b": ["case_99"]}, "case_99"),
+        ({"a": ["case_00"], "b": []}, "b"),
+    ],
+    ids=["overlap", "unknown", "empty"],
+)
+def test_a_bad_sites_file_is_refused(
+    sites: dict[str, list[str]],
+    message: str,
+    results: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["901", "2d", "0", "--sites-file", sites_file(tmp_path, sites)])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not results.exists()
+
+
+def test_unwritable_results_are_refused(
+    dataset_2d: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.write_text("a file where the folder should be")
+    with pytest.raises(SystemExit) as exit_:
+        main([dataset_2d, "2d", "0", "--rounds", "1", "-device", "cpu"])
+    assert exit_.value.code == 2
+    assert "nnUNet_results" in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_the_settings_file_is_named(
+    dataset_2d: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "federation.toml"
+    settings.write_text("round = 3\n")
+    with pytest.raises(SystemExit):
+        main([dataset_2d, "2d", "0", "--settings", str(settings)])
+    assert "round is unknown" in capsys.readouterr().err
+    del results
+
+
+def test_partition_saves_a_table_and_a_picture(
+    dataset_2d: str, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = nnunet_folders / "preprocessed" / "Dataset901_Balls"
+    partition_main([dataset_2d, "--sites", "2", "--partition", "iid"])
+    saved = folder / "federated_sites.json"
+    sites = json.loads(saved.read_text())
+    saved.unlink()
+    assert sorted(case for cases in sites.values() for case in cases) == [
+        f"case_{i:02d}" for i in range(12)
+    ]
+    assert (folder / "federated_sites.png").stat().st_size > 1000
+    assert "site_02" in capsys.readouterr().out

@@ -1,0 +1,115 @@
+"""What must be the same, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_federated.training.local_state import seed_everything
+from nnunetv2_federated.training.trainer import _no_benchmark
+
+Train = Callable[..., Path]
+
+
+def final_weights(fold: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    return checkpoint["network_weights"]
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+def train_stock(folder: Path) -> dict[str, torch.Tensor]:
+    plans = {**load_json(str(folder / "nnUNetPlans.json")), "continue_training": False}
+    seed_everything(12345)
+    trainer = nnUNetTrainer(
+        plans, "2d", 0, load_json(str(folder / "dataset.json")), torch.device("cpu")
+    )
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 2, 2
+    trainer.num_val_iterations_per_epoch = 2
+    trainer.on_train_start()
+    # stock nnU-Net chooses a blur algorithm by stopwatch; no two runs of it are comparable
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        _no_benchmark(loader)
+    trainer.on_train_start = lambda: None
+    trainer.run_training()
+    return trainer.network.state_dict()
+
+
+def test_one_site_equals_stock_training(
+    dataset_2d: str, nnunet_folders: Path, train: Train
+) -> None:
+    fold = train(dataset_2d, "2d", 0, "--sites", 1, "--partition", "iid", "--rounds", 2)
+    stock = train_stock(nnunet_folders / "preprocessed" / "Dataset901_Balls")
+    assert_same(final_weights(fold), stock)
+
+
+def test_parking_trainers_changes_nothing(
+    dataset_2d: str, train: Train, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = final_weights(train(dataset_2d, "2d", 0, "--rounds", 2))
+    monkeypatch.setenv("nnUNet_results", str(results.parent / "parked"))
+    train(dataset_2d, "2d", 0, "--rounds", 2, "--resident-trainers", 1)
+    parked = next((results.parent / "parked").glob("*/*/fold_0"))
+    assert_same(resident, final_weights(parked))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--strategy", "fedadam", "--sites-per-round", "2"]])
+def test_a_killed_run_resumes_to_the_same_weights(
+    dataset_2d: str, train: Train, results: Path, tmp_path: Path, options: list[str]
+) -> None:
+    command = [dataset_2d, "2d", "0", "--rounds", "4", *options]
+    uninterrupted = final_weights(train(*command))
+    folder = tmp_path / "killed"
+    environment = {**os.environ, "nnUNet_results": str(folder)}
+    short = ["--iterations-per-epoch", "2", "--val-iterations", "2", "-device", "cpu"]
+    python = [sys.executable, "-m", "nnunetv2_federated.cli.train"]
+    process = subprocess.Popen([*python, *command, *short], env=environment)
+    history = folder / "Dataset901_Balls/nnUNetTrainerFederated__nnUNetPlans__2d/fold_0"
+    wait_for_rounds(history / "federation.json", 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(json.loads((history / "federation.json").read_text())["rounds"])
+    assert done < 4
+    resumed = [*python, *command[:3], "--c", "-device", "cpu", "--quiet"]
+    subprocess.run(resumed, env=environment, check=True)
+    rounds = json.loads((history / "federation.json").read_text())["rounds"]
+    assert [record["round"] for record in rounds] == [0, 1, 2, 3]
+    assert_same(uninterrupted, final_weights(history))
+    del results
+
+
+def wait_for_rounds(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.is_file() and len(json.loads(path.read_text())["rounds"]) >= count:
+            return
+        time.sleep(0.05)
+    pytest.fail("the run to be killed ended, or never finished a round")
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_weights(
+    dataset_2d: str, train: Train, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs the ray extra")
+    here = final_weights(train(dataset_2d, "2d", 0, "--rounds", 2))
+    monkeypatch.setenv("nnUNet_results", str(results.parent / "ray"))
+    train(dataset_2d, "2d", 0, "--rounds", 2, "--backend", "ray")
+    there = next((results.parent / "ray").glob("*/*/fold_0"))
+    assert_same(here, final_weights(there))

@@ -1,0 +1,193 @@
+"""Trainings as a user starts them, on tiny data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import plan_and_preprocess, write_dataset
+
+from nnunetv2_federated.cli.train import main
+from nnunetv2_federated.cli.trainer_folder import TRAINER_FOLDER
+from nnunetv2_federated.training.validation import join_summaries
+
+Train = Callable[..., Path]
+
+
+def history(fold: Path) -> dict:
+    return json.loads((fold / "federation.json").read_text())
+
+
+def test_a_federation_leaves_what_nnunet_leaves(dataset_2d: str, train: Train) -> None:
+    fold = train(dataset_2d, "2d", 0, "--rounds", 2, "--strategy", "fedprox", "--local-epochs", 2)
+    names = {path.name for path in fold.iterdir()} | {p.name for p in fold.parent.iterdir()}
+    assert names >= {
+        "checkpoint_final.pth",
+        "checkpoint_best.pth",
+        "progress.png",
+        "plans.json",
+        "dataset.json",
+        "dataset_fingerprint.json",
+        "federation.json",
+        "federation.png",
+    }
+    assert "foreground_mean" in json.loads((fold / "validation/summary.json").read_text())
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    content = history(fold)
+    assert [r["lr"] for r in content["rounds"]] == pytest.approx([0.01, 0.01 * 0.5**0.9])
+    for record in content["rounds"]:
+        assert sorted(record["sites"]) == ["site_01", "site_02", "site_03"]
+        assert record["global_model"] is not None
+        message = record["bytes_up"] / 3
+        assert message <= 1.01 * 4 * content["parameters"]
+
+
+VARIANTS = {
+    "another trainer": ["-tr", "nnUNetTrainerDA5"],
+    "fold all": ["--sites", "2"],
+    "reset momentum": ["--local-momentum", "reset", "--momentum", "0.9", "--batch-size", "2"],
+    "krum": ["--strategy", "krum"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_run(name: str, dataset_2d: str, train: Train) -> None:
+    fold = "all" if name == "fold all" else "0"
+    folder = train(dataset_2d, "2d", fold, "--rounds", 1, *VARIANTS[name])
+    assert (folder / "checkpoint_final.pth").is_file()
+    assert folder.name == f"fold_{fold}"
+    if name == "another trainer":
+        assert folder.parent.name.startswith("nnUNetTrainerDA5Federated__")
+    if name == "reset momentum":
+        plans = json.loads((folder.parent / "plans.json").read_text())
+        assert plans["configurations"]["2d"]["batch_size"] == 2
+
+
+@pytest.mark.slow
+def test_3d_runs(dataset_3d: str, train: Train) -> None:
+    fold = train(dataset_3d, "3d_fullres", 0, "--rounds", 1, "--sites", 2)
+    assert history(fold)["rounds"][0]["dice"] is not None
+
+
+@pytest.mark.slow
+def test_regions_with_an_ignore_label(nnunet_folders: Path, train: Train) -> None:
+    labels = {"background": 0, "both": [1, 2], "two": [2], "ignore": 3}
+    write_dataset(nnunet_folders / "raw", "Dataset903_Regions", (32, 32), labels=labels, ignore=3)
+    plan_and_preprocess(903, ["2d"])
+    fold = train("903", "2d", 0, "--rounds", 1, "--sites", 2)
+    assert len(history(fold)["rounds"][0]["dice_per_class"]) == 2
+
+
+@pytest.mark.slow
+def test_resenc_plans(dataset_2d: str, train: Train) -> None:
+    plan_and_preprocess(int(dataset_2d), ["2d"], "nnUNetPlannerResEncM")
+    fold = train(dataset_2d, "2d", 0, "-p", "nnUNetResEncUNetMPlans", "--rounds", 1)
+    assert (fold / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.slow
+def test_sites_that_are_datasets(
+    dataset_2d: str, nnunet_folders: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(nnunet_folders / "raw", "Dataset904_Second", (32, 32), cases=10)
+    plan_and_preprocess(904, ["2d"])
+    second = nnunet_folders / "preprocessed" / "Dataset904_Second"
+    plans = json.loads((second.parent / "Dataset901_Balls/nnUNetPlans.json").read_text())
+    plans["dataset_name"] = "Dataset904_Second"
+    (second / "nnUNetPlans.json").write_text(json.dumps(plans))
+    short = ["--iterations-per-epoch", "2", "--val-iterations", "2", "-device", "cpu", "--quiet"]
+    main(["--site-datasets", dataset_2d, "904", "2d", "0", "--rounds", "1", *short])
+    fold = next(results.glob("Dataset901_Balls/*/fold_0"))
+    assert sorted(history(fold)["sites"]) == ["Dataset901_Balls", "Dataset904_Second"]
+    cases = json.loads((fold / "validation/summary.json").read_text())["metric_per_case"]
+    assert len(cases) == 3 + 2
+    assert [path.name for path in results.iterdir()] == ["Dataset901_Balls"]
+    del monkeypatch
+
+
+def test_a_corrupted_state_is_refused(
+    dataset_2d: str, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = train(dataset_2d, "2d", 0, "--rounds", 1)
+    state = fold / "federation" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as exit_:
+        train(dataset_2d, "2d", 0, "--c")
+    assert exit_.value.code == 2
+    assert "state.pt cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_stock_train_command_runs_the_federation(
+    dataset_2d: str, results: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "federation.toml"
+    settings.write_text("rounds = 1\niterations_per_epoch = 2\nval_iterations = 2\nsites = 2\n")
+    environment = {
+        **os.environ,
+        "nnUNet_extTrainer": str(TRAINER_FOLDER),
+        "nnUNet_federated_settings": str(settings),
+    }
+    stock = "from nnunetv2.run.run_training import run_training_entry as run; run()"
+    argv = [dataset_2d, "2d", "0", "-tr", "nnUNetTrainerFederated", "-device", "cpu"]
+    subprocess.run([sys.executable, "-c", stock, *argv], env=environment, check=True)
+    fold = next(results.glob("*/*/fold_0"))
+    assert len(history(fold)["sites"]) == 2
+    assert (fold / "validation" / "summary.json").is_file()
+
+
+@pytest.fixture
+def python_without_us(tmp_path: Path) -> str:
+    """A virtual environment that has nnunetv2 and not this package."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site_packages = tmp_path / "venv" / "lib" / version / "site-packages"
+    # a path file inside the other environment, such as an editable install, is not followed
+    (site_packages / "nnunetv2.pth").write_text(sysconfig.get_path("purelib"))
+    probe = "import importlib.util as u; print(u.find_spec('nnunetv2_federated'))"
+    found = subprocess.run(
+        [python, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    if found.stdout.strip() != "None":
+        pytest.skip("this package is not an editable install: it cannot be hidden")
+    return str(python)
+
+
+@pytest.mark.slow
+def test_stock_predict_needs_nothing_of_ours(
+    dataset_2d: str, nnunet_folders: Path, train: Train, python_without_us: str, tmp_path: Path
+) -> None:
+    train(dataset_2d, "2d", 0, "--rounds", 1)
+    images = nnunet_folders / "raw" / "Dataset901_Balls" / "imagesTr"
+    environment = {k: v for k, v in os.environ.items() if k != "nnUNet_extTrainer"}
+    predict = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as p; p()"
+    argv = ["-i", str(images), "-o", str(tmp_path / "out"), "-d", dataset_2d, "-c", "2d"]
+    argv += ["-f", "0", "-tr", "nnUNetTrainerFederated", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    subprocess.run(
+        [python_without_us, "-c", predict, *argv], env=environment, cwd=tmp_path, check=True
+    )
+    assert len(list((tmp_path / "out").glob("case_*.png"))) == 12
+
+
+def test_joined_summaries_average_over_cases() -> None:
+    def summary(*dice: float) -> dict:
+        return {
+            "mean": {"1": {"Dice": 0.0}},
+            "metric_per_case": [{"metrics": {"1": {"Dice": d}}} for d in dice],
+        }
+
+    joined = join_summaries([summary(0.9, 0.6), summary(0.3)])
+    assert joined["mean"]["1"]["Dice"] == pytest.approx(0.6)
+    assert joined["foreground_mean"]["Dice"] == pytest.approx(0.6)
+    assert len(joined["metric_per_case"]) == 3

@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import (
+    nnUNetTrainerDA5,
+)
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import (
+    nnUNetTrainerBN,
+)
+from torch import nn
+
+from nnunetv2_federated.federation.errors import CheckpointError, SiteError
+from nnunetv2_federated.federation.history import client_side, server_side, write_history
+from nnunetv2_federated.federation.messages import TrainReport, Validation
+from nnunetv2_federated.training import local_state
+from nnunetv2_federated.training.trainer import (
+    ProximalLoss,
+    ServerLR,
+    federate,
+    nnUNetTrainerFederated,
+    stock_name,
+)
+from nnunetv2_federated.training.weights import (
+    federated_tensors,
+    load_vector,
+    local_buffers,
+    manifest_hash,
+    num_values,
+    to_vector,
+    unwrap,
+)
+
+
+class Net(nn.Module):
+    """As nnU-Net's: the decoder holds the encoder, a layer is reached by two paths."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width))
+        self.decoder = nn.Module()
+        self.decoder.encoder = self.encoder
+        self.decoder.head = nn.Linear(width, 2)
+        self.decoder.tied = nn.Linear(width, 2, bias=False)
+        self.decoder.tied.weight = self.decoder.head.weight
+
+
+# conv 4*9 + 4, batch norm weight and bias 4 + 4, head 8 + 2, running mean and variance 4 + 4
+NET_VALUES = 66
+
+
+def randomized(seed: int) -> Net:
+    torch.manual_seed(seed)
+    net = Net()
+    net.encoder[1].running_mean.normal_()
+    net.encoder[1].running_var.uniform_(0.5, 2)
+    net.encoder[1].num_batches_tracked.fill_(seed)
+    return net
+
+
+def test_each_tensor_is_in_the_vector_once():
+    net = Net()
+    assert len(net.state_dict()) == 17  # what a plain state_dict would send
+    names = [name for name, _ in federated_tensors(net)]
+    assert names == [
+        "encoder.0.weight",
+        "encoder.0.bias",
+        "encoder.1.weight",
+        "encoder.1.bias",
+        "decoder.head.weight",
+        "decoder.head.bias",
+        "encoder.1.running_mean",
+        "encoder.1.running_var",
+    ]
+    assert num_values(net) == NET_VALUES
+    assert to_vector(net).shape == (NET_VALUES,)
+    assert to_vector(net).dtype == np.float32
+
+
+def test_counters_stay_at_the_site():
+    here, there = randomized(3), randomized(9)
+    assert list(local_buffers(here)) == ["encoder.1.num_batches_tracked"]
+    load_vector(here, to_vector(there))
+    assert here.encoder[1].num_batches_tracked == 3
+
+
+def test_round_trip_is_bit_exact_and_keeps_aliases():
+    here, there = randomized(3), randomized(9)
+    addresses = [tensor.data_ptr() for _, tensor in federated_tensors(here)]
+    vector = to_vector(there)
+    load_vector(here, vector)
+    assert to_vector(here).tobytes() == vector.tobytes()
+    for name, tensor in here.state_dict().items():
+        if "num_batches" not in name:
+            assert torch.equal(tensor, there.state_dict()[name]), name
+    # in place: an optimizer that holds the parameters still trains this network
+    assert addresses == [tensor.data_ptr() for _, tensor in federated_tensors(here)]
+    assert here.decoder.tied.weight is here.decoder.head.weight
+
+
+def test_the_vector_is_a_copy():
+    net = randomized(3)
+    vector = to_vector(net)
+    before = vector.copy()
+    with torch.no_grad():
+        net.encoder[0].weight.zero_()
+    np.testing.assert_array_equal(vector, before)
+    load_vector(net, vector)
+    vector[:] = 0
+    assert to_vector(net).tobytes() == before.tobytes()
+
+
+def test_a_vector_from_the_network_may_be_read_only():
+    net = randomized(3)
+    vector = to_vector(net)
+    received = np.frombuffer(vector.tobytes(), np.float32)
+    load_vector(net, received)
+    assert to_vector(net).tobytes() == vector.tobytes()
+
+
+def test_half_precision_parameters_come_back_unchanged():
+    net = randomized(3).half()
+    vector = to_vector(net)
+    assert vector.dtype == np.float32
+    load_vector(net, vector)
+    assert net.encoder[0].weight.dtype == torch.float16
+    assert to_vector(net).tobytes() == vector.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(NET_VALUES - 1,), (NET_VALUES + 1,), (1, NET_VALUES), (0,)])
+def test_a_vector_of_another_network_is_refused_before_anything_changes(shape):
+    net = randomized(3)
+    before = to_vector(net)
+    with pytest.raises(SiteError, match=f"expected a vector of {NET_VALUES} values"):
+        load_vector(net, np.ones(shape, np.float32))
+    assert to_vector(net).tobytes() == before.tobytes()
+
+
+def test_manifest_tells_networks_apart_but_not_their_values():
+    assert manifest_hash(randomized(3)) == manifest_hash(randomized(9))
+    others = [
+        Net(5),
+        Net().double(),
+        nn.Sequential(nn.Linear(3, 5)),
+        nn.Sequential(nn.Linear(5, 3)),
+    ]
+    hashes = {manifest_hash(net) for net in [Net(), *others]}
+    assert len(hashes) == 5
+
+
+def test_a_compiled_network_is_the_network():
+    net = randomized(3)
+    compiled = torch.compile(net)  # compiles on the first call only
+    assert unwrap(compiled) is net
+    assert manifest_hash(compiled) == manifest_hash(net)
+    assert to_vector(compiled).tobytes() == to_vector(net).tobytes()
+
+
+# FedProx and the learning rate of a round
+
+
+def test_proximal_term_and_its_gradient_by_hand():
+    net = nn.Linear(2, 1, bias=False)
+    net.weight.data[:] = torch.tensor([1.0, 2.0])
+    loss = ProximalLoss(nn.L1Loss(), net, mu=0.5)
+    net.weight.data[:] = torch.tensor([4.0, -2.0])
+    output = net(torch.tensor([[1.0, 0.0]]))  # 4
+    value = loss(output, torch.tensor([[1.0]]))
+    # |4 - 1| + 0.5 / 2 * (3^2 + 4^2)
+    assert value.item() == pytest.approx(3 + 6.25)
+    value.backward()
+    # d|4 - 1| / dw = (1, 0), plus 0.5 * (3, -4)
+    assert net.weight.grad.tolist() == [[2.5, -2.0]]
+
+
+def test_proximal_term_is_not_part_of_validation():
+    net = nn.Linear(2, 1, bias=False)
+    loss = ProximalLoss(nn.L1Loss(), net, mu=0.5)
+    net.weight.data += 1
+    with torch.no_grad():
+        assert loss(torch.tensor([[4.0]]), torch.tensor([[1.0]])).item() == 3
+
+
+def test_proximal_term_leaves_frozen_parameters_out():
+    net = nn.Linear(2, 1)
+    net.bias.requires_grad_(requires_grad=False)
+    loss = ProximalLoss(nn.L1Loss(), net, mu=2.0)
+    net.bias.data += 5
+    net.weight.data += 1
+    value = loss(torch.tensor([[1.0]]), torch.tensor([[1.0]]))
+    assert value.item() == pytest.approx(2.0)  # 2 / 2 * (1^2 + 1^2)
+
+
+def test_the_server_sets_the_learning_rate_of_every_group():
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [w]} for w in weights], 0.5)
+    scheduler = ServerLR(optimizer, 0.01)
+    for epoch in (0, 1, 700):  # whatever nnU-Net's epoch counter says
+        scheduler.step(epoch)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01]
+    scheduler.lr = 0.002
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.002, 0.002]
+
+
+# The name inference finds the network by
+
+
+class LocalLoss(nnUNetTrainer):
+    pass
+
+
+class LocalNetwork(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(*args, **kwargs):
+        raise NotImplementedError
+
+
+class LocalNetworkAndLoss(LocalNetwork):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("trainer", "name"),
+    [
+        (nnUNetTrainerFederated, "nnUNetTrainer"),
+        (federate(nnUNetTrainer), "nnUNetTrainer"),
+        (federate(nnUNetTrainerDA5), "nnUNetTrainerDA5"),
+        (federate(nnUNetTrainerBN), "nnUNetTrainerBN"),
+        (federate(LocalLoss), "nnUNetTrainer"),
+        (federate(LocalNetwork), "LocalNetwork"),
+        (federate(LocalNetworkAndLoss), "LocalNetworkAndLoss"),
+        (type("Mine", (nnUNetTrainerFederated,), {}), "nnUNetTrainer"),
+        (nnUNetTrainerDA5, "nnUNetTrainerDA5"),
+    ],
+)
+def test_checkpoints_carry_the_nearest_stock_trainer(trainer, name):
+    assert stock_name(trainer) == name
+
+
+def test_federating_twice_is_federating_once():
+    sibling = federate(nnUNetTrainerDA5)
+    assert sibling.__name__ == "nnUNetTrainerDA5Federated"
+    assert federate(sibling) is sibling
+    assert issubclass(sibling, nnUNetTrainerDA5)
+    assert federate(nnUNetTrainer) is nnUNetTrainerFederated
+
+
+# A site's own state
+
+
+def draw() -> tuple:
+    return (
+        random.random(),  # noqa: S311
+        random.gauss(0, 1),
+        np.random.rand(),
+        np.random.randn(),
+        torch.rand(1).item(),
+    )
+
+
+@pytest.mark.parametrize("drawn_before", [0, 1])  # after one gauss, a second one is waiting
+def test_random_numbers_continue_from_the_file(tmp_path, drawn_before):
+    local_state.seed_everything(7)
+    for _ in range(drawn_before):
+        draw()
+    path = tmp_path / "state.pt"
+    local_state.save(path, {"randomness": local_state.capture_randomness()})
+    expected = [draw() for _ in range(3)]
+    local_state.seed_everything(8)
+    assert draw() != expected[0]
+    local_state.restore_randomness(local_state.load(path)["randomness"])
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_a_snapshot_is_not_changed_by_later_draws():
+    local_state.seed_everything(7)
+    snapshot = local_state.capture_randomness()
+    expected = draw()
+    for _ in range(2):
+        local_state.restore_randomness(snapshot)
+        assert draw() == expected
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "absent":
+        path.unlink()
+    elif how == "code":
+        torch.save({"f": math.sqrt}, path)
+    else:
+        path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "text": b"x"}[how])
+
+
+@pytest.mark.parametrize("how", ["absent", "empty", "half", "text", "code"])
+def test_a_damaged_state_is_named(tmp_path, how):
+    path = local_state.state_path(tmp_path, 3)
+    local_state.save(path, {"weights": torch.arange(1000.0)})
+    damage(path, how)
+    with pytest.raises(CheckpointError, match=r"after_round_3\.pt cannot be read"):
+        local_state.load(path)
+
+
+def test_a_kill_while_saving_leaves_the_old_state(tmp_path):
+    path = tmp_path / "state.pt"
+    local_state.save(path, {"round": 1})
+    with pytest.raises(Exception, match="pickle"):
+        local_state.save(path, {"round": 2, "not to be written": lambda: None})
+    assert local_state.load(path) == {"round": 1}
+
+
+def test_the_two_newest_states_are_kept(tmp_path):
+    for server_round in (-1, 0, 2, 9, 10, 100):
+        local_state.save(local_state.state_path(tmp_path, server_round), {})
+    (tmp_path / "after_round_7.pt.tmp").touch()
+    (tmp_path / "after_round_x.pt").touch()
+    assert local_state.rounds_on_disk(tmp_path) == [-1, 0, 2, 9, 10, 100]
+    local_state.drop_superseded(tmp_path)
+    assert local_state.rounds_on_disk(tmp_path) == [10, 100]
+
+
+# What federation.json says about a round
+
+
+def report(site, cases, loss, local, received=None):
+    return TrainReport(site, cases, loss, vars(local), received and vars(received), 2.0)
+
+
+# two classes; the second is nowhere at oslo
+BERN = Validation(iterations=4, loss=-2.0, tp=[8, 1], fp=[2, 0], fn=[6, 2])
+OSLO = Validation(iterations=1, loss=-0.25, tp=[2, 0], fp=[0, 0], fn=[0, 0])
+LYON = Validation(iterations=0, loss=0.0, tp=[0, 0], fp=[0, 0], fn=[0, 0])  # no validation case
+REPORTS = [report("bern", 6, 1.0, BERN), report("lyon", 2, 3.0, LYON), report("oslo", 2, 0.5, OSLO)]
+
+
+def test_client_side_by_hand():
+    record = client_side(REPORTS)
+    assert record["train_loss"] == pytest.approx(1.3)  # (6 * 1 + 2 * 3 + 2 * 0.5) / 10
+    assert record["loss"] == pytest.approx(-0.45)  # (-2 - 0.25) / 5 iterations
+    assert record["mean_site_loss"] == pytest.approx(-0.375)  # (-0.5 - 0.25) / 2
+    # from counts of both sites: 2 * 10 / (20 + 2 + 6), 2 * 1 / (2 + 0 + 2)
+    assert record["dice_per_class"] == [pytest.approx(5 / 7), 0.5]
+    assert record["dice"] == pytest.approx((5 / 7 + 1 / 2) / 2)
+    bern, lyon, oslo = (record["sites"][site] for site in ("bern", "lyon", "oslo"))
+    assert bern["dice_per_class"] == [pytest.approx(2 / 3), 0.5]
+    assert bern["loss"] == -0.5
+    assert oslo["dice"] == 1.0
+    assert math.isnan(oslo["dice_per_class"][1])
+    assert math.isnan(lyon["dice"])
+    assert math.isnan(lyon["loss"])
+    assert lyon["train_loss"] == 3.0
+    assert record["mean_site_dice"] == pytest.approx(((2 / 3 + 1 / 2) / 2 + 1) / 2)
+
+
+def test_server_side_by_hand():
+    record = server_side({"bern": BERN, "oslo": OSLO})
+    assert record["loss"] == pytest.approx(-0.45)
+    assert record["dice_per_class"] == [pytest.approx(5 / 7), 0.5]
+    assert list(record["sites"]) == ["bern", "oslo"]
+    assert record["sites"]["oslo"]["loss"] == -0.25
+
+
+@pytest.mark.parametrize("validations", [{}, {"lyon": LYON}])
+def test_nobody_validated(validations):
+    record = server_side(validations)
+    assert math.isnan(record["loss"])
+    assert math.isnan(record["dice"])
+
+
+def test_the_history_is_strict_json(tmp_path):
+    path = tmp_path / "federation.json"
+    record = {"round": 0, **client_side(REPORTS), "global_model": None}
+    write_history(path, {"sites": ("bern",)}, [record])
+
+    def refuse(constant):
+        pytest.fail(f"{constant} is not JSON")
+
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    (first,) = content["rounds"]
+    assert content["sites"] == ["bern"]
+    assert first["sites"]["lyon"]["dice"] is None
+    assert first["sites"]["lyon"]["loss"] is None
+    assert first["sites"]["oslo"]["dice_per_class"] == [1.0, None]
+    assert first["sites"]["bern"]["loss"] == -0.5
+    assert [file.name for file in tmp_path.iterdir()] == ["federation.json"]
+
+
+def test_a_report_survives_the_wire():
+    sent = report("bern", 6, 1.0, BERN, OSLO)
+    came = TrainReport.from_json(sent.to_json())
+    assert came == sent
+    assert came.local == BERN
+    assert came.global_model == OSLO
+    assert REPORTS[0].global_model is None
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"site": "bern", "colour": 1}'])
+def test_an_unreadable_report_is_refused(text):
+    with pytest.raises(SiteError, match="not a valid TrainReport"):
+        TrainReport.from_json(text)
