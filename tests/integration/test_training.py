@@ -147,7 +147,7 @@ def test_stock_train_command_runs_the_federation(
 
 
 @pytest.fixture
-def python_without_us(tmp_path: Path) -> str:
+def python_without_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A virtual environment that has nnunetv2 and not this package."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
@@ -156,6 +156,7 @@ def python_without_us(tmp_path: Path) -> str:
     # a path file inside the other environment, such as an editable install, is not followed
     (site_packages / "nnunetv2.pth").write_text(sysconfig.get_path("purelib"))
     probe = "import importlib.util as u; print(u.find_spec('nnunetv2_federated'))"
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # Flower's simulation leaves one behind
     found = subprocess.run(
         [python, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=True
     )
