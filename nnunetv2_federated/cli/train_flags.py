@@ -15,7 +15,11 @@ the result is a stock nnU-Net result folder that nnUNetv2_predict uses as it is.
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; no flag has a default here, the settings have."""
-    parser = argparse.ArgumentParser(prog="nnUNetv2_train_federated", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_train_federated",
+        usage="%(prog)s DATASET CONFIGURATION FOLD [flags]",
+        description=DESCRIPTION,
+    )
     parser.add_argument(
         "target",
         nargs="*",
