@@ -82,6 +82,8 @@ class Site:
             self.trainer.initialize()
         self._after_round = BEFORE_FIRST_ROUND
         self._started = False
+        self.interrupted = False
+        """A round began and did not end: trainer and log are somewhere in between."""
         self._randomness = local_state.capture_randomness()
 
     def describe(self) -> SiteDescription:
@@ -103,6 +105,7 @@ class Site:
         self._observer.site_started(
             self.settings.name, task.validate_received + task.local_epochs * per_epoch
         )
+        self.interrupted = True
         with quiet():
             self._be_as_before(task.server_round)
             load_vector(self.trainer.network, weights)
@@ -114,6 +117,7 @@ class Site:
             self._randomness = local_state.capture_randomness()
             self._after_round = task.server_round
             self._save()
+        self.interrupted = False
         report = TrainReport(
             site=self.settings.name,
             training_cases=len(self.settings.training_cases),
@@ -223,7 +227,9 @@ class SitePool:
         key = (folder, index)
         if key in self._alive:
             self._alive.move_to_end(key)
-            return self._alive[key]
+            if not self._alive[key].interrupted:
+                return self._alive[key]
+            self._alive.pop(key).close()  # to be built anew, as the disk remembers it
         capacity = run.settings.resident_trainers or DEFAULT_RESIDENT
         while len(self._alive) >= capacity:
             _, parked = self._alive.popitem(last=False)

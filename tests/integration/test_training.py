@@ -8,15 +8,19 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import plan_and_preprocess, write_dataset
 
+from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.cli.trainer_folder import TRAINER_FOLDER
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.flower.launch import launch
 from nnunetv2_federated.training.validation import join_summaries
 
 Train = Callable[..., Path]
@@ -113,6 +117,46 @@ def test_sites_that_are_datasets(
     assert len(cases) == 3 + 2
     assert [path.name for path in results.iterdir()] == ["Dataset901_Balls"]
     del monkeypatch
+
+
+class FailsOnce(Observer):
+    """Breaks the second site in the middle of the second round."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.records: list[dict] = []
+
+    def site_started(self, site: str, iterations: int) -> None:
+        del site, iterations
+        self.starts += 1
+
+    def iteration_done(self) -> None:
+        if self.starts == 4:
+            self.starts += 1
+            raise OSError("disk gone")
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+
+
+@pytest.mark.slow
+def test_a_site_that_failed_comes_back(dataset_2d: str, results: Path) -> None:
+    del results
+    options = {"sites": 2, "partition": "iid", "rounds": 3, "min_replies": 1}
+    options |= {"iterations_per_epoch": 2, "val_iterations": 2}
+    run = build_run(options, dataset_2d, "2d", 0, "cpu")
+    observer = FailsOnce()
+    fold = launch(run, observer=observer)
+    assert [record["failed"] for record in observer.records] == [
+        {},
+        {"site_02": "OSError: disk gone"},
+        {},
+    ]
+    assert [sorted(record["sites"]) for record in observer.records][1:] == [
+        ["site_01"],
+        ["site_01", "site_02"],
+    ]
+    assert (fold / "checkpoint_final.pth").is_file()
 
 
 def test_a_corrupted_state_is_refused(
