@@ -11,7 +11,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     plan_experiments,
     preprocess,
 )
-from skimage import io
+from skimage.io import imsave
 
 NAME = "Dataset950_Discs"
 SIDE = 64
@@ -28,9 +28,9 @@ def make_dataset(raw: Path, cases: int) -> None:
         inside = np.hypot(rows - centre[0], columns - centre[1]) < SIDE / 5
         image = (rng.normal(100, 10, (SIDE, SIDE)) + 60 * inside).clip(0, 255)
         case = raw / NAME / "imagesTr" / f"case_{index:03d}_0000.png"
-        io.imsave(str(case), image.astype(np.uint8), check_contrast=False)
+        imsave(str(case), image.astype(np.uint8), check_contrast=False)
         label = raw / NAME / "labelsTr" / f"case_{index:03d}.png"
-        io.imsave(str(label), inside.astype(np.uint8), check_contrast=False)
+        imsave(str(label), inside.astype(np.uint8), check_contrast=False)
     content = {
         "channel_names": {"0": "image"},
         "labels": {"background": 0, "disc": 1},

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,12 @@ def prepare(cases: int) -> Result:
 
 
 @contextlib.contextmanager
-def stopwatches() -> Iterator[Counter[str]]:
+def stopwatches() -> Iterator[defaultdict[str, float]]:
     """Add up the seconds in nnU-Net's set-up, end and plots, whoever's trainer calls them.
 
     Only this benchmark wraps nnU-Net's methods; the package never does.
     """
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     wrapped = [
         (nnUNetTrainer, "on_train_start"),
         (nnUNetTrainer, "on_train_end"),
@@ -208,7 +208,6 @@ def aggregation(replies: int, parameters: int) -> Result:
         "numpy": numpy_seconds,
         "running_mean": mean_seconds,
         "strategy": time.perf_counter() - started,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -16,6 +17,9 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 PAYLOAD = "payload"
 NUM_EXAMPLES = "num-examples"
 
+_NPY_HEADER = 1024
+"""Bytes that surely hold the header of a flat array's ``.npy`` file."""
+
 RUN_FOLDER_VARIABLE = "NNUNETV2_FEDERATED_RUN_FOLDER"
 """Where a runtime that cannot hand over a run configuration (Ray) finds the run."""
 
@@ -26,7 +30,7 @@ def pack_weights(vector: Vector) -> ArrayRecord:
 
 
 def unpack_weights(content: RecordDict) -> Vector:
-    """Return the weight vector of a message.
+    """Return the weight vector of a message, read-only.
 
     Raises
     ------
@@ -37,12 +41,20 @@ def unpack_weights(content: RecordDict) -> Vector:
     arrays = list(records[0].values()) if len(records) == 1 else []
     if len(arrays) != 1:
         raise SiteError(f"expected one array in a message, got {len(arrays)}")
+    return _view(arrays[0].data)
+
+
+def _view(data: bytes) -> Vector:
+    """Look at the values of an ``.npy`` file without copying them, as ``np.load`` would."""
+    header = io.BytesIO(data[:_NPY_HEADER])
     try:
-        vector = arrays[0].numpy()
-    except (ValueError, TypeError, EOFError) as error:
+        np.lib.format.read_magic(header)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+        vector = np.frombuffer(data, dtype, offset=header.tell())
+    except ValueError as error:
         raise SiteError(f"its weights cannot be read: {error}") from error
-    if vector.dtype != np.float32 or vector.ndim != 1:
-        raise SiteError(f"expected a flat float32 vector, got {vector.dtype} {vector.shape}")
+    if dtype != np.float32 or shape != vector.shape:
+        raise SiteError(f"expected a flat float32 vector, got {dtype} {shape}")
     return vector
 
 

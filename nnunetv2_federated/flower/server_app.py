@@ -84,6 +84,7 @@ class Server:
         self._run = run
         self._folder = model.folder
         self._clock = time.perf_counter()
+        self._writing = 0.0
 
     def run(self) -> None:
         """Train all rounds that are still to do, and write the result."""
@@ -118,10 +119,12 @@ class Server:
             return
 
         def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            wall, self._clock = time.perf_counter() - self._clock, time.perf_counter()
             if server_round > 0 and strategy.outcome is not None:
                 weights = unpack_weights(RecordDict({ARRAYS: arrays}))
-                self._finish_round(strategy, strategy.outcome, weights)
-            self._clock = time.perf_counter()
+                record = self._record(strategy.outcome, wall)
+                self._finish_round(strategy, strategy.outcome, record, weights)
+                self._writing = time.perf_counter() - self._clock
             return None
 
         strategy.start(
@@ -132,13 +135,13 @@ class Server:
             evaluate_fn=after_round,
         )
 
-    def _finish_round(self, strategy: PolyLRStrategy, outcome: Outcome, weights: Vector) -> None:
-        """Keep what the round brought: record, plots, best checkpoint, state."""
-        wall = time.perf_counter() - self._clock
+    def _record(self, outcome: Outcome, wall: float) -> Record:
+        """Describe a round; its seconds count from the end of the one before, files included."""
         seconds = [report.seconds for report in outcome.reports]
         sequential = getattr(self.grid, "sequential", False)
         training = sum(seconds) if sequential else max(seconds)
-        record: Record = {
+        other = training + outcome.aggregation_seconds + self._writing
+        return {
             "round": outcome.server_round,
             "lr": outcome.lr,
             "started": outcome.started,
@@ -152,9 +155,15 @@ class Server:
                 "round": wall,
                 "training": training,
                 "aggregation": outcome.aggregation_seconds,
-                "communication": max(0.0, wall - training - outcome.aggregation_seconds),
+                "writing": self._writing,
+                "communication": max(0.0, wall - other),
             },
         }
+
+    def _finish_round(
+        self, strategy: PolyLRStrategy, outcome: Outcome, record: Record, weights: Vector
+    ) -> None:
+        """Keep what the round brought: record, plots, best checkpoint, state."""
         received = {r.site: v for r in outcome.reports if (v := r.global_model) is not None}
         if self.rounds:
             self._complete_previous(received)

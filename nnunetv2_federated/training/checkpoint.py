@@ -125,7 +125,7 @@ class GlobalModel:
         trainer = self.trainer
         state = {
             "manifest": self.manifest,
-            "weights": torch.from_numpy(weights),
+            "weights": torch.tensor(weights),
             "rounds": rounds,
             "strategy": strategy,
             "epoch": trainer.current_epoch,

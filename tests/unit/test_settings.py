@@ -75,12 +75,28 @@ def test_counts_are_whole_numbers_from_one(name, value):
         ("weighting", "size"),
         ("strategy", "FedAvg"),
         ("strategy", "bulyan"),
+        ("initial_lr", "0.01"),
+        ("initial_lr", True),
+        ("rounds", None),
+        ("seed", None),
+        ("global_validation", "no"),
     ],
 )
 def test_bad_value_is_refused_by_the_name_of_its_flag(name, value):
     flag = "--" + name.replace("_", "-")
     with pytest.raises(SettingsError, match=f"^{flag} {value}: must be "):
         FederationSettings(**{name: value})
+
+
+@pytest.mark.parametrize("options", [5, {"eta": "x"}, {"eta": math.nan}])
+def test_strategy_options_are_finite_numbers(options):
+    with pytest.raises(SettingsError, match=r"^--strategy-option .* finite numbers"):
+        FederationSettings(strategy="fedadam", strategy_options=options)
+
+
+def test_two_sites_need_two_names():
+    with pytest.raises(SettingsError, match="two sites have the same name"):
+        make_run(sites=(SITES[0], SITES[0]))
 
 
 @pytest.mark.parametrize(

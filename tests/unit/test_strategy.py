@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
-from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, TrainTask
+from nnunetv2_federated.federation.messages import WEIGHTS, SiteDescription, TrainReport, TrainTask
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.records import (
@@ -324,6 +324,13 @@ def set_report(**changes):
     return spoil
 
 
+def set_data(data):
+    def spoil(content):
+        content[ARRAYS] = ArrayRecord({WEIGHTS: Array("float32", (5,), "numpy.ndarray", data)})
+
+    return spoil
+
+
 def set_arrays(*arrays):
     def spoil(content):
         content[ARRAYS] = ArrayRecord({str(i): Array(a) for i, a in enumerate(arrays)})
@@ -355,6 +362,15 @@ BAD_REPLIES = [
     (set_report(site="bern"), "answered as bern"),
     (set_report(training_cases=0), "trained on 0 cases"),
     (set_report(colour=1), "not a valid TrainReport"),
+    (set_report(train_loss=None), "not a valid TrainReport"),
+    (set_report(training_cases="5"), "not a valid TrainReport"),
+    (set_report(training_cases=float("inf")), "not a valid TrainReport"),
+    (set_report(validation={}), "not a valid TrainReport"),
+    (
+        set_report(validation={"iterations": 1, "loss": 0.0, "tp": [1], "fp": [], "fn": [1]}),
+        "not a valid TrainReport",
+    ),
+    (set_data(b"garbage"), "its weights cannot be read"),
     (set_arrays(GOOD[:4]), "sent 4 weights instead of 5"),
     (set_arrays(np.ones(6, np.float32)), "sent 6 weights instead of 5"),
     (set_arrays(GOOD.astype(np.float64)), "expected a flat float32 vector, got float64"),
