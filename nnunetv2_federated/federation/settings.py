@@ -24,6 +24,10 @@ STRATEGIES = (
 )
 
 
+_ABOVE_0 = math.nextafter(0.0, 1.0)
+_BELOW_1 = math.nextafter(1.0, 0.0)
+
+
 def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
     if not ok:
         raise SettingsError(f"{flag} {value}: must be {allowed}.")
@@ -67,9 +71,9 @@ class FederationSettings:
     def __post_init__(self) -> None:
         self._check_counts()
         for name, low, high, allowed in (
-            ("initial_lr", 1e-12, 1.0, "above 0 and at most 1; nnU-Net has 0.01"),
-            ("momentum", 0.0, 0.99999, "at least 0 and below 1; nnU-Net has 0.99"),
-            ("weight_decay", 0.0, 0.99999, "at least 0 and below 1; nnU-Net has 3e-5"),
+            ("initial_lr", _ABOVE_0, 1.0, "above 0 and at most 1; nnU-Net has 0.01"),
+            ("momentum", 0.0, _BELOW_1, "at least 0 and below 1; nnU-Net has 0.99"),
+            ("weight_decay", 0.0, _BELOW_1, "at least 0 and below 1; nnU-Net has 3e-5"),
         ):
             value = getattr(self, name)
             fits = value is None or (_is_number(value) and low <= value <= high)
