@@ -28,6 +28,7 @@ from nnunetv2_federated.federation.partition import PartitionSettings
 from nnunetv2_federated.federation.settings import FederationSettings, Run
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import launch
+from nnunetv2_federated.flower.launch import prepare as prepare_run
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -139,7 +140,7 @@ def federation(sites: int, device: str, settings: dict[str, Any]) -> Result:
     )
     wall = _Wall()
     with stopwatches() as seconds:
-        folder = launch(run, observer=wall)
+        folder = launch(run, prepare_run(run), observer=wall)
     report = json.loads((folder / "federation.json").read_text())
     rounds = report["rounds"]
     setup = seconds["on_train_start"]  # in the first round of each site

@@ -9,7 +9,7 @@ from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
 from nnunetv2_federated.cli.options import Options, read_settings_file
 from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train_flags import build_parser
-from nnunetv2_federated.flower.launch import launch
+from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.training.build import configure
 from nnunetv2_federated.training.trainer import FederatedRounds
 
@@ -42,9 +42,10 @@ def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
             self.fold,
             self.device.type,
         )
+        folder = prepare(run, resume="c" in options)
         send_logs_to(Path(self.output_folder) / "federation.log")
         with ConsoleObserver(run.settings.rounds) as console:
             configure(self, run)
-            launch(run, observer=console, trainer=self, resume="c" in options)
+            launch(run, folder, observer=console, trainer=self)
 
     return type(trainer.__name__, (trainer,), {"run_training": run_training})

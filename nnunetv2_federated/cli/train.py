@@ -72,15 +72,15 @@ def _train(options: Options) -> None:
             raise SettingsError(f"--val: {checkpoint} does not exist; train first, without --val.")
         _validate(run, options, GlobalModel(run))
         return
-    resume = bool(options.get("c"))
+    backend = options.get("backend", "in-process")
+    folder = prepare(run, backend=backend, resume=bool(options.get("c")))
     if options.get("prepare_only"):
-        folder = prepare(run, resume=resume)
         print(
             f"flwr run {APP_FOLDER} local --stream --run-config 'run-folder=\"{folder}\"' "
             f"--federation-config 'num-supernodes={len(run.sites)} client-resources-num-cpus=1'"
         )
         return
-    folder = result_folder(run)
+    send_logs_to(folder.parent / "federation.log")
     with ConsoleObserver(run.settings.rounds, quiet=bool(options.get("quiet"))) as console:
         console.say(f"{run.dataset} {run.configuration} fold {run.fold}: {len(run.sites)} sites")
         for site in run.sites:
@@ -90,17 +90,9 @@ def _train(options: Options) -> None:
             )
         if "device" not in options and device == "cpu":
             console.say("no CUDA device found: training on the CPU")
-        prepare(run, resume=resume)
-        send_logs_to(folder / "federation.log")
         with quiet():
             trainer = build_trainer(run, load_dataset(run.dataset, run.plans))
-        launch(
-            run,
-            backend=options.get("backend", "in-process"),
-            observer=console,
-            trainer=trainer,
-            resume=resume,
-        )
+        launch(run, folder, backend=backend, observer=console, trainer=trainer)
     _validate(run, options, GlobalModel(run, trainer))
 
 

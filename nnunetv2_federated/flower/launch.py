@@ -38,14 +38,31 @@ def federation_folder(run: Run) -> Path:
     return result_folder(run) / "federation"
 
 
-def prepare(run: Run, *, resume: bool = False) -> Path:
+def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> Path:
     """Check what can be checked without training, and write ``federation/run.json``.
+
+    Parameters
+    ----------
+    run
+        Every choice made.
+    backend
+        ``in-process`` or ``ray``.
+    resume
+        Keep what an earlier run left, to continue it.
+
+    Returns
+    -------
+    Path
+        The run's folder, for :func:`launch`.
 
     Raises
     ------
     SettingsError
-        If the strategy refuses its options or the results folder cannot be written.
+        If the strategy refuses its options, Ray is wanted and absent, or the results folder
+        cannot be written.
     """
+    if backend == "ray":
+        check_ray()
     build_strategy(run.settings.strategy, run.settings.strategy_options)
     folder = federation_folder(run)
     try:
@@ -63,35 +80,32 @@ def prepare(run: Run, *, resume: bool = False) -> Path:
 
 def launch(
     run: Run,
+    folder: Path,
     *,
     backend: str = "in-process",
     observer: Observer | None = None,
     trainer: FederatedRounds | None = None,
-    resume: bool = False,
 ) -> Path:
-    """Run a federation on this machine.
+    """Run a federation on this machine, or continue it where its folder says it stopped.
 
     Parameters
     ----------
     run
         Every choice made.
+    folder
+        What :func:`prepare` returned.
     backend
         ``in-process`` or ``ray``.
     observer
         Told what happens.
     trainer
         An uninitialised trainer to hold the global model; ``None`` to build one.
-    resume
-        Continue where an earlier run stopped.
 
     Returns
     -------
     Path
         nnU-Net's result folder of the fold.
     """
-    if backend == "ray":
-        check_ray()
-    folder = prepare(run, resume=resume)
     server_app = make_server_app(observer, trainer)
     if backend == "ray":
         run_with_ray(server_app, folder, len(run.sites))

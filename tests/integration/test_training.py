@@ -20,7 +20,7 @@ from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.cli.trainer_folder import TRAINER_FOLDER
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.flower.launch import launch
+from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.training.validation import join_summaries
 
 Train = Callable[..., Path]
@@ -146,7 +146,7 @@ def test_a_site_that_failed_comes_back(dataset_2d: str, results: Path) -> None:
     options |= {"iterations_per_epoch": 2, "val_iterations": 2}
     run = build_run(options, dataset_2d, "2d", 0, "cpu")
     observer = FailsOnce()
-    fold = launch(run, observer=observer)
+    fold = launch(run, prepare(run), observer=observer)
     assert [record["failed"] for record in observer.records] == [
         {},
         {"site_02": "OSError: disk gone"},
