@@ -27,6 +27,74 @@ class _Payload:
 
 
 @dataclass(frozen=True)
+class SiteSurvey(_Payload):
+    """A site's answer to ``query.survey``: what its raw dataset declares, before any image is read.
+
+    All but ``site`` and ``cases`` must be equal at all sites.
+    """
+
+    site: str
+    cases: int
+    channel_names: dict[str, str]
+    labels: dict[str, Any]
+    regions_class_order: list[int] | None
+    file_ending: str
+    reader_writer: str
+    spacing_unit: str
+    nnunetv2: str
+
+    def __post_init__(self) -> None:
+        if type(self.cases) is not int or self.cases < 1:
+            raise TypeError(f"cases {self.cases!r} is no positive whole number")
+
+    def declared(self) -> dict[str, Any]:
+        """Return what must be equal at all sites."""
+        return {k: v for k, v in asdict(self).items() if k not in ("site", "cases")}
+
+
+@dataclass(frozen=True)
+class FingerprintTask(_Payload):
+    """Asks for a site's fingerprint."""
+
+    samples_per_case: int
+    """Foreground voxels sampled in each case, the same everywhere: equal weight per case."""
+    min_cases: int | None
+    """Merge bins until each holds so many cases; ``None`` for the finest bins."""
+    verify_dataset_integrity: bool
+
+
+@dataclass(frozen=True)
+class PrepareTask(_Payload):
+    """The federation's plan, for every site the same."""
+
+    plans: dict[str, Any]
+    """nnU-Net's plans without ``dataset_name``."""
+    sha256: str
+    """Of the plans, see :func:`nnunetv2_federated.federation.planning.hash_plans`."""
+    fingerprint: dict[str, Any]
+    """The federation's, in nnU-Net's form, with medians in place of cases."""
+    declared: dict[str, Any]
+    """:meth:`SiteSurvey.declared` of the federation."""
+    configurations: list[str]
+    """What to preprocess."""
+    replace_plans: bool
+    """Replace plans of the same name that differ."""
+    check_only: bool
+    """Change nothing; only tell whether it could be done."""
+
+
+@dataclass(frozen=True)
+class PrepareReport(_Payload):
+    """A site's answer to ``query.prepare``."""
+
+    site: str
+    sha256: str
+    """Of the plans as they stand at the site."""
+    preprocessed: dict[str, int]
+    """Cases of each configuration."""
+
+
+@dataclass(frozen=True)
 class SiteDescription(_Payload):
     """A site's answer to ``query.describe``, before the first round."""
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from nnunetv2_federated.federation.messages import TrainTask
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.messages import FingerprintTask, PrepareTask, TrainTask
 from nnunetv2_federated.federation.settings import read_run
 from nnunetv2_federated.flower.records import (
     reply,
@@ -16,6 +17,7 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
+from nnunetv2_federated.training.raw_site import RawSite
 from nnunetv2_federated.training.site import Site, SitePool
 
 _read_run = functools.lru_cache(maxsize=8)(read_run)
@@ -33,9 +35,36 @@ def _find_in_this_process(context: Context) -> Site:
     return find_site(_POOL, context)
 
 
-def make_client_app(find: Callable[[Context], Site]) -> ClientApp:
-    """Build the app around a way to find the living site."""
+def find_raw_site(context: Context) -> RawSite:
+    """Open the raw dataset that the node's configuration names."""
+    dataset = context.node_config.get("dataset")
+    if not dataset:
+        raise SettingsError(
+            "the node has no dataset: start it with --node-config 'dataset=\"501\"'."
+        )
+    return RawSite.open(str(dataset))
+
+
+def make_client_app(
+    find: Callable[[Context], Site] = _find_in_this_process,
+    find_raw: Callable[[Context], RawSite] = find_raw_site,
+) -> ClientApp:
+    """Build the app around a way to find the living site, and its dataset before training."""
     app = ClientApp()
+
+    @app.query("survey")
+    def survey(message: Message, context: Context) -> Message:
+        return reply(message, find_raw(context).survey().to_json())
+
+    @app.query("fingerprint")
+    def fingerprint(message: Message, context: Context) -> Message:
+        task = FingerprintTask.from_json(unpack_payload(message.content))
+        return reply(message, find_raw(context).fingerprint(task).to_json())
+
+    @app.query("prepare")
+    def prepare(message: Message, context: Context) -> Message:
+        task = PrepareTask.from_json(unpack_payload(message.content))
+        return reply(message, find_raw(context).prepare(task).to_json())
 
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
@@ -57,5 +86,5 @@ def make_client_app(find: Callable[[Context], Site]) -> ClientApp:
     return app
 
 
-app = make_client_app(_find_in_this_process)
+app = make_client_app()
 """The app as Flower's own runtimes load it; its trainers live as long as the process."""

@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
+from nnunetv2_federated.federation.errors import FederationError
+
 logger = logging.getLogger(__name__)
 
 _SERVER_NODE = 1
@@ -106,5 +108,6 @@ class InProcessGrid(Grid):
             return self._app(message, context)
         except Exception as error:  # one site's failure is the server's to judge
             logger.debug("a site failed", exc_info=True)
-            reason = f"{type(error).__name__}: {error}"
+            known = isinstance(error, FederationError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
             return Message(Error(_SITE_FAILED, reason), reply_to=message)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.planning import hash_plans
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Dataset:
     @property
     def plans_hash(self) -> str:
         """SHA-256 of the plans, without the dataset's name."""
-        plans = {key: value for key, value in self.plans.items() if key != "dataset_name"}
-        return hashlib.sha256(json.dumps(plans, sort_keys=True).encode()).hexdigest()
+        return hash_plans(self.plans)
 
 
 def check_environment() -> None:
@@ -104,7 +102,7 @@ def check_configuration(dataset: Dataset, configuration: str) -> Path:
         )
     manager = PlansManager(dataset.plans).get_configuration(configuration)
     folder = dataset.folder / str(manager.data_identifier)
-    if not folder.is_dir() or not _identifiers(folder):
+    if not folder.is_dir() or not preprocessed_cases(folder):
         raise SettingsError(
             f"configuration {configuration} of {dataset.name} is not preprocessed: run "
             f"nnUNetv2_preprocess -d {dataset.name} -c {configuration}."
@@ -112,7 +110,8 @@ def check_configuration(dataset: Dataset, configuration: str) -> Path:
     return folder
 
 
-def _identifiers(folder: Path) -> list[str]:
+def preprocessed_cases(folder: Path) -> list[str]:
+    """List the cases in the folder of a configuration."""
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
@@ -129,7 +128,7 @@ def fold_split(
     SettingsError
         If the fold does not exist.
     """
-    cases = _identifiers(check_configuration(dataset, configuration))
+    cases = preprocessed_cases(check_configuration(dataset, configuration))
     if fold == "all":
         return cases, cases
     splits_file = dataset.folder / "splits_final.json"

@@ -1,0 +1,125 @@
+"""``nnUNetv2_plan_and_preprocess_federated``: one plan for sites that show no image."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.flower.client_app import make_client_app
+from nnunetv2_federated.flower.in_process import InProcessGrid
+from nnunetv2_federated.flower.planning import PlanningSettings, plan_and_prepare
+from nnunetv2_federated.training.planning import PlanSettings, find_planner
+from nnunetv2_federated.training.raw_site import RawSite
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; flags of nnUNetv2_plan_and_preprocess keep their names."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plan_and_preprocess_federated",
+        description="Plan once for several datasets, each a site, from fingerprints that give no "
+        "patient away, and preprocess each with that plan. Train then with "
+        "nnUNetv2_train_federated --site-datasets.",
+    )
+    add = parser.add_argument
+    add("-d", dest="datasets", nargs="+", required=True, metavar="DATASET", help="ids or names")
+    add("-c", dest="configurations", nargs="+", help="to preprocess (2d 3d_fullres 3d_lowres)")
+    add("-pl", dest="planner", help="experiment planner (ExperimentPlanner)")
+    add("-gpu_memory_target", type=float, metavar="GB", help="as of nnU-Net")
+    add("-preprocessor_name", metavar="NAME", help="as of nnU-Net (DefaultPreprocessor)")
+    add("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="as of nnU-Net")
+    add("-overwrite_plans_name", metavar="NAME", help="name of the plans (the planner's)")
+    add("-npfp", type=int, metavar="N", help="processes for fingerprints (8)")
+    add("-np", type=int, nargs="+", metavar="N", help="for preprocessing, one or one for each -c")
+    add("--verify_dataset_integrity", action="store_true", default=None, help="as of nnU-Net")
+    add("--no_pp", action="store_true", default=None, help="plan, but do not preprocess")
+    add(
+        "--fingerprint",
+        choices=("full", "binned"),
+        help="binned: merge bins until each holds --min-cases cases (default full)",
+    )
+    add("--min-cases", type=int, metavar="N", help="of a bin of a binned fingerprint (5)")
+    add(
+        "--replace-plans",
+        action="store_true",
+        default=None,
+        help="replace plans of the same name that differ",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = build_parser()
+    run_command(lambda: _plan(parse(parser, argv)))
+
+
+def _plan(options: Options) -> None:
+    settings = _settings(options)
+    find_planner(settings.plan.planner)
+    processes = _processes(options, settings.configurations)
+    npfp = options.get("npfp", RawSite.fingerprint_processes)
+    if npfp < 1:
+        raise SettingsError(f"-npfp {npfp}: must be at least 1.")
+    sites = [
+        RawSite.open(name, fingerprint_processes=npfp, preprocessing_processes=processes)
+        for name in options["datasets"]
+    ]
+    if len({site.name for site in sites}) < len(sites):
+        raise SettingsError(f"-d {' '.join(options['datasets'])}: a dataset is named twice.")
+    app = make_client_app(find_raw=lambda context: sites[int(context.node_config["partition-id"])])
+    grid = InProcessGrid(app, len(sites), {})
+    plans = plan_and_prepare(grid, list(grid.get_node_ids()), settings, print)
+    print(
+        "now train with: nnUNetv2_train_federated --site-datasets "
+        f"{' '.join(options['datasets'])} {settings.configurations[0]} 0"
+        + (f" -p {plans['plans_name']}" if plans["plans_name"] != "nnUNetPlans" else "")
+    )
+
+
+def _settings(options: Options) -> PlanningSettings:
+    binned = options.get("fingerprint") == "binned"
+    if "min_cases" in options and not binned:
+        raise SettingsError("--min-cases: is for --fingerprint binned only.")
+    min_cases = options.get("min_cases", 5) if binned else None
+    if min_cases is not None and min_cases < 1:
+        raise SettingsError(f"--min-cases {min_cases}: must be at least 1.")
+    spacing = options.get("overwrite_target_spacing")
+    memory = options.get("gpu_memory_target")
+    if memory is not None and not memory > 0:
+        raise SettingsError(f"-gpu_memory_target {memory}: must be above 0 (GB).")
+    if spacing is not None and not all(s > 0 for s in spacing):
+        raise SettingsError(f"-overwrite_target_spacing {spacing}: must be above 0 (mm).")
+    return PlanningSettings(
+        plan=PlanSettings(
+            planner=options.get("planner", PlanSettings.planner),
+            gpu_memory_target=memory,
+            preprocessor=options.get("preprocessor_name", PlanSettings.preprocessor),
+            overwrite_target_spacing=tuple(spacing) if spacing is not None else None,
+            overwrite_plans_name=options.get("overwrite_plans_name"),
+        ),
+        configurations=tuple(options.get("configurations", PlanningSettings.configurations)),
+        min_cases=min_cases,
+        verify_dataset_integrity="verify_dataset_integrity" in options,
+        replace_plans="replace_plans" in options,
+        preprocess="no_pp" not in options,
+    )
+
+
+def _processes(options: Options, configurations: Sequence[str]) -> dict[str, int]:
+    numbers = options.get("np")
+    if numbers is None:
+        return {}
+    if len(numbers) == 1:
+        numbers = numbers * len(configurations)
+    if len(numbers) != len(configurations) or min(numbers) < 1:
+        raise SettingsError(
+            f"-np {' '.join(map(str, numbers))}: give one number, or one for each of "
+            f"-c {' '.join(configurations)}, at least 1."
+        )
+    return dict(zip(configurations, numbers, strict=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Rules of planning together: what sites must agree on, and when two plans are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.messages import SiteSurvey
+
+
+def hash_plans(plans: Mapping[str, Any]) -> str:
+    """SHA-256 of plans, without the dataset's name: sites name their datasets as they like."""
+    content = {key: value for key, value in plans.items() if key != "dataset_name"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_agreement(surveys: Sequence[SiteSurvey]) -> dict[str, Any]:
+    """Return what all sites declare alike.
+
+    Raises
+    ------
+    SiteError
+        If a site declares something else than the first, naming both and the field.
+    """
+    first = surveys[0]
+    for other in surveys[1:]:
+        check_declared(other, first.declared(), f"site {first.site}")
+    return first.declared()
+
+
+def check_declared(survey: SiteSurvey, expected: Mapping[str, Any], whose: str) -> None:
+    """Compare what a site declares with what is expected.
+
+    Raises
+    ------
+    SiteError
+        Naming the site and the field that differs.
+    """
+    for field, ours in survey.declared().items():
+        theirs = expected.get(field)
+        if ours != theirs:
+            raise SiteError(
+                f"site {survey.site}: {field} is {ours}, but {theirs} at {whose}; "
+                "all sites need the same, mend the dataset.json (or the installation) of one."
+            )

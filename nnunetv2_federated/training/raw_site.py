@@ -1,0 +1,290 @@
+"""A site before training: its raw dataset, told, fingerprinted and prepared with nnU-Net."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+    DatasetFingerprintExtractor,
+)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from tqdm import tqdm
+
+from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.fingerprint import (
+    CaseFingerprint,
+    Channel,
+    SiteFingerprint,
+    summarise_site,
+)
+from nnunetv2_federated.federation.messages import (
+    FingerprintTask,
+    PrepareReport,
+    PrepareTask,
+    SiteSurvey,
+)
+from nnunetv2_federated.federation.planning import check_declared, hash_plans
+from nnunetv2_federated.training.dataset import preprocessed_cases
+from nnunetv2_federated.training.site import quiet
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
+"""nnU-Net's, for preprocessing."""
+
+_FINGERPRINT = "dataset_fingerprint.json"
+
+
+@dataclass(frozen=True)
+class RawSite:
+    """A site's dataset under ``nnUNet_raw``.
+
+    What a method raises may cross the wire: it names the site and a field, never a case, a file or
+    a path. Those go to the site's log.
+    """
+
+    name: str
+    """Name of the dataset, which is the name of the site."""
+    fingerprint_processes: int = 8
+    preprocessing_processes: Mapping[str, int] = field(default_factory=dict)
+    """By configuration; nnU-Net's default for any other."""
+
+    @classmethod
+    def open(
+        cls,
+        name_or_id: str,
+        fingerprint_processes: int = 8,
+        preprocessing_processes: Mapping[str, int] | None = None,
+    ) -> RawSite:
+        """Find a raw dataset.
+
+        Raises
+        ------
+        SettingsError
+            If there is none, or nnU-Net's folders are not set.
+        """
+        for path in (nnUNet_raw, nnUNet_preprocessed):
+            if not path.is_set():
+                raise SettingsError(
+                    f"{path.env_var_name} is not set: export {path.env_var_name}=/path/to/folder "
+                    "(nnU-Net's documentation/setting_up_paths.md)."
+                )
+        raw = Path(nnUNet_raw.require())
+        name = name_or_id
+        with contextlib.suppress(ValueError, RuntimeError):
+            name = maybe_convert_to_dataset_name(
+                name_or_id if name_or_id.startswith("Dataset") else int(name_or_id)
+            )
+        if not (raw / name / "dataset.json").is_file():
+            raise SettingsError(
+                f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
+                "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
+            )
+        return cls(name, fingerprint_processes, preprocessing_processes or {})
+
+    @property
+    def _raw(self) -> Path:
+        return Path(nnUNet_raw.require()) / self.name
+
+    @property
+    def _preprocessed(self) -> Path:
+        return Path(nnUNet_preprocessed.require()) / self.name
+
+    def survey(self) -> SiteSurvey:
+        """Tell what the dataset declares."""
+        with self._speaking():
+            dataset_json = self._dataset_json()
+            cases = self._cases(dataset_json)
+            if not cases:
+                raise SiteError(f"site {self.name}: no training case in imagesTr")
+            example = next(iter(cases.values()))["images"][0]
+            reader_writer = determine_reader_writer_from_dataset_json(
+                dataset_json, example, verbose=False
+            )
+            return SiteSurvey(
+                site=self.name,
+                cases=len(cases),
+                channel_names=dataset_json.get("channel_names") or dataset_json["modality"],
+                labels=dataset_json["labels"],
+                regions_class_order=dataset_json.get("regions_class_order"),
+                file_ending=dataset_json["file_ending"],
+                reader_writer=reader_writer.__name__,
+                spacing_unit=dataset_json.get("spacing_unit") or _unit(reader_writer),
+                nnunetv2=version("nnunetv2"),
+            )
+
+    def fingerprint(self, task: FingerprintTask) -> SiteFingerprint:
+        """Read all images and masks, and summarise them."""
+        with self._speaking():
+            dataset_json = self._dataset_json()
+            if task.verify_dataset_integrity:
+                with quiet():
+                    verify_dataset_integrity(str(self._raw), self.fingerprint_processes)
+            cases = self._cases(dataset_json)
+            first = next(iter(cases.values()))["images"][0]
+            reader_writer = determine_reader_writer_from_dataset_json(
+                dataset_json, first, verbose=False
+            )
+            work = [
+                (case["images"], case["label"], reader_writer, task.samples_per_case)
+                for case in cases.values()
+            ]
+            with ProcessPoolExecutor(
+                self.fingerprint_processes, multiprocessing.get_context("spawn")
+            ) as pool:
+                found = list(
+                    tqdm(
+                        pool.map(_analyse, work),
+                        f"{self.name}: fingerprint",
+                        len(work),
+                        disable=None,
+                    )
+                )
+            self._refuse_unusable(dict(zip(cases, found, strict=True)))
+            good = [case for case in found if isinstance(case, CaseFingerprint)]
+            return summarise_site(self.name, good, task.min_cases)
+
+    def prepare(self, task: PrepareTask) -> PrepareReport:
+        """Install the federation's plans and preprocess with them, after checking that they fit."""
+        with self._speaking():
+            self._check(task)
+            if task.check_only:
+                return PrepareReport(self.name, task.sha256, {})
+            name = task.plans["plans_name"]
+            self._preprocessed.mkdir(parents=True, exist_ok=True)
+            save_json(self._dataset_json(), str(self._preprocessed / "dataset.json"), False)
+            self._install_fingerprint(task.fingerprint)
+            plans_file = self._preprocessed / f"{name}.json"
+            save_json({"dataset_name": self.name, **task.plans}, str(plans_file), sort_keys=False)
+            self._copy_splits()
+            with quiet():
+                preprocess_dataset(
+                    int(self.name[len("Dataset") :][:3]),
+                    name,
+                    task.configurations,
+                    [
+                        self.preprocessing_processes.get(c, DEFAULT_PROCESSES.get(c, 4))
+                        for c in task.configurations
+                    ],
+                    show_progress_bar=sys.stderr.isatty(),
+                )
+            return PrepareReport(
+                self.name, hash_plans(load_json(str(plans_file))), self._count(task)
+            )
+
+    def _check(self, task: PrepareTask) -> None:
+        if hash_plans(task.plans) != task.sha256:
+            raise SiteError(f"site {self.name}: the plans do not have the hash sent with them")
+        check_declared(self.survey(), task.declared, "the federation")
+        name = task.plans["plans_name"]
+        plans_file = self._preprocessed / f"{name}.json"
+        if plans_file.is_file() and not task.replace_plans:
+            present = hash_plans(load_json(str(plans_file)))
+            if present != task.sha256:
+                raise SiteError(
+                    f"site {self.name}: has other plans named {name} already (hash "
+                    f"{present[:12]}, the federation's {task.sha256[:12]}); nothing was changed. "
+                    "Choose another name with -overwrite_plans_name, or --replace-plans."
+                )
+
+    def _install_fingerprint(self, fingerprint: dict[str, Any]) -> None:
+        """Keep what stock planning left there before: it describes this site's own cases."""
+        path = self._preprocessed / _FINGERPRINT
+        kept = path.with_name("dataset_fingerprint_of_site.json")
+        if path.is_file() and not kept.exists() and load_json(str(path)) != fingerprint:
+            path.replace(kept)
+        save_json(fingerprint, str(path))
+
+    def _copy_splits(self) -> None:
+        """Take the raw dataset's own folds, as nnU-Net's planner does."""
+        source, target = (f / "splits_final.json" for f in (self._raw, self._preprocessed))
+        if source.is_file() and not target.exists():
+            save_json(load_json(str(source)), str(target), sort_keys=False)
+
+    def _count(self, task: PrepareTask) -> dict[str, int]:
+        known = task.plans["configurations"]
+        return {
+            configuration: len(
+                preprocessed_cases(self._preprocessed / known[configuration]["data_identifier"])
+            )
+            for configuration in task.configurations
+        }
+
+    def _dataset_json(self) -> dict[str, Any]:
+        content: dict[str, Any] = load_json(str(self._raw / "dataset.json"))
+        return content
+
+    def _cases(self, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
+            str(self._raw), json.loads(json.dumps(dataset_json))
+        )
+        return cases
+
+    def _refuse_unusable(self, found: dict[str, CaseFingerprint | str]) -> None:
+        problems = {case: what for case, what in found.items() if isinstance(what, str)}
+        for case, what in problems.items():
+            logger.error("%s, case %s: %s", self.name, case, what)
+        if problems:
+            kinds = ", ".join(
+                sorted({what.split(":", maxsplit=1)[0] for what in problems.values()})
+            )
+            raise SiteError(
+                f"site {self.name}: {len(problems)} of {len(found)} training cases cannot be used "
+                f"({kinds}); the site's log names them, mend or remove them."
+            )
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Let nothing out of an unexpected error but its type."""
+        try:
+            yield
+        except FederationError:
+            raise
+        except Exception as error:
+            logger.exception("%s failed", self.name)
+            raise SiteError(
+                f"site {self.name}: {type(error).__name__}; the site's log says more."
+            ) from error
+
+
+def _unit(reader_writer: type) -> str:
+    return "pixel" if issubclass(reader_writer, NaturalImage2DIO) else "mm"
+
+
+def _analyse(work: tuple[Sequence[str], str, type, int]) -> CaseFingerprint | str:
+    """Summarise a case as nnU-Net's extractor reads it; what is wrong with it, as text."""
+    images, label, reader_writer, samples = work
+    try:
+        shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
+            images, label, reader_writer, samples
+        )
+    except AssertionError as error:
+        return "NaN" if "NaN" in str(error) else f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  # whatever a reader raises, for the site's log
+        return f"{type(error).__name__}: {error}"
+    if not all(np.all(np.isfinite(channel)) for channel in intensities):
+        return "infinite intensities"
+    return CaseFingerprint(
+        tuple(float(s) for s in spacing),
+        tuple(int(s) for s in shape),
+        float(relative_size),
+        tuple(Channel.of(c) if len(c) else None for c in intensities),
+    )
