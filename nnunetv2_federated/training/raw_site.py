@@ -53,6 +53,10 @@ DEFAULT_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 _FINGERPRINT = "dataset_fingerprint.json"
 
 
+_Work = tuple[Sequence[str], str, type, int]
+"""Image files, label file, reader, and voxels to sample."""
+
+
 @dataclass(frozen=True)
 class RawSite:
     """A site's dataset under ``nnUNet_raw``.
@@ -147,17 +151,9 @@ class RawSite:
                 (case["images"], case["label"], reader_writer, task.samples_per_case)
                 for case in cases.values()
             ]
-            with ProcessPoolExecutor(
-                self.fingerprint_processes, multiprocessing.get_context("spawn")
-            ) as pool:
-                found = list(
-                    tqdm(
-                        pool.map(_analyse, work),
-                        f"{self.name}: fingerprint",
-                        len(work),
-                        disable=None,
-                    )
-                )
+            found = list(
+                tqdm(self._analyse(work), f"{self.name}: fingerprint", len(work), disable=None)
+            )
             self._refuse_unusable(dict(zip(cases, found, strict=True)))
             good = [case for case in found if isinstance(case, CaseFingerprint)]
             return summarise_site(self.name, good, task.min_cases)
@@ -238,6 +234,14 @@ class RawSite:
         )
         return cases
 
+    def _analyse(self, work: Sequence[_Work]) -> Iterator[CaseFingerprint | str]:
+        if self.fingerprint_processes == 1:
+            yield from map(_analyse, work)
+            return
+        context = multiprocessing.get_context("spawn")  # as nnU-Net
+        with ProcessPoolExecutor(self.fingerprint_processes, context) as pool:
+            yield from pool.map(_analyse, work)
+
     def _refuse_unusable(self, found: dict[str, CaseFingerprint | str]) -> None:
         problems = {case: what for case, what in found.items() if isinstance(what, str)}
         for case, what in problems.items():
@@ -269,7 +273,7 @@ def _unit(reader_writer: type) -> str:
     return "pixel" if issubclass(reader_writer, NaturalImage2DIO) else "mm"
 
 
-def _analyse(work: tuple[Sequence[str], str, type, int]) -> CaseFingerprint | str:
+def _analyse(work: _Work) -> CaseFingerprint | str:
     """Summarise a case as nnU-Net's extractor reads it; what is wrong with it, as text."""
     images, label, reader_writer, samples = work
     try:
