@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_federated.cli.options import Options, partition_settings, pick
 from nnunetv2_federated.federation.errors import SettingsError
@@ -17,7 +18,7 @@ from nnunetv2_federated.federation.settings import (
     setting_names,
 )
 from nnunetv2_federated.flower.launch import federation_folder
-from nnunetv2_federated.training.dataset import check_configuration, load_dataset
+from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
 from nnunetv2_federated.training.sites import (
     partition_dataset,
     read_sites_file,
@@ -48,15 +49,15 @@ def build_run(
     SettingsError
         With one line about what came, what is allowed and how to mend it.
     """
-    settings = _settings(options)
     plans = options.get("plans", "nnUNetPlans")
     dataset = load_dataset(str(dataset_name), plans)
+    trainer = options.get("trainer", "nnUNetTrainerFederated")
+    options = _with_defaults(options, federated_trainer(trainer), dataset)
+    settings = _settings(options)
     check_configuration(dataset, configuration)
     weights = options.get("pretrained_weights")
     if weights is not None and not Path(weights).is_file():
         raise SettingsError(f"-pretrained_weights {weights}: no such file.")
-    trainer = options.get("trainer", "nnUNetTrainerFederated")
-    federated_trainer(trainer)
     run = Run(
         dataset=dataset.name,
         configuration=configuration,
@@ -74,6 +75,20 @@ def build_run(
     if options.get("val") and (federation_folder(run) / RUN_FILE).is_file():
         return dataclasses.replace(read_run(federation_folder(run)), device=device)
     return run
+
+
+def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options:
+    """Add the flags a trainer suggests in its attribute ``federation_defaults``.
+
+    Its sites only where nothing else says who has which cases.
+    """
+    defaults: Mapping[str, Any] = getattr(trainer, "federation_defaults", {})
+    chosen = any(n in options for n in (*_PARTITION_FLAGS, "site_datasets", "sites_file"))
+    if options.get("c") or options.get("val"):
+        return options
+    if chosen or saved_partition(dataset).is_file():
+        defaults = {k: v for k, v in defaults.items() if k not in _PARTITION_FLAGS}
+    return {**defaults, **options}
 
 
 def _settings(options: Options) -> FederationSettings:

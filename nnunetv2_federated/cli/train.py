@@ -97,9 +97,11 @@ def _train(options: Options) -> None:
 
 
 def _validate(run: Run, options: Options, model: GlobalModel) -> None:
-    dice = validate(run, model, best=bool(options.get("val_best")), npz=bool(options.get("npz")))
+    metric, value = validate(
+        run, model, best=bool(options.get("val_best")), npz=bool(options.get("npz"))
+    )
     if not options.get("quiet"):
-        print(f"validation Dice of the global model (nnU-Net's full validation): {dice:.4f}")
+        print(f"validation {metric} of the global model (full validation): {value:.4f}")
         print(f"result: {model.folder}")
 
 

@@ -60,8 +60,8 @@ def _add_federation_flags(parser: argparse.ArgumentParser) -> None:
     for flag, kind, text in (
         ("--rounds", int, "rounds (default 120)"),
         ("--local-epochs", int, "nnU-Net epochs in a round (default 1)"),
-        ("--iterations-per-epoch", int, "training iterations of an epoch (default 250)"),
-        ("--val-iterations", int, "validation iterations of an epoch (default 50)"),
+        ("--iterations-per-epoch", int, "of an epoch, training (default: the trainer's, 250)"),
+        ("--val-iterations", int, "of an epoch, validation (default: the trainer's, 50)"),
         ("--batch-size", int, "default: the plans'"),
         ("--initial-lr", float, "learning rate of round 0 (default: the trainer's, 0.01)"),
         ("--momentum", float, "default: the trainer's, 0.99"),
@@ -72,6 +72,12 @@ def _add_federation_flags(parser: argparse.ArgumentParser) -> None:
     ):
         add(flag, type=kind, metavar="N" if kind is int else "X", help=text)
     add("--local-momentum", choices=("keep", "reset"), help="between rounds (default keep)")
+    add(
+        "--batchnorm",
+        choices=("average", "local", "group"),
+        help="of networks that have it: average over sites (default), local to each (FedBN), or "
+        "GroupNorm in its place",
+    )
     add("--strategy", choices=STRATEGIES, help="Flower's strategy (default fedavg)")
     add(
         "--strategy-option",

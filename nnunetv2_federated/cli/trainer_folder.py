@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import nnunetv2_federated
 
-TRAINER_FOLDER = Path(nnunetv2_federated.__file__).parent / "ext_trainers"
+_GROUP = "nnunetv2_federated.trainer_folders"
+_OURS = Path(nnunetv2_federated.__file__).parent / "ext_trainers"
+
+
+def trainer_folders() -> list[str]:
+    """Folders of trainers that installed packages offer, ours last.
+
+    A package offers one by an entry point of the group ``nnunetv2_federated.trainer_folders`` whose
+    value is a package without ``__init__`` of its own, such as ``nnunetv2_cls.ext_trainers``. Ours
+    answers to every name that ends in ``Federated`` and so must be asked last.
+    """
+    offered = [str(Path(e.load().__path__[0])) for e in entry_points(group=_GROUP)]
+    return [*sorted(folder for folder in offered if Path(folder) != _OURS), str(_OURS)]
 
 
 def use_trainer_folder() -> None:
-    """Let nnU-Net find our trainers in this process and its children, besides the user's own."""
-    folders = [f for f in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if f]  # noqa: SIM112
-    if str(TRAINER_FOLDER) not in folders:
-        os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, str(TRAINER_FOLDER)])  # noqa: SIM112
+    """Let nnU-Net find these trainers in this process and its children, besides the user's own."""
+    own = [f for f in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if f]  # noqa: SIM112
+    ours = trainer_folders()
+    folders = [*(f for f in own if f not in ours), *ours]
+    os.environ["nnUNet_extTrainer"] = os.pathsep.join(folders)  # noqa: SIM112
 
 
 def main() -> None:
-    """Print the folder."""
-    print(TRAINER_FOLDER)
+    """Print the folders."""
+    print(os.pathsep.join(trainer_folders()))

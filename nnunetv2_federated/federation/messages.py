@@ -12,6 +12,10 @@ WEIGHTS = "weights"
 """Name of the one array in a message: the network's flat float32 vector."""
 
 
+VALIDATION_EPOCH = -1
+"""In place of a number of validation iterations: as many as the site's trainer has in an epoch."""
+
+
 class _Payload:
     """JSON text in, JSON text out; an unknown or missing key is refused."""
 
@@ -117,7 +121,8 @@ class TrainTask(_Payload):
     lr: float
     local_epochs: int
     validate_received: int
-    """Validation iterations with the received global weights before training; 0 for none."""
+    """Validation iterations with the received global weights before training; 0 for none,
+    ``VALIDATION_EPOCH`` for the trainer's own number."""
     proximal_mu: float = 0.0
 
 

@@ -47,8 +47,10 @@ class FederationSettings:
 
     rounds: int = 120
     local_epochs: int = 1
-    iterations_per_epoch: int = 250
-    val_iterations: int = 50
+    iterations_per_epoch: int | None = None
+    """``None``: the trainer's own, 250 for ``nnUNetTrainer``."""
+    val_iterations: int | None = None
+    """``None``: the trainer's own, 50 for ``nnUNetTrainer``."""
     batch_size: int | None = None
     """``None``: the plans'."""
     initial_lr: float | None = None
@@ -58,6 +60,10 @@ class FederationSettings:
     weight_decay: float | None = None
     """``None``: the trainer's own, 3e-5 for ``nnUNetTrainer``."""
     local_momentum: str = "keep"
+    batchnorm: str = "average"
+    """Of networks that have BatchNorm: ``average`` its weights and running statistics like all
+    others, ``local`` keeps each site's own (FedBN, Li et al. 2021, arXiv:2102.07623), ``group``
+    builds the network with GroupNorm in its place."""
     strategy: str = "fedavg"
     strategy_options: Mapping[str, float] = field(default_factory=dict)
     weighting: str = "cases"
@@ -80,6 +86,7 @@ class FederationSettings:
             _require(fits, _flag(name), value, allowed)
         for name, choices in (
             ("local_momentum", ("keep", "reset")),
+            ("batchnorm", ("average", "local", "group")),
             ("weighting", ("cases", "uniform")),
             ("strategy", STRATEGIES),
             ("global_validation", (True, False)),
@@ -94,8 +101,15 @@ class FederationSettings:
         _require(numbers, "--strategy-option", options, "finite numbers by name")
 
     def _check_counts(self) -> None:
-        optional = ("batch_size", "sites_per_round", "min_replies", "resident_trainers")
-        needed = ("rounds", "local_epochs", "iterations_per_epoch", "val_iterations", "seed")
+        optional = (
+            "iterations_per_epoch",
+            "val_iterations",
+            "batch_size",
+            "sites_per_round",
+            "min_replies",
+            "resident_trainers",
+        )
+        needed = ("rounds", "local_epochs", "seed")
         for name in (*needed, *optional):
             value = getattr(self, name)
             low = 0 if name == "seed" else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -99,7 +99,7 @@ class Server:
         self.model.write_metadata()
         strategy = PolyLRStrategy(
             build_strategy(self.settings.strategy, self.settings.strategy_options),
-            self.settings,
+            replace(self.settings, val_iterations=self.model.val_iterations),
             self.model.initial_lr,
             self._sites,
             self.model.num_values,

@@ -21,7 +21,12 @@ from flwr.serverapp.strategy import Strategy
 
 from nnunetv2_federated.federation.aggregation import RunningMean, Vector, is_finite
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
-from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, TrainTask
+from nnunetv2_federated.federation.messages import (
+    VALIDATION_EPOCH,
+    SiteDescription,
+    TrainReport,
+    TrainTask,
+)
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.records import (
@@ -71,8 +76,13 @@ def sample_sites(names: list[str], count: int | None, seed: int, server_round: i
     return sorted(ordered[i] for i in generator.permutation(len(ordered))[:count])
 
 
-def validation_share(iterations: int, cases: Mapping[str, int]) -> dict[str, int]:
-    """Spread one epoch of validation iterations over sites by their validation cases."""
+def validation_share(iterations: int | None, cases: Mapping[str, int]) -> dict[str, int]:
+    """Spread one epoch of validation iterations over sites by their validation cases.
+
+    ``None`` iterations: trainers that go through all their cases; each site does.
+    """
+    if iterations is None:
+        return {site: VALIDATION_EPOCH if n else 0 for site, n in cases.items()}
     total = sum(cases.values())
     return {site: -(-iterations * n // total) if n else 0 for site, n in cases.items()}
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import save_json
-from nnunetv2.evaluation.evaluate_predictions import load_summary_json
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunetv2_federated.federation.aggregation import Vector
@@ -20,7 +19,13 @@ from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.trainer import FederatedRounds
-from nnunetv2_federated.training.weights import load_vector, manifest_hash, num_values, to_vector
+from nnunetv2_federated.training.weights import (
+    batchnorm_tensors,
+    load_vector,
+    manifest_hash,
+    num_values,
+    to_vector,
+)
 
 STATE_FILE = "state.pt"
 
@@ -37,11 +42,17 @@ class GlobalModel:
             self.trainer.disable_checkpointing = run.disable_checkpointing
             if not self.trainer.was_initialized:
                 self.trainer.initialize()
+            if run.settings.batchnorm == "local" and not batchnorm_tensors(self.trainer.network):
+                raise SettingsError(
+                    f"--batchnorm local: the network of {run.configuration} has no BatchNorm; "
+                    "leave the flag out."
+                )
             # called for what it remembers: the axes inference may mirror
             self.trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.folder = Path(self.trainer.output_folder)
         self.initial_lr: float = self.trainer.initial_lr
         self.manifest = manifest_hash(self.trainer.network)
+        self.val_iterations: int | None = self.trainer.num_val_iterations_per_epoch
         self.plans_hash = dataset.plans_hash
         self.num_values = num_values(self.trainer.network)
         self._fingerprint = dataset.folder / "dataset_fingerprint.json"
@@ -93,12 +104,12 @@ class GlobalModel:
             load_vector(self.trainer.network, weights)
             self.trainer.on_train_end()
 
-    def validate(self, *, best: bool = False, npz: bool = False) -> float:
-        """Run nnU-Net's full validation of the fold; return the mean foreground Dice."""
+    def validate(self, *, best: bool = False, npz: bool = False) -> tuple[str, float]:
+        """Run the trainer's full validation of the fold; return :func:`read_headline`."""
         self.load_checkpoint(best=best)
         with quiet():
             self.trainer.perform_actual_validation(npz)
-        return read_validation_dice(self.folder)
+        return read_headline(self.folder)
 
     def load_checkpoint(self, *, best: bool = False) -> None:
         """Load the final or best weights, or keep the present ones where none are written.
@@ -158,7 +169,11 @@ class GlobalModel:
         return state
 
 
-def read_validation_dice(folder: Path) -> float:
-    """Mean foreground Dice of ``validation/summary.json`` in a fold's result folder."""
-    summary = load_summary_json(str(folder / "validation" / "summary.json"))
-    return float(summary["foreground_mean"]["Dice"])
+def read_headline(folder: Path) -> tuple[str, float]:
+    """Return the first metric of ``foreground_mean`` in ``validation/summary.json``.
+
+    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by.
+    """
+    means = load_json(str(folder / "validation" / "summary.json"))["foreground_mean"]
+    name = next(iter(means))
+    return name, float(means[name])

@@ -143,6 +143,25 @@ def fold_split(
     return sorted(splits[fold]["train"]), sorted(splits[fold]["val"])
 
 
+def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
+    """Class of each case: its image-level label where the dataset has such, else what it shows.
+
+    Image-level labels are ``labelsTr.json``, ``{case: class index}``, and ``classes`` of
+    ``dataset.json``, the layout of DKFZ's image classification.
+    """
+    labels_file = dataset.folder / "labelsTr.json"
+    if not labels_file.is_file():
+        return foreground_classes(dataset, configuration, cases)
+    labels = load_json(str(labels_file))
+    names = {index: name for name, index in dataset.dataset_json.get("classes", {}).items()}
+    missing = [case for case in cases if case not in labels]
+    if missing:
+        raise SettingsError(
+            f"{labels_file} has no label for {missing[0]}; {len(missing)} cases are without."
+        )
+    return {case: str(names.get(labels[case], labels[case])) for case in cases}
+
+
 def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
     """Class of each case: which foreground labels it contains, for example ``edema+tumour``."""
     folder = check_configuration(dataset, configuration)

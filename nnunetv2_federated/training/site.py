@@ -18,6 +18,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import CheckpointError
 from nnunetv2_federated.federation.messages import (
+    VALIDATION_EPOCH,
     SiteDescription,
     TrainReport,
     TrainTask,
@@ -29,6 +30,7 @@ from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.weights import (
+    batchnorm_tensors,
     load_vector,
     local_buffers,
     manifest_hash,
@@ -101,15 +103,15 @@ class Site:
         """Train one round, starting from the global weights, and save the local state."""
         started = time.perf_counter()
         settings = self.run.settings
-        per_epoch = settings.iterations_per_epoch + settings.val_iterations
-        self._observer.site_started(
-            self.settings.name, task.validate_received + task.local_epochs * per_epoch
-        )
         self.interrupted = True
         with quiet():
             self._be_as_before(task.server_round)
-            load_vector(self.trainer.network, weights)
-            received = self._validate(task.validate_received)
+            before = self._iterations(task.validate_received)
+            self._observer.site_started(
+                self.settings.name, before + task.local_epochs * self._iterations_per_epoch()
+            )
+            self._receive(weights)
+            received = self._validate(before)
             if settings.local_momentum == "reset":
                 self.trainer.optimizer.state.clear()
             loss = self.trainer.run_round(task.lr, task.local_epochs, task.proximal_mu)
@@ -130,16 +132,38 @@ class Site:
 
     def evaluate(self, iterations: int, weights: Vector) -> Validation:
         """Validate global weights without training."""
-        self._observer.site_started(self.settings.name, iterations)
         with quiet():
             self._start()
-            load_vector(self.trainer.network, weights)
+            iterations = self._iterations(iterations)
+            self._observer.site_started(self.settings.name, iterations)
+            self._receive(weights)
             return self.trainer.validate_iterations(iterations)
 
     def close(self) -> None:
         """Stop the augmentation workers; the state is on disk already."""
         with quiet():
             self.trainer.close()
+
+    def _iterations(self, asked: int) -> int:
+        own: int = self.trainer.num_val_iterations_per_epoch
+        return own if asked == VALIDATION_EPOCH else asked
+
+    def _iterations_per_epoch(self) -> int:
+        trainer = self.trainer
+        total: int = trainer.num_iterations_per_epoch + trainer.num_val_iterations_per_epoch
+        return total
+
+    def _receive(self, weights: Vector) -> None:
+        """Take the global weights; what is local stays as it is once the site has trained."""
+        first = self._after_round == BEFORE_FIRST_ROUND
+        local = {} if first else self._local_tensors()
+        load_vector(self.trainer.network, weights, keep=local.keys())
+
+    def _local_tensors(self) -> dict[str, torch.Tensor]:
+        """Return what the server never overwrites: counters, and BatchNorm if that is local."""
+        network = self.trainer.network
+        normalisation = batchnorm_tensors(network) if self.run.settings.batchnorm == "local" else {}
+        return local_buffers(network) | normalisation
 
     def _reported(self, validation: Validation) -> Validation:
         if self.settings.validation_cases:
@@ -181,7 +205,7 @@ class Site:
         state = {
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.grad_scaler.state_dict() if trainer.grad_scaler else None,
-            "buffers": local_buffers(trainer.network),
+            "buffers": self._local_tensors(),
             "epoch": trainer.current_epoch,
             "best_ema": None if trainer._best_ema is None else float(trainer._best_ema),
             "logging": _plain(trainer.logger.get_checkpoint()),
@@ -197,7 +221,7 @@ class Site:
         if trainer.grad_scaler is not None and state["scaler"] is not None:
             trainer.grad_scaler.load_state_dict(state["scaler"])
         with torch.no_grad():
-            for name, buffer in local_buffers(trainer.network).items():
+            for name, buffer in self._local_tensors().items():
                 buffer.copy_(state["buffers"][name])
         trainer.current_epoch = state["epoch"]
         trainer._best_ema = state["best_ema"]  # nnU-Net's own attribute

@@ -19,9 +19,9 @@ from nnunetv2_federated.federation.partition import (
 from nnunetv2_federated.federation.settings import SiteSettings
 from nnunetv2_federated.training.dataset import (
     Dataset,
+    case_classes,
     check_configuration,
     fold_split,
-    foreground_classes,
     load_dataset,
 )
 
@@ -71,7 +71,7 @@ def partition_dataset(
     )
     if settings.method == "column":
         return partition_cases(cases, settings, None, patients, column), column or {}
-    classes = column or foreground_classes(dataset, configuration, cases)
+    classes = column or case_classes(dataset, configuration, cases)
     return partition_cases(cases, settings, classes, patients), classes
 
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.training.build import build_trainer, move_output
-from nnunetv2_federated.training.checkpoint import GlobalModel, read_validation_dice
+from nnunetv2_federated.training.checkpoint import GlobalModel, read_headline
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
 
 
-def validate(run: Run, model: GlobalModel, *, best: bool = False, npz: bool = False) -> float:
+def validate(
+    run: Run, model: GlobalModel, *, best: bool = False, npz: bool = False
+) -> tuple[str, float]:
     """Predict every validation case of the fold and write ``validation/summary.json``.
 
     Where sites are separate datasets, each dataset's cases go to ``validation/<Dataset>`` and the
@@ -23,8 +25,8 @@ def validate(run: Run, model: GlobalModel, *, best: bool = False, npz: bool = Fa
 
     Returns
     -------
-    float
-        Mean foreground Dice.
+    tuple
+        Name and value of the metric the trainer is judged by; nnU-Net's is Dice.
     """
     datasets = sorted({site.dataset for site in run.sites})
     if datasets == [run.dataset]:
@@ -45,8 +47,10 @@ def validate(run: Run, model: GlobalModel, *, best: bool = False, npz: bool = Fa
         for path in nested.iterdir():
             path.replace(folder / name / path.name)
         nested.rmdir()
-    (folder / "summary.json").write_text(json.dumps(join_summaries(summaries), indent=4))
-    return read_validation_dice(model.folder)
+    # a trainer that writes another summary joins them itself
+    join = getattr(model.trainer, "join_summaries", join_summaries)
+    (folder / "summary.json").write_text(json.dumps(join(summaries), indent=4))
+    return read_headline(model.folder)
 
 
 def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import numpy as np
 import torch
@@ -38,6 +38,14 @@ def local_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
     return {n: b for n, b in unwrap(network).named_buffers() if not b.is_floating_point()}
 
 
+def batchnorm_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights, biases and running statistics of every BatchNorm."""
+    module = unwrap(network)
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    theirs = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
+    return {name: t for name, t in federated_tensors(network) if id(t) in theirs}
+
+
 def manifest_hash(network: nn.Module) -> str:
     """SHA-256 over names, shapes and types of the federated tensors."""
     listing = [[name, list(t.shape), str(t.dtype)] for name, t in federated_tensors(network)]
@@ -61,8 +69,15 @@ def to_vector(network: nn.Module) -> Vector:
 
 
 @torch.no_grad()
-def load_vector(network: nn.Module, vector: Vector) -> None:
+def load_vector(network: nn.Module, vector: Vector, keep: Container[str] = frozenset()) -> None:
     """Copy a vector made by :func:`to_vector` into the network, in place.
+
+    Parameters
+    ----------
+    network, vector
+        Of the same manifest.
+    keep
+        Names of tensors to leave as they are.
 
     Raises
     ------
@@ -73,7 +88,8 @@ def load_vector(network: nn.Module, vector: Vector) -> None:
     if vector.shape != (expected,):
         raise SiteError(f"expected a vector of {expected} values, got shape {vector.shape}")
     start = 0
-    for _, tensor in federated_tensors(network):
+    for name, tensor in federated_tensors(network):
         values = torch.tensor(vector[start : start + tensor.numel()])
-        tensor.copy_(values.reshape(tensor.shape))
+        if name not in keep:
+            tensor.copy_(values.reshape(tensor.shape))
         start += tensor.numel()

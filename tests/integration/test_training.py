@@ -18,7 +18,7 @@ from conftest import plan_and_preprocess, write_dataset
 
 from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train import main
-from nnunetv2_federated.cli.trainer_folder import TRAINER_FOLDER
+from nnunetv2_federated.cli.trainer_folder import trainer_folders
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.training.validation import join_summaries
@@ -179,7 +179,7 @@ def test_stock_train_command_runs_the_federation(
     settings.write_text("rounds = 1\niterations_per_epoch = 2\nval_iterations = 2\nsites = 2\n")
     environment = {
         **os.environ,
-        "nnUNet_extTrainer": str(TRAINER_FOLDER),
+        "nnUNet_extTrainer": os.pathsep.join(trainer_folders()),
         "nnUNet_federated_settings": str(settings),
     }
     stock = "from nnunetv2.run.run_training import run_training_entry as run; run()"

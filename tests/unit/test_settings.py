@@ -36,7 +36,7 @@ def make_run(sites=SITES, **settings):
 def test_defaults_are_those_the_documentation_promises():
     settings = FederationSettings()
     assert (settings.rounds, settings.local_epochs) == (120, 1)
-    assert (settings.iterations_per_epoch, settings.val_iterations) == (250, 50)
+    assert (settings.iterations_per_epoch, settings.val_iterations) == (None, None)
     assert (settings.initial_lr, settings.momentum, settings.weight_decay) == (None, None, None)
     assert (settings.strategy, settings.weighting) == ("fedavg", "cases")
     assert settings.local_momentum == "keep"
