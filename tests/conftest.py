@@ -114,6 +114,47 @@ def dataset_3d(nnunet_folders: Path) -> str:
     return "902"
 
 
+@pytest.fixture(scope="session")
+def dataset_cls(nnunet_folders: Path) -> str:
+    """Forty 32x36 PNG cases, with bright rows or bright columns, and ten test cases."""
+    from skimage import io  # noqa: PLC0415
+
+    from nnunetv2_cls.cli.plan import main  # noqa: PLC0415
+
+    folder = nnunet_folders / "raw" / "Dataset905_Stripes"
+    rng = np.random.default_rng(0)
+    for name in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / name).mkdir(parents=True)
+    for images, labels_file, prefix, cases in (
+        ("imagesTr", "labelsTr.json", "case", 40),
+        ("imagesTs", "labelsTs.json", "test", 10),
+    ):
+        labels = {f"{prefix}_{i:02d}": i % 2 for i in range(cases)}
+        (folder / labels_file).write_text(json.dumps(labels))
+        for case, label in labels.items():
+            image = rng.normal(100, 15, (32, 36))
+            for start in (6, 18):
+                image[
+                    (slice(None), slice(start, start + 5)) if label else slice(start, start + 5)
+                ] += 80
+            path = str(folder / images / f"{case}_0000.png")
+            io.imsave(path, image.clip(0, 255).astype(np.uint8), check_contrast=False)
+            if images == "imagesTr":
+                mask = np.ones(image.shape, np.uint8)
+                io.imsave(str(folder / "labelsTr" / f"{case}.png"), mask, check_contrast=False)
+    content = {
+        "channel_names": {"0": "image"},
+        "labels": {"background": 0, "image": 1},
+        "classes": {"rows": 0, "columns": 1},
+        "numTraining": 40,
+        "file_ending": ".png",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    plan_and_preprocess(905, ["2d"])
+    main(["905", "--batch-size", "8"])
+    return "905"
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nnunet_folders: Path) -> Path:
     """Give a test an empty results folder, and the reproducible single-threaded augmentation."""

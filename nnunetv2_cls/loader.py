@@ -1,0 +1,138 @@
+"""Whole images and their class, through nnU-Net's dataset class and transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from batchgenerators.dataloading.data_loader import DataLoader
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from torch.nn.functional import interpolate
+
+from nnunetv2_cls.dataset import ImageLabels
+
+
+def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
+    """Bring a whole image to a size: scale it to fit, keeping its proportions, then pad.
+
+    Parameters
+    ----------
+    image
+        Shape (channels, z, y, x); for a 2D size z is 1 and is dropped.
+    size
+        (y, x) or (z, y, x).
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape (channels, size...), padded with 0, the mean of a normalised image.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).float()
+    if len(size) == 2:
+        tensor = tensor[:, 0]
+    shape = tensor.shape[1:]
+    scale = min(wanted / present for wanted, present in zip(size, shape, strict=True))
+    fitted = [min(wanted, max(1, round(n * scale))) for n, wanted in zip(shape, size, strict=True)]
+    if tuple(fitted) != tuple(shape):
+        two_d = len(size) == 2
+        tensor = interpolate(
+            tensor[None],
+            size=fitted,
+            mode="bilinear" if two_d else "trilinear",
+            antialias=two_d,
+            align_corners=False,
+        )[0]
+    starts = [-((wanted - n) // 2) for wanted, n in zip(size, fitted, strict=True)]
+    box = [[start, start + wanted] for start, wanted in zip(starts, size, strict=True)]
+    padded: torch.Tensor = crop_and_pad_nd(tensor, box, 0)
+    return padded
+
+
+class ImageLoader(DataLoader):
+    """Yields ``{"data": (b, c, *size), "target": (b,), "keys": [case, ...]}`` for ever.
+
+    Parameters
+    ----------
+    data
+        nnU-Net's dataset of the cases.
+    labels
+        Class of each of them.
+    batch_size
+        Images of a batch.
+    size
+        Of an image in the batch.
+    transforms
+        nnU-Net's, for single images.
+    shuffle
+        Training: each pass in a new order, batches always full. Otherwise in order, and the last
+        batch of a pass may be smaller.
+    balanced
+        Draw each class equally often, with replacement, in place of passes.
+    workers
+        Processes that share a pass.
+    """
+
+    def __init__(
+        self,
+        data: Any,  # noqa: ANN401  # nnU-Net's dataset class
+        labels: ImageLabels,
+        batch_size: int,
+        size: Sequence[int],
+        transforms: Any,  # noqa: ANN401  # batchgeneratorsv2's
+        *,
+        shuffle: bool,
+        balanced: bool = False,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(data, batch_size, workers, None, True, shuffle, True)
+        self.indices = list(data.identifiers)
+        self.transforms = transforms
+        self._labels = labels
+        self._size = tuple(size)
+        self._balanced = balanced
+        self._waiting: list[str] = []
+
+    def restart(self) -> None:
+        """Begin a new pass."""
+        self._waiting = []
+
+    def get_indices(self) -> list[str]:
+        """Return the cases of the next batch."""
+        if not self.shuffle:
+            self._waiting = self._waiting or list(self.indices)
+        while self.shuffle and len(self._waiting) < self.batch_size:
+            self._waiting += self._pass()
+        batch = self._waiting[: self.batch_size]
+        self._waiting = self._waiting[self.batch_size :]
+        return batch
+
+    def _pass(self) -> list[str]:
+        if self._balanced:
+            targets = self._labels.of(self.indices)
+            weights = 1.0 / np.bincount(targets)[targets]
+            return list(
+                np.random.choice(  # noqa: NPY002  # the generator nnU-Net seeds
+                    self.indices, len(self.indices), p=weights / weights.sum()
+                )
+            )
+        workers = self.number_of_threads_in_multithreaded
+        share = self.indices[self.thread_id % workers :: workers] or self.indices
+        return list(np.random.permutation(share))  # noqa: NPY002  # the generator nnU-Net seeds
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Load, fit and augment the next batch."""
+        keys = self.get_indices()
+        images = []
+        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
+            for key in keys:
+                image, *_ = self._data.load_case(key)
+                fitted = fit_image(image[:], self._size)
+                if self.transforms is not None:
+                    fitted = self.transforms(image=fitted)["image"]
+                images.append(fitted)
+        target = torch.from_numpy(self._labels.of(keys))
+        return {"data": torch.stack(images), "target": target, "keys": keys}

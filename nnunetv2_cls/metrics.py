@@ -1,0 +1,180 @@
+"""What a classifier is judged by: scikit-learn's metrics, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+from sklearn.utils import resample
+
+Probabilities = NDArray[np.float64]
+"""Shape (cases, classes); rows sum to 1."""
+Classes = NDArray[np.int64]
+"""Shape (cases,)."""
+
+_BINS = 15
+RESAMPLES = 1000
+
+
+def choose_threshold(targets: Classes, probabilities: Probabilities) -> float:
+    """Choose the probability of class 1 above which a case counts as positive.
+
+    The one with the largest sensitivity + specificity (Youden 1950) on these cases; 0.5 if one
+    class is absent.
+
+    Parameters
+    ----------
+    targets
+        0 or 1, of validation cases.
+    probabilities
+        Of both classes.
+    """
+    if len(np.unique(targets)) < 2:
+        return 0.5
+    false_positive, true_positive, thresholds = sk.roc_curve(
+        targets, probabilities[:, 1], drop_intermediate=False
+    )
+    best = int(np.argmax(true_positive - false_positive))
+    following = thresholds[best + 1] if best + 1 < len(thresholds) else 0.0
+    # half way to the next lower score: a threshold at a score depends on its last digit
+    return float(np.clip((thresholds[best] + following) / 2, 0.0, 1.0))
+
+
+def predict_classes(probabilities: Probabilities, threshold: float) -> Classes:
+    """Return the class of each case; the threshold is for two classes, else the largest wins."""
+    if probabilities.shape[1] == 2:
+        return (probabilities[:, 1] >= threshold).astype(np.int64)
+    return np.asarray(probabilities.argmax(1), np.int64)
+
+
+def calibration_error(targets: Classes, probabilities: Probabilities) -> float:
+    """Compute the expected calibration error of the winning class, over 15 equal bins.
+
+    Guo et al. 2017, On Calibration of Modern Neural Networks, eq. 5.
+    """
+    confidence = probabilities.max(1)
+    correct = probabilities.argmax(1) == targets
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    gaps = [
+        abs(correct[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b)
+        for b in np.unique(bins)
+    ]
+    return float(np.sum(gaps))
+
+
+def brier_score(targets: Classes, probabilities: Probabilities) -> float:
+    """Mean squared distance of probability and outcome; for two classes, of class 1.
+
+    Brier 1950. For more classes the sum over classes, as Brier defined it.
+    """
+    if probabilities.shape[1] == 2:
+        return float(sk.brier_score_loss(targets, probabilities[:, 1]))
+    outcomes = np.eye(probabilities.shape[1])[targets]
+    return float(np.square(probabilities - outcomes).sum(1).mean())
+
+
+def score(targets: Classes, probabilities: Probabilities, threshold: float) -> dict[str, float]:
+    """Compute every single-number metric; NaN where a class that it needs is absent.
+
+    For two classes AUROC, average precision, F1, sensitivity and specificity are those of class 1;
+    for more, means over classes, each against the rest.
+    """
+    predicted = predict_classes(probabilities, threshold)
+    num_classes = probabilities.shape[1]
+    outcomes = np.eye(num_classes, dtype=int)[targets]
+    positives = [1] if num_classes == 2 else list(range(num_classes))
+
+    def mean(metric: Callable[[int], float]) -> float:
+        return float(np.mean([metric(c) for c in positives]))
+
+    def ranked(metric: Callable[..., float]) -> float:
+        if any(len(np.unique(outcomes[:, c])) < 2 for c in positives):
+            return float("nan")
+        return mean(lambda c: metric(outcomes[:, c], probabilities[:, c]))
+
+    def recall(of: int, c: int) -> float:
+        cases = outcomes[:, c] == of
+        return float(np.mean((predicted[cases] == c) == bool(of))) if cases.any() else float("nan")
+
+    return {
+        "AUROC": ranked(sk.roc_auc_score),
+        "average_precision": ranked(sk.average_precision_score),
+        "accuracy": float(sk.accuracy_score(targets, predicted)),
+        "balanced_accuracy": float(
+            np.mean([np.mean(predicted[targets == c] == c) for c in np.unique(targets)])
+        ),
+        "F1": mean(
+            lambda c: float(sk.f1_score(outcomes[:, c], predicted == c, zero_division=np.nan))
+        ),
+        "sensitivity": mean(lambda c: recall(1, c)),
+        "specificity": mean(lambda c: recall(0, c)),
+        "brier": brier_score(targets, probabilities),
+        "calibration_error": calibration_error(targets, probabilities),
+    }
+
+
+def evaluate(
+    targets: Classes,
+    probabilities: Probabilities,
+    classes: Sequence[str],
+    threshold: float,
+    *,
+    resamples: int | None = None,
+    seed: int = 12345,
+) -> dict[str, Any]:
+    """Judge predictions.
+
+    Parameters
+    ----------
+    targets, probabilities
+        Of the same cases.
+    classes
+        Names, by index.
+    threshold
+        Probability of class 1 from which a case is positive; chosen on other cases than these
+        unless these are the validation's. Not used for more than two classes.
+    resamples
+        Bootstrap samples, stratified by class; ``None`` for 1000.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``metrics``, ``intervals`` (95 %, percentile bootstrap), ``confusion_matrix`` (rows are the
+        true classes), ``per_class`` (one against the rest), ``threshold`` and ``cases``.
+    """
+    found = score(targets, probabilities, threshold)
+    samples = []
+    for number in range(RESAMPLES if resamples is None else resamples):
+        chosen = resample(np.arange(len(targets)), stratify=targets, random_state=seed + number)
+        samples.append(score(targets[chosen], probabilities[chosen], threshold))
+    predicted = predict_classes(probabilities, threshold)
+    labels = range(len(classes))
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        targets, predicted, labels=list(labels), zero_division=0
+    )
+    return {
+        "cases": len(targets),
+        "threshold": threshold,
+        "metrics": found,
+        "intervals": {
+            name: [float(x) for x in np.nanpercentile([s[name] for s in samples], (2.5, 97.5))]
+            if np.isfinite(found[name])
+            else None
+            for name in found
+        },
+        "confusion_matrix": sk.confusion_matrix(targets, predicted, labels=list(labels)).tolist(),
+        "per_class": {
+            name: {
+                "precision": float(precision[c]),
+                "sensitivity": float(recall[c]),
+                "F1": float(f1[c]),
+                "cases": int(support[c]),
+            }
+            for c, name in enumerate(classes)
+        },
+    }

@@ -1,0 +1,184 @@
+"""A configuration for classification, beside those nnU-Net planned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunetv2_cls.dataset import preprocessed_labels
+from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.network import check_model, check_norm
+
+_BLOCKS_PER_STAGE = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6)
+"""Of nnU-Net's residual encoder planners."""
+_ENCODER_KEYS = (
+    "n_stages",
+    "features_per_stage",
+    "conv_op",
+    "kernel_sizes",
+    "strides",
+    "conv_bias",
+    "norm_op",
+    "norm_op_kwargs",
+    "dropout_op",
+    "dropout_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
+)
+
+
+@dataclass(frozen=True)
+class ClsPlan:
+    """What to add to the plans."""
+
+    parent: str = "2d"
+    """Configuration whose preprocessed data is shared."""
+    size: tuple[int, ...] | None = None
+    """Of an image, (y, x) or (z, y, x) in voxels; ``None`` for the parent's median image size."""
+    batch_size: int = 32
+    model: str = "resnet18"
+    """timm model, for a 2D parent; a 3D parent gets nnU-Net's residual encoder."""
+    norm: str = "batch"
+
+    @property
+    def name(self) -> str:
+        """``2d_cls`` for ``2d``."""
+        return f"{self.parent}_cls"
+
+
+def configuration(plans: Mapping[str, Any], wanted: ClsPlan) -> dict[str, Any]:
+    """Return the configuration to add, inheriting from its parent.
+
+    Raises
+    ------
+    ClsError
+        If the parent is not planned, or a value is not allowed.
+    """
+    parent = plans["configurations"].get(wanted.parent)
+    if parent is None or "patch_size" not in parent:
+        known = [c for c, v in plans["configurations"].items() if "patch_size" in v]
+        raise ClsError(f"-c {wanted.parent}: the plans have {', '.join(known)}.")
+    median = parent["median_image_size_in_voxels"]
+    size = [round(n) for n in (wanted.size or median)]
+    if len(size) != len(parent["patch_size"]) or min(size) < 8:
+        raise ClsError(
+            f"--size {' '.join(map(str, size))}: give {len(parent['patch_size'])} numbers of at "
+            f"least 8 for {wanted.parent}."
+        )
+    if wanted.batch_size < 2:
+        raise ClsError(f"--batch-size {wanted.batch_size}: must be at least 2.")
+    return {
+        "inherits_from": wanted.parent,
+        "patch_size": size,
+        "batch_size": wanted.batch_size,
+        "architecture": _timm(wanted) if len(size) == 2 else _encoder(parent),
+    }
+
+
+def _timm(wanted: ClsPlan) -> dict[str, Any]:
+    check_model(wanted.model)
+    check_norm(wanted.norm)
+    return {
+        "network_class_name": "nnunetv2_cls.network.timm_classifier",
+        "arch_kwargs": {"model_name": wanted.model, "norm": wanted.norm},
+        "_kw_requires_import": [],
+    }
+
+
+def _encoder(parent: Mapping[str, Any]) -> dict[str, Any]:
+    planned = parent["architecture"]["arch_kwargs"]
+    kwargs = {key: planned[key] for key in _ENCODER_KEYS if key in planned}
+    kwargs["n_blocks_per_stage"] = planned.get(
+        "n_blocks_per_stage", _BLOCKS_PER_STAGE[: planned["n_stages"]]
+    )
+    return {
+        "network_class_name": "nnunetv2_cls.network.ResidualEncoderClassifier",
+        "arch_kwargs": kwargs,
+        "_kw_requires_import": [
+            key for key in ("conv_op", "norm_op", "dropout_op", "nonlin") if key in kwargs
+        ],
+    }
+
+
+def add_configuration(dataset: str, plans_name: str, wanted: ClsPlan) -> Path:
+    """Add the configuration to a dataset's plans file.
+
+    Parameters
+    ----------
+    dataset
+        Id or name.
+    plans_name
+        As ``-p`` of ``nnUNetv2_train``.
+    wanted
+        What to add; a configuration of the same name is replaced.
+
+    Returns
+    -------
+    Path
+        The plans file.
+
+    Raises
+    ------
+    ClsError
+        If the dataset is not planned, has no usable labels, or a value is not allowed.
+    """
+    folder = preprocessed_folder(dataset)
+    path = folder / f"{plans_name}.json"
+    if not path.is_file():
+        raise ClsError(
+            f"{folder.name} has no plans {plans_name}: run nnUNetv2_plan_and_preprocess first, or "
+            "name its plans with -p."
+        )
+    plans = load_json(str(path))
+    labels = preprocessed_labels(folder.name, load_json(str(folder / "dataset.json")))
+    if len(set(labels.of_case.values())) < 2:
+        raise ClsError(f"all cases of {folder.name} are of one class: nothing to learn.")
+    plans["configurations"][wanted.name] = configuration(plans, wanted)
+    temporary = path.with_suffix(".tmp")
+    save_json(json.loads(json.dumps(plans)), str(temporary), sort_keys=False)
+    temporary.replace(path)
+    return path
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """Find a preprocessed dataset.
+
+    Raises
+    ------
+    ClsError
+        If there is none, or ``nnUNet_preprocessed`` is not set.
+    """
+    if not nnUNet_preprocessed.is_set():
+        raise ClsError(
+            "nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/folder "
+            "(nnU-Net's documentation/setting_up_paths.md)."
+        )
+    try:
+        name = maybe_convert_to_dataset_name(
+            dataset if dataset.startswith("Dataset") else int(dataset)
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ClsError(
+            f"dataset {dataset} is unknown: give an id such as 501 or a name such as "
+            "Dataset501_Name."
+        ) from error
+    folder = Path(nnUNet_preprocessed.require()) / str(name)
+    if not (folder / "dataset.json").is_file():
+        raise ClsError(
+            f"{name} is not planned: run nnUNetv2_plan_and_preprocess -d {dataset} -c 2d first."
+        )
+    return folder
+
+
+def size_of(numbers: Sequence[int] | None, dimensions: int) -> tuple[int, ...] | None:
+    """Read ``--size``: one number for all axes, or one for each."""
+    if numbers is None:
+        return None
+    return tuple(numbers) * dimensions if len(numbers) == 1 else tuple(numbers)

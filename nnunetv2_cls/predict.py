@@ -1,0 +1,167 @@
+"""Classify new images with trained folds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunetv2_cls.dataset import read_classes
+from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.loader import fit_image
+from nnunetv2_cls.metrics import predict_classes
+from nnunetv2_cls.preprocess import preprocessed_images, raw_cases
+from nnunetv2_cls.trainer import nnUNetTrainerCls
+from nnunetv2_cls.validation import classify
+
+
+@dataclass(frozen=True)
+class Model:
+    """Trained folds of one model folder."""
+
+    plans: PlansManager
+    configuration: Any
+    """nnU-Net's ConfigurationManager."""
+    dataset_json: dict[str, Any]
+    classes: tuple[str, ...]
+    folds: tuple[tuple[nn.Module, tuple[int, ...]], ...]
+    """Network, and the axes it may be mirrored along."""
+    threshold: float
+    """Mean of the folds', each chosen on its validation cases."""
+
+
+def load_model(
+    folder: Path,
+    configuration: str,
+    folds: Sequence[int | str],
+    checkpoint: str,
+    device: torch.device,
+) -> Model:
+    """Load trained folds.
+
+    Parameters
+    ----------
+    folder
+        ``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>``.
+    configuration
+        Such as ``2d_cls``.
+    folds
+        To ensemble.
+    checkpoint
+        File name, such as ``checkpoint_final.pth``.
+    device
+        Where the networks go.
+
+    Raises
+    ------
+    ClsError
+        If the folder holds no trained classifier, or a fold is missing.
+    """
+    if not (folder / "plans.json").is_file():
+        raise ClsError(f"{folder} holds no trained model: check -d, -tr, -p and -c.")
+    plans = PlansManager(load_json(str(folder / "plans.json")))
+    dataset_json = load_json(str(folder / "dataset.json"))
+    manager = plans.get_configuration(configuration)
+    classes = read_classes(dataset_json)
+    channels = determine_num_input_channels(plans, manager, dataset_json)
+    loaded, thresholds = [], []
+    for fold in folds:
+        path = folder / f"fold_{fold}" / checkpoint
+        if not path.is_file():
+            raise ClsError(
+                f"{path} does not exist: train fold {fold} first, or leave it out of -f."
+            )
+        # a model the user trained; nnU-Net's checkpoints hold NumPy scalars
+        content = torch.load(path, map_location="cpu", weights_only=False)
+        network = nnUNetTrainerCls.build_network_architecture(
+            plans, manager, channels, len(classes)
+        )
+        network.load_state_dict(content["network_weights"])
+        axes = tuple(content["inference_allowed_mirroring_axes"] or ())
+        loaded.append((network.eval().to(device), axes))
+        summary = path.parent / "validation" / "summary.json"
+        thresholds.append(load_json(str(summary))["threshold"] if summary.is_file() else 0.5)
+    return Model(plans, manager, dataset_json, classes, tuple(loaded), float(np.mean(thresholds)))
+
+
+def predict_folder(
+    model: Model, images: Path, output: Path, *, mirror: bool = True
+) -> dict[str, str]:
+    """Classify every case of a folder; write ``predictions.csv`` and ``predictions.json``.
+
+    Parameters
+    ----------
+    model
+        From :func:`load_model`.
+    images
+        Raw images, named as in ``imagesTs``.
+    output
+        Made if need be.
+    mirror
+        Average over mirror images.
+
+    Returns
+    -------
+    dict
+        Cases that could not be read, and why.
+
+    Raises
+    ------
+    ClsError
+        If the folder has no case.
+    """
+    ending = model.dataset_json["file_ending"]
+    cases = raw_cases(images, ending) if images.is_dir() else {}
+    if not cases:
+        raise ClsError(f"-i {images}: no image named CASE_0000{ending} in it.")
+    unreadable: dict[str, str] = {}
+
+    def note(case: str, error: Exception) -> None:
+        unreadable[case] = f"{type(error).__name__}: {error}"
+
+    device = next(model.folds[0][0].parameters()).device
+    found: dict[str, list[float]] = {}
+    for case, image in preprocessed_images(
+        cases, model.plans, model.configuration, model.dataset_json, note
+    ):
+        batch = fit_image(image, model.configuration.patch_size)[None].to(device)
+        folds = [
+            classify(network, batch, axes if mirror else None)[0] for network, axes in model.folds
+        ]
+        found[case] = [float(p) for p in np.mean(folds, axis=0)]
+    write_predictions(found, model.classes, model.threshold, output)
+    return unreadable
+
+
+def write_predictions(
+    found: dict[str, list[float]], classes: Sequence[str], threshold: float, output: Path
+) -> None:
+    """Write a table and the same as JSON."""
+    output.mkdir(parents=True, exist_ok=True)
+    predicted = (
+        predict_classes(np.array(list(found.values())), threshold) if found else np.empty(0, int)
+    )
+    with (output / "predictions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["case", "class", *(f"probability_{name}" for name in classes)])
+        for (case, probabilities), index in zip(found.items(), predicted, strict=True):
+            table.writerow([case, classes[index], *(f"{p:.6f}" for p in probabilities)])
+    content = {
+        "classes": list(classes),
+        "threshold": threshold if len(classes) == 2 else None,
+        "cases": {
+            case: {"class": classes[index], "probabilities": probabilities}
+            for (case, probabilities), index in zip(found.items(), predicted, strict=True)
+        },
+    }
+    (output / "predictions.json").write_text(json.dumps(content, indent=2))

@@ -1,0 +1,305 @@
+"""Trainers of image-level classifiers, for ``nnUNetv2_train`` and any federation alike."""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
+    NonDetMultiThreadedAugmenter,
+)
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from nnunetv2_cls.dataset import preprocessed_labels
+from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.loader import ImageLoader
+from nnunetv2_cls.plots import plot_progress
+from nnunetv2_cls.validation import join_summaries, validate
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+_ROTATION = math.radians(15)
+
+
+class _Logger(MetaLogger):
+    """nnU-Net's logger with AUROC, and another plot."""
+
+    def __init__(self, logger: MetaLogger) -> None:
+        self.__dict__.update(vars(logger))
+        self.local_logger.my_fantastic_logging.setdefault("auroc", [])
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Write ``progress.png``."""
+        log = self.local_logger.my_fantastic_logging
+        plot_progress(log, Path(output_folder) / "progress.png")
+
+
+class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
+    """Classify whole images: cross-entropy, SGD with nesterov momentum, poly learning rate.
+
+    An epoch is one pass over the training cases, then one over the validation cases. What nnU-Net
+    logs as pseudo Dice of a class is here its F1, which is the same formula.
+    """
+
+    model_name: str | None = None
+    """timm model in place of the plans'; ``None`` leaves theirs."""
+    batch_size_of_trainer: int | None = None
+    """In place of the plans'."""
+    lr = 0.01
+    momentum_of_trainer = 0.9
+    epochs = 100
+    balanced_sampling = False
+    """Draw each class equally often."""
+    class_weights: tuple[float, ...] | None = None
+    """Of the cross-entropy."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
+    ) -> None:
+        plans = _adapted(plans, configuration, self.model_name, self.batch_size_of_trainer)
+        self.image_labels = preprocessed_labels(plans["dataset_name"], dataset_json)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        self.num_epochs = self.epochs
+        self.initial_lr = self.lr
+        self.num_iterations_per_epoch = None
+        self.num_val_iterations_per_epoch = None
+        classes = self.image_labels.classes
+        # as many outputs as classes; nnU-Net insists that label 0 is called background
+        labels = {"background": 0} | {name: i for i, name in enumerate(classes) if i}
+        self.label_manager = LabelManager(labels, None)
+        self.logger: MetaLogger = _Logger(self.logger)
+
+    @staticmethod
+    def build_network_architecture(  # noqa: D102  # of nnUNetTrainer
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,  # nnU-Net's signature
+    ) -> nn.Module:
+        del plans_manager, enable_deep_supervision
+        network: nn.Module = get_network_from_plans(
+            configuration_manager.network_arch_class_name,
+            configuration_manager.network_arch_init_kwargs,
+            configuration_manager.network_arch_init_kwargs_req_import,
+            num_input_channels,
+            num_output_channels,
+        )
+        return network
+
+    def _build_loss(self) -> nn.Module:
+        weights = self.class_weights
+        if weights is None:
+            return nn.CrossEntropyLoss()
+        if len(weights) != len(self.image_labels.classes):
+            raise ClsError(
+                f"class_weights {weights}: give one for each of the classes "
+                f"{', '.join(self.image_labels.classes)}."
+            )
+        return nn.CrossEntropyLoss(torch.tensor(weights, device=self.device))
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:  # noqa: D102
+        optimizer = self._optimizer()
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.network.parameters(),
+            self.initial_lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum_of_trainer,
+            nesterov=True,
+        )
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """Rotate by at most 15 degrees, mirror left and right only: a body has an up and a down."""
+        size = self.configuration_manager.patch_size
+        mirror_axes = (len(size) - 1,)
+        self.inference_allowed_mirroring_axes = mirror_axes
+        return (-_ROTATION, _ROTATION), False, size, mirror_axes
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Loaders of whole images; validation runs in this process, in order."""
+        size = self.configuration_manager.patch_size
+        rotation, dummy_2d, _, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        training, validation = self.get_tr_and_val_datasets()
+        self.image_labels.check(
+            self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        )
+        workers = get_allowed_n_proc_DA()
+        loader = ImageLoader(
+            training,
+            self.image_labels,
+            self.batch_size,
+            size,
+            self.get_training_transforms(size, rotation, None, mirror_axes, dummy_2d),
+            shuffle=True,
+            balanced=self.balanced_sampling,
+            workers=max(1, workers),
+        )
+        val_loader = ImageLoader(
+            validation, self.image_labels, self.batch_size, size, None, shuffle=False
+        )
+        if self.num_iterations_per_epoch is None:
+            self.num_iterations_per_epoch = math.ceil(len(training.identifiers) / self.batch_size)
+        if self.num_val_iterations_per_epoch is None:
+            self.num_val_iterations_per_epoch = math.ceil(
+                len(validation.identifiers) / self.batch_size
+            )
+        if workers == 0:
+            augmenter = SingleThreadedAugmenter(loader, None)
+        else:
+            augmenter = NonDetMultiThreadedAugmenter(
+                loader,
+                None,
+                workers,
+                num_cached=max(6, workers // 2),
+                seeds=None,
+                pin_memory=self.device.type == "cuda",
+                wait_time=0.002,
+            )
+        return augmenter, SingleThreadedAugmenter(val_loader, None)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:  # nnU-Net's
+        """Do nothing: there is none."""
+
+    def on_validation_epoch_start(self) -> None:  # noqa: D102
+        super().on_validation_epoch_start()
+        self.dataloader_val.data_loader.restart()
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the loss, and counts, probabilities and targets of a batch."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"].to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            logits = self.network(data)
+            loss = self.loss(logits, target)
+        classes = logits.shape[1]
+        predicted = nn.functional.one_hot(logits.argmax(1), classes).bool()
+        true = nn.functional.one_hot(target, classes).bool()
+        return {
+            "loss": loss.detach().cpu().numpy(),
+            "tp_hard": (predicted & true).sum(0).cpu().numpy(),
+            "fp_hard": (predicted & ~true).sum(0).cpu().numpy(),
+            "fn_hard": (~predicted & true).sum(0).cpu().numpy(),
+            "probabilities": logits.float().softmax(1).cpu().tolist(),
+            "targets": target.cpu().tolist(),
+        }
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:  # noqa: D102
+        targets = np.concatenate([o["targets"] for o in val_outputs])
+        probabilities = np.concatenate([o["probabilities"] for o in val_outputs])
+        with np.errstate(invalid="ignore"):  # a class without cases has no F1
+            super().on_validation_epoch_end(
+                [
+                    {k: v for k, v in o.items() if k not in ("probabilities", "targets")}
+                    for o in val_outputs
+                ]
+            )
+        self.logger.log("auroc", _auroc(targets, probabilities), self.current_epoch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Classify the validation and the test cases; write tables and plots."""
+        del save_probabilities  # they are few: always written
+        _, cases = self.do_split()
+        summary = validate(self, sorted(cases))
+        self.print_to_log_file("Validation complete", also_print_to_console=True)
+        self.print_to_log_file(json.dumps(summary["foreground_mean"]), also_print_to_console=True)
+
+    @staticmethod
+    def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+        """Join the summaries of several datasets, case by case."""
+        return join_summaries(summaries)
+
+
+def _auroc(targets: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]) -> float:
+    """AUROC of an epoch; NaN where a class is absent."""
+    if len(np.unique(targets)) < probabilities.shape[1]:
+        return float("nan")
+    if probabilities.shape[1] == 2:
+        return float(roc_auc_score(targets, probabilities[:, 1]))
+    return float(roc_auc_score(targets, probabilities, multi_class="ovr"))
+
+
+def _adapted(
+    plans: dict[str, Any], configuration: str, model_name: str | None, batch_size: int | None
+) -> dict[str, Any]:
+    """Put a trainer's own choices into a copy of the plans.
+
+    Raises
+    ------
+    ClsError
+        If the configuration is none of a classification.
+    """
+    content = plans["configurations"].get(configuration, {})
+    network = content.get("architecture", {}).get("network_class_name", "")
+    if not network.startswith("nnunetv2_cls."):
+        raise ClsError(
+            f"configuration {configuration} segments: a classifier needs one such as 2d_cls, made "
+            f"by nnUNetv2_cls_plan {plans['dataset_name']}."
+        )
+    adapted = deepcopy(plans)
+    content = adapted["configurations"][configuration]
+    if model_name is not None:
+        if not network.endswith(".timm_classifier"):
+            raise ClsError(
+                f"configuration {configuration} has the network {network}: this trainer sets the "
+                f"timm model {model_name}; use nnUNetTrainerCls."
+            )
+        content["architecture"]["arch_kwargs"]["model_name"] = model_name
+    if batch_size is not None:
+        content["batch_size"] = batch_size
+    return adapted
+
+
+class nnUNetTrainerClsResNet34(nnUNetTrainerCls):  # noqa: N801
+    """The source presentation's: ResNet-34, Adam, lr 0.01, 50 epochs, batch size 32."""
+
+    model_name = "resnet34"
+    batch_size_of_trainer = 32
+    epochs = 50
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay
+        )
+
+
+class nnUNetTrainerClsResNet50(nnUNetTrainerCls):  # noqa: N801
+    """The source presentation's: ResNet-50, SGD, lr 0.003, momentum 0.9, 50 epochs, batch 32."""
+
+    model_name = "resnet50"
+    batch_size_of_trainer = 32
+    epochs = 50
+    lr = 0.003
+    federation_defaults: ClassVar[dict[str, Any]] = {
+        "rounds": 100,
+        "local_epochs": 1,
+        "momentum": 0.7,
+        "sites": 20,
+        "sites_per_round": 6,
+        "partition": "hybrid",
+    }
+    """Of ``nnUNetTrainerClsResNet50Federated``, as in the presentation; any flag overrides."""

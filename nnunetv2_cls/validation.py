@@ -1,0 +1,197 @@
+"""Full validation of a classifier: every case, with mirroring, to ``validation/summary.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from nnunetv2.paths import nnUNet_raw
+from torch import nn
+
+from nnunetv2_cls.dataset import TEST_LABELS_FILE, read_labels
+from nnunetv2_cls.loader import fit_image
+from nnunetv2_cls.metrics import Probabilities, choose_threshold, evaluate
+from nnunetv2_cls.plots import plot_classification
+from nnunetv2_cls.preprocess import preprocessed_images, raw_cases
+
+if TYPE_CHECKING:
+    from nnunetv2_cls.trainer import nnUNetTrainerCls
+
+_HEADLINE = ("AUROC", "accuracy", "balanced_accuracy", "F1")
+
+
+@torch.inference_mode()
+def classify(
+    network: nn.Module,
+    images: torch.Tensor,
+    mirror_axes: Sequence[int] | None,
+) -> Probabilities:
+    """Mean softmax over the image and its mirror images.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    images
+        Shape (batch, channels, size...), on the network's device.
+    mirror_axes
+        Spatial axes to mirror, one at a time; ``None`` or empty for none.
+    """
+    views = [images] + [images.flip(axis + 2) for axis in mirror_axes or ()]
+    with torch.autocast(images.device.type, enabled=images.device.type == "cuda"):
+        probabilities = [network(view).float().softmax(1) for view in views]
+    return torch.stack(probabilities).mean(0).cpu().numpy().astype(np.float64)
+
+
+def classify_all(
+    trainer: nnUNetTrainerCls, images: Iterator[tuple[str, np.ndarray[Any, Any]]]
+) -> dict[str, list[float]]:
+    """Classify preprocessed images, in batches of the trainer's size."""
+    trainer.network.eval()
+    size = trainer.configuration_manager.patch_size
+    found: dict[str, list[float]] = {}
+    names: list[str] = []
+    waiting: list[torch.Tensor] = []
+
+    def flush() -> None:
+        batch = torch.stack(waiting).to(trainer.device)
+        axes = trainer.inference_allowed_mirroring_axes
+        found.update(zip(names, classify(trainer.network, batch, axes).tolist(), strict=True))
+        names.clear()
+        waiting.clear()
+
+    for name, image in images:
+        names.append(name)
+        waiting.append(fit_image(image, size))
+        if len(waiting) == trainer.configuration_manager.batch_size:
+            flush()
+    if waiting:
+        flush()
+    return found
+
+
+def validate(trainer: nnUNetTrainerCls, cases: Sequence[str]) -> dict[str, Any]:
+    """Judge a trainer's network on validation cases, and on the dataset's test cases if any.
+
+    Writes ``validation/summary.json`` and, where ``nnUNet_raw`` has ``imagesTs`` and
+    ``labelsTs.json``, ``test/summary.json``, with plots beside them. The threshold is chosen on the
+    validation cases.
+
+    Returns
+    -------
+    dict
+        The summary of the validation.
+    """
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
+    images = ((case, dataset.load_case(case)[0][:]) for case in cases)
+    probabilities = classify_all(trainer, images)
+    targets = {case: trainer.image_labels.of_case[case] for case in cases}
+    folder = Path(trainer.output_folder)
+    summary = write_summary(
+        folder / "validation", targets, probabilities, trainer.image_labels.classes
+    )
+    test = _test_cases(trainer)
+    if test:
+        files = raw_cases(test["images"], trainer.dataset_json["file_ending"])
+        test_images = preprocessed_images(
+            {case: files[case] for case in test["labels"]},
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            trainer.dataset_json,
+        )
+        write_summary(
+            folder / "test",
+            test["labels"],
+            classify_all(trainer, test_images),
+            trainer.image_labels.classes,
+            summary["threshold"],
+        )
+    return summary
+
+
+def _test_cases(trainer: nnUNetTrainerCls) -> dict[str, Any] | None:
+    raw = nnUNet_raw.get()
+    if raw is None:
+        return None
+    dataset = Path(raw) / trainer.plans_manager.dataset_name
+    labels = dataset / TEST_LABELS_FILE
+    if not labels.is_file() or not (dataset / "imagesTs").is_dir():
+        return None
+    known = read_labels(labels, trainer.image_labels.classes).of_case
+    return {"images": dataset / "imagesTs", "labels": dict(known)}
+
+
+def write_summary(
+    folder: Path,
+    targets: dict[str, int],
+    probabilities: dict[str, list[float]],
+    classes: Sequence[str],
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """Judge predictions and write ``summary.json`` and the plots.
+
+    Parameters
+    ----------
+    folder
+        Made if need be.
+    targets, probabilities
+        By case.
+    classes
+        Names, by index.
+    threshold
+        ``None`` to choose it on these cases.
+    """
+    summary = summarise(targets, probabilities, classes, threshold)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    cases = list(targets)
+    plot_classification(
+        np.array([targets[case] for case in cases]),
+        np.array([probabilities[case] for case in cases]),
+        classes,
+        summary["threshold"],
+        folder,
+    )
+    return summary
+
+
+def summarise(
+    targets: dict[str, int],
+    probabilities: dict[str, list[float]],
+    classes: Sequence[str],
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """Return the summary, in the style of nnU-Net's: means, then every case."""
+    cases = list(targets)
+    true = np.array([targets[case] for case in cases])
+    predicted = np.array([probabilities[case] for case in cases])
+    if threshold is None:
+        threshold = choose_threshold(true, predicted) if len(classes) == 2 else 0.5
+    judged = evaluate(true, predicted, classes, threshold)
+    return {
+        "foreground_mean": {name: judged["metrics"][name] for name in _HEADLINE},
+        "classes": list(classes),
+        **judged,
+        "metric_per_case": [
+            {"case": case, "class": targets[case], "probabilities": probabilities[case]}
+            for case in cases
+        ],
+    }
+
+
+def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join the summaries of several datasets: one threshold, metrics over all cases."""
+    rows = [
+        (f"{number}/{row['case']}", row)
+        for number, summary in enumerate(summaries)
+        for row in summary["metric_per_case"]
+    ]
+    return summarise(
+        {name: row["class"] for name, row in rows},
+        {name: row["probabilities"] for name, row in rows},
+        summaries[0]["classes"],
+    )

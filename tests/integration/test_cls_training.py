@@ -1,0 +1,196 @@
+"""Classifiers train, federate and predict through nnU-Net's data, with no special case."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+
+from nnunetv2_cls.cli.plan import main as plan_main
+from nnunetv2_cls.cli.predict import main as predict_main
+from nnunetv2_cls.trainer import nnUNetTrainerCls
+from nnunetv2_federated.cli.train import main as train_main
+from nnunetv2_federated.training.local_state import seed_everything
+from nnunetv2_federated.training.trainer import _no_benchmark
+
+ADDED = "Dataset905_Stripes"
+
+
+@pytest.fixture
+def train_cls(results: Path, dataset_cls: str, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Run the federated command with a classifier; epochs are passes over a site's cases."""
+    monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
+
+    def run(*argv: object, trainer: str = "nnUNetTrainerCls") -> Path:
+        train_main(
+            [
+                dataset_cls,
+                "2d_cls",
+                "0",
+                "-tr",
+                trainer,
+                *map(str, argv),
+                "-device",
+                "cpu",
+                "--quiet",
+            ]
+        )
+        return next(results.glob(f"*/{trainer}*/fold_0"))
+
+    return run
+
+
+def weights(fold: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    return {name: tensor for name, tensor in content.items() if tensor.is_floating_point()}
+
+
+def different(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
+    assert ours.keys() == theirs.keys()
+    return [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def test_one_site_equals_the_central_trainer(train_cls: Callable, nnunet_folders: Path) -> None:
+    fold = train_cls("--sites", 1, "--partition", "iid", "--rounds", 2)
+
+    folder = nnunet_folders / "preprocessed" / ADDED
+    plans = {**load_json(str(folder / "nnUNetPlans.json")), "continue_training": False}
+    seed_everything(12345)
+    central = nnUNetTrainerCls(
+        plans, "2d_cls", 0, load_json(str(folder / "dataset.json")), torch.device("cpu")
+    )
+    central.num_epochs = 2
+    central.on_train_start()
+    _no_benchmark(central.dataloader_train)
+    central.on_train_start = lambda: None
+    central.run_training()
+    assert central.num_iterations_per_epoch == 4  # 32 cases in batches of 8
+    floats = {n: t for n, t in central.network.state_dict().items() if t.is_floating_point()}
+    assert different(weights(fold), floats) == []
+
+
+def test_a_federation_of_classifiers_ends_in_predictions(
+    train_cls: Callable, nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = train_cls("--sites", 3, "--rounds", 6, "--local-epochs", 2)
+
+    for part, cases in (("validation", 8), ("test", 10)):
+        summary = json.loads((fold / part / "summary.json").read_text())
+        assert summary["cases"] == cases
+        assert summary["metrics"]["AUROC"] == 1  # bright rows or bright columns
+        for picture in ("roc", "precision_recall", "calibration", "confusion"):
+            assert (fold / part / f"{picture}.png").stat().st_size > 5000
+    history = json.loads((fold / "federation.json").read_text())["rounds"]
+    assert [len(record["participants"]) for record in history] == [3] * 6
+    assert len(history[-1]["global_model"]["dice_per_class"]) == 2  # F1 of each class
+    images = tmp_path / "in"
+    shutil.copytree(nnunet_folders / "raw" / ADDED / "imagesTs", images)
+    (images / "broken_0000.png").write_text("no image")
+
+    with pytest.raises(SystemExit) as exit_:
+        predict_main(
+            [
+                "-i",
+                str(images),
+                "-o",
+                str(tmp_path / "out"),
+                "-d",
+                "905",
+                "-c",
+                "2d_cls",
+                "-tr",
+                "nnUNetTrainerClsFederated",
+                "-f",
+                "0",
+                "-device",
+                "cpu",
+            ]
+        )
+
+    assert exit_.value.code == 1
+    assert "not readable: broken" in capsys.readouterr().err
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    expected = {f"test_{i:02d}": ("rows", "columns")[i % 2] for i in range(10)}
+    assert {row["case"]: row["class"] for row in rows} == expected
+    as_json = json.loads((tmp_path / "out" / "predictions.json").read_text())["cases"]
+    assert sum(as_json["test_00"]["probabilities"]) == pytest.approx(1)
+    # the same numbers as the training's own judgement of the test set
+    test = json.loads((fold / "test" / "summary.json").read_text())["metric_per_case"]
+    assert as_json["test_00"]["probabilities"] == pytest.approx(
+        next(row for row in test if row["case"] == "test_00")["probabilities"], abs=1e-5
+    )
+
+
+def test_batchnorm_is_averaged_kept_local_or_replaced(train_cls: Callable) -> None:
+    averaged = weights(train_cls("--sites", 2, "--rounds", 2))
+    local_fold = train_cls("--sites", 2, "--rounds", 2, "--batchnorm", "local")
+    local = weights(local_fold)
+    group = weights(train_cls("--sites", 2, "--rounds", 1, "--batchnorm", "group"))
+
+    assert different(averaged, local)  # local statistics change what the sites train
+    assert not torch.equal(averaged["bn1.running_mean"], torch.zeros(64))
+    assert "bn1.running_mean" not in group
+    states = sorted(local_fold.glob("federation/sites/*/*.pt"))
+    kept = [torch.load(p, weights_only=True)["buffers"]["bn1.running_mean"] for p in states]
+    assert not torch.equal(kept[0], kept[-1])
+
+
+def test_the_presentations_federation_is_a_default(
+    train_cls: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunetv2_cls.trainer.nnUNetTrainerClsResNet50.model_name", "resnet18")
+    fold = train_cls(
+        "--rounds", 1, "--sites", 8, "--sites-per-round", 3,
+        trainer="nnUNetTrainerClsResNet50Federated",
+    )  # fmt: skip
+
+    record = json.loads((fold / "federation.json").read_text())
+    assert record["settings"]["momentum"] == 0.7
+    assert record["initial_lr"] == 0.003
+    assert len(record["sites"]) == 8
+    assert len(record["rounds"][0]["participants"]) == 3
+
+
+BAD = {
+    "segments": (["905", "2d", "0"], "configuration 2d segments: a classifier needs one such as"),
+    "no labels": (["901", "2d_cls", "0"], "configuration 2d_cls is unknown"),
+}
+
+
+@pytest.mark.usefixtures("dataset_cls", "dataset_2d", "results")
+@pytest.mark.parametrize(("argv", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        train_main([*argv, "-tr", "nnUNetTrainerCls", "-device", "cpu", "--rounds", "1"])
+
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert exit_.value.code == 2
+    assert error.startswith("error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["999"], "dataset 999 is unknown"),
+        (["901"], "classes in dataset.json is None"),
+        (["905", "-p", "nnUNetPlansX"], "has no plans nnUNetPlansX"),
+    ],
+)
+@pytest.mark.usefixtures("dataset_cls", "dataset_2d")
+def test_bad_plans_are_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        plan_main(argv)
+
+    assert message in capsys.readouterr().err
