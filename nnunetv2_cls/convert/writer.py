@@ -1,0 +1,144 @@
+"""Write cases and their classes as an nnU-Net raw dataset."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+from nnunetv2.paths import nnUNet_raw
+from PIL import Image
+
+from nnunetv2_cls.convert.source import Case, Pixels, Source, Splits
+from nnunetv2_cls.convert.splits import draw_folds
+from nnunetv2_cls.dataset import LABELS_FILE, TEST_LABELS_FILE
+from nnunetv2_cls.errors import ClsError
+
+
+def write_dataset(
+    source: Source,
+    dataset_id: int,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
+) -> Path:
+    """Write ``$nnUNet_raw/DatasetXXX_Name``; it appears when it is complete, or not at all.
+
+    Parameters
+    ----------
+    source
+        What a reader found.
+    dataset_id
+        1 to 999.
+    name
+        Instead of the source's own.
+    overwrite
+        Replace a dataset of the same id and name.
+    progress
+        Wraps the cases while they are written, such as ``tqdm``.
+
+    Returns
+    -------
+    Its folder.
+
+    Raises
+    ------
+    ClsError
+        If it may not be written there, an image turns out to be damaged, or there are too few
+        patients for five folds.
+    """
+    target = _target_folder(dataset_id, name or source.name, overwrite=overwrite)
+    splits = source.splits or draw_folds(source.training)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as temporary:
+            folder = Path(temporary) / target.name
+            folder.mkdir()
+            _write_images(folder, source, progress)
+            _write_tables(folder, source)
+            _write_json(folder / "splits_final.json", splits)
+            if target.exists():
+                target.rename(Path(temporary) / "replaced")
+            folder.rename(target)
+    except OSError as error:
+        raise ClsError(f"{target} cannot be written: {error}.") from error
+    return target
+
+
+def _target_folder(dataset_id: int, name: str, *, overwrite: bool) -> Path:
+    raw = nnUNet_raw.get()
+    if not raw:
+        raise ClsError("nnUNet_raw is not set: export nnUNet_raw=/path/to/folder.")
+    if not 1 <= dataset_id <= 999:
+        raise ClsError(f"dataset id {dataset_id} is not allowed: choose 1 to 999.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ClsError(
+            f"dataset name {name!r} is not allowed: choose letters, digits, _ and - with --name."
+        )
+    target = Path(raw) / f"Dataset{dataset_id:03d}_{name}"
+    for taken in sorted(target.parent.glob(f"Dataset{dataset_id:03d}_*")):
+        if taken != target:
+            raise ClsError(
+                f"{taken} has the id {dataset_id} already: choose another, or remove it."
+            )
+        if not overwrite:
+            raise ClsError(f"{taken} is there already: choose another id, or give --overwrite.")
+    return target
+
+
+def _write_images(
+    folder: Path, source: Source, progress: Callable[[Sequence[Case]], Iterable[Case]]
+) -> None:
+    for subfolder in ("imagesTr", "labelsTr", *(["imagesTs"] if source.test else [])):
+        (folder / subfolder).mkdir()
+    test = {case.name for case in source.test}
+    for case in progress((*source.training, *source.test)):
+        pixels = case.read()
+        subset = "Ts" if case.name in test else "Tr"
+        _save(folder / f"images{subset}" / f"{case.name}_0000.png", pixels)
+        if subset == "Tr":
+            rows, columns = pixels.shape[:2]
+            mask = case.mask((rows, columns)) if case.mask else np.ones((rows, columns), np.uint8)
+            _save(folder / "labelsTr" / f"{case.name}.png", mask)
+
+
+def _save(path: Path, pixels: Pixels) -> None:
+    Image.fromarray(pixels).save(path, compress_level=1)  # 6 takes six times as long
+
+
+def _write_tables(folder: Path, source: Source) -> None:
+    training = sorted(source.training, key=lambda case: case.name)
+    with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("case", "class", "patient"))
+        writer.writerows((case.name, case.klass, case.patient) for case in training)
+    for name, cases in ((LABELS_FILE, source.training), (TEST_LABELS_FILE, source.test)):
+        labels = {
+            case.name: source.classes.index(case.klass)
+            for case in sorted(cases, key=lambda case: case.name)
+            if case.klass is not None
+        }
+        if labels:
+            _write_json(folder / name, labels)
+    generate_dataset_json(
+        str(folder),
+        channel_names={str(index): name for index, name in enumerate(source.channels)},
+        labels=dict(source.labels),
+        num_training_cases=len(training),
+        file_ending=".png",
+        dataset_name=folder.name,
+        description=source.description,
+        license="that of the source",
+        converted_by="nnUNetv2_cls_convert",
+        classes={name: index for index, name in enumerate(source.classes)},
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, int] | Splits) -> None:
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
