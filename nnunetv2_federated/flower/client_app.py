@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from flwr.app import Context, Message
@@ -20,14 +19,13 @@ from nnunetv2_federated.flower.records import (
 from nnunetv2_federated.training.raw_site import RawSite
 from nnunetv2_federated.training.site import Site, SitePool
 
-_read_run = functools.lru_cache(maxsize=8)(read_run)
 _POOL = SitePool()
 
 
 def find_site(pool: SitePool, context: Context) -> Site:
     """Return the site a context is about, alive."""
     folder = run_folder(context)
-    return pool.get(_read_run(folder), int(context.node_config["partition-id"]), folder)
+    return pool.get(read_run(folder), int(context.node_config["partition-id"]), folder)
 
 
 def _find_in_this_process(context: Context) -> Site:
