@@ -87,7 +87,8 @@ def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options
     if options.get("c") or options.get("val"):
         return options
     if chosen or saved_partition(dataset).is_file():
-        defaults = {k: v for k, v in defaults.items() if k not in _PARTITION_FLAGS}
+        of_its_sites = (*_PARTITION_FLAGS, "sites_per_round")
+        defaults = {k: v for k, v in defaults.items() if k not in of_its_sites}
     return {**defaults, **options}
 
 

@@ -239,3 +239,35 @@ def test_settings_files_are_known_to_the_federation():
         assert (kept.rounds, kept.batch_size, kept.momentum) == (rounds, 12, 0.9)
         assert values["sites"] == sites
         assert set(values) - known <= {"sites", "partition", "device"}
+
+
+CLASSIFICATION = {
+    "presentation_resnet50_federated": (100, 20, 6, 0.003, 0.7),
+    "presentation_resnet50_centralised": (50, 1, None, 0.003, 0.9),
+    "presentation_resnet34_centralised": (50, 1, None, 0.01, None),
+    "pneumoniamnist_federated": (100, 20, 6, None, None),
+    "pneumoniamnist_centralised": (10, 1, None, None, None),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_classification_settings_are_those_of_the_presentation(name):
+    from nnunetv2_federated.cli.options import read_settings_file  # noqa: PLC0415
+    from nnunetv2_federated.cli.train_flags import build_parser  # noqa: PLC0415
+    from nnunetv2_federated.federation.settings import (  # noqa: PLC0415
+        FederationSettings,
+        setting_names,
+    )
+
+    folder = EXAMPLES.with_name("classification")
+    assert {path.stem for path in folder.glob("*.toml")} == set(CLASSIFICATION)
+    flags = {action.dest for action in build_parser()._actions}
+    values = read_settings_file(folder / f"{name}.toml", flags)
+    kept = FederationSettings(**{k: v for k, v in values.items() if k in setting_names()})
+    assert (
+        kept.rounds,
+        values["sites"],
+        kept.sites_per_round,
+        kept.initial_lr,
+        kept.momentum,
+    ) == CLASSIFICATION[name]
