@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_cls.cli.plan import main as plan_main
 from nnunetv2_cls.cli.predict import main as predict_main
+from nnunetv2_cls.cli.pretrained import main as pretrained_main
 from nnunetv2_cls.trainer import nnUNetTrainerCls
 from nnunetv2_federated.cli.train import main as train_main
 from nnunetv2_federated.training.local_state import seed_everything
@@ -156,6 +158,20 @@ def test_the_presentations_federation_is_a_default(
     assert record["initial_lr"] == 0.003
     assert len(record["sites"]) == 8
     assert len(record["rounds"][0]["participants"]) == 3
+
+
+def test_a_training_starts_from_weights_of_torchvision(
+    train_cls: Callable, dataset_cls: str, tmp_path: Path
+) -> None:
+    elsewhere = torchvision.models.resnet18()
+    torch.save(elsewhere.state_dict(), tmp_path / "elsewhere.pth")
+    start = tmp_path / "start.pth"
+    pretrained_main([dataset_cls, "-i", str(tmp_path / "elsewhere.pth"), "-o", str(start)])
+
+    fold = train_cls("-pretrained_weights", start, "--rounds", 1, "--initial-lr", 1e-9)
+
+    moved = weights(fold)["layer3.0.conv1.weight"] - elsewhere.layer3[0].conv1.weight
+    assert moved.abs().max() < 1e-5
 
 
 BAD = {
