@@ -16,10 +16,11 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunetv2_cls.cam import activation_map, save_overlay
 from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.loader import fit_image
-from nnunetv2_cls.metrics import predict_classes
+from nnunetv2_cls.metrics import Probabilities, predict_classes
 from nnunetv2_cls.preprocess import preprocessed_images, raw_cases
 from nnunetv2_cls.trainer import nnUNetTrainerCls
 from nnunetv2_cls.validation import classify
@@ -95,7 +96,7 @@ def load_model(
 
 
 def predict_folder(
-    model: Model, images: Path, output: Path, *, mirror: bool = True
+    model: Model, images: Path, output: Path, *, mirror: bool = True, cam: bool = False
 ) -> dict[str, str]:
     """Classify every case of a folder; write ``predictions.csv`` and ``predictions.json``.
 
@@ -109,6 +110,8 @@ def predict_folder(
         Made if need be.
     mirror
         Average over mirror images.
+    cam
+        Also write ``cam/CASE.png``, where the evidence for the class was seen.
 
     Returns
     -------
@@ -139,8 +142,21 @@ def predict_folder(
             classify(network, batch, axes if mirror else None)[0] for network, axes in model.folds
         ]
         found[case] = [float(p) for p in np.mean(folds, axis=0)]
+        if cam:
+            _save_cam(model, case, batch, np.array([found[case]]), output / "cam")
     write_predictions(found, model.classes, model.threshold, output)
     return unreadable
+
+
+def _save_cam(
+    model: Model, case: str, batch: torch.Tensor, probabilities: Probabilities, folder: Path
+) -> None:
+    """Write the mean map of the folds for the predicted class."""
+    target = int(predict_classes(probabilities, model.threshold)[0])
+    maps = [activation_map(network, batch, target) for network, _ in model.folds]
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"{model.classes[target]} {probabilities[0, target]:.2f}"
+    save_overlay(batch[0].cpu().numpy(), np.mean(maps, axis=0), title, folder / f"{case}.png")
 
 
 def write_predictions(

@@ -11,6 +11,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+from nnunetv2_cls.cam import check_captum
 from nnunetv2_cls.cli._run import run_command
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.predict import load_model, predict_folder
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-chk", dest="checkpoint", default="checkpoint_final.pth", help="name of the checkpoint")
     add("-device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cpu or mps")
     add("--disable_tta", action="store_true", help="no mirroring")
+    add("--cam", action="store_true", help="also class-activation maps, cam/CASE.png (captum)")
     return parser
 
 
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    if options.cam:
+        check_captum()
     if not nnUNet_results.is_set():
         raise ClsError("nnUNet_results is not set: export nnUNet_results=/path/to/folder.")
     try:
@@ -60,7 +64,11 @@ def _predict(options: argparse.Namespace) -> None:
         torch.device(options.device),
     )
     unreadable = predict_folder(
-        model, options.images, options.output, mirror=not options.disable_tta
+        model,
+        options.images,
+        options.output,
+        mirror=not options.disable_tta,
+        cam=options.cam,
     )
     print(f"wrote {options.output / 'predictions.csv'} and predictions.json")
     for case, why in unreadable.items():

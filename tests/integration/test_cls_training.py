@@ -112,6 +112,7 @@ def test_a_federation_of_classifiers_ends_in_predictions(
                 "0",
                 "-device",
                 "cpu",
+                "--cam",
             ]
         )
 
@@ -121,6 +122,7 @@ def test_a_federation_of_classifiers_ends_in_predictions(
         rows = list(csv.DictReader(file))
     expected = {f"test_{i:02d}": ("rows", "columns")[i % 2] for i in range(10)}
     assert {row["case"]: row["class"] for row in rows} == expected
+    assert len(list((tmp_path / "out" / "cam").glob("test_*.png"))) == 10
     as_json = json.loads((tmp_path / "out" / "predictions.json").read_text())["cases"]
     assert sum(as_json["test_00"]["probabilities"]) == pytest.approx(1)
     # the same numbers as the training's own judgement of the test set

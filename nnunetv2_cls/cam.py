@@ -1,0 +1,82 @@
+"""Class-activation maps: where in an image the evidence for its class was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import nn
+
+from nnunetv2_cls.errors import ClsError
+
+
+def check_captum() -> None:
+    """Raise ``ClsError`` unless captum, an optional dependency, is installed."""
+    try:
+        import captum  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ClsError('--cam needs captum: pip install "nnunetv2-federated[cam]".') from error
+
+
+def activation_map(network: nn.Module, image: torch.Tensor, target: int) -> NDArray[np.float32]:
+    """Grad-CAM of the network's last features (Selvaraju et al. 2017, arXiv:1610.02391, eq. 2).
+
+    Parameters
+    ----------
+    network
+        A timm classifier in evaluation mode.
+    image
+        Shape (1, channels, y, x), on the network's device.
+    target
+        Class whose evidence is mapped.
+
+    Returns
+    -------
+    ndarray
+        Shape (y, x), from 0 to 1.
+
+    Raises
+    ------
+    ClsError
+        If the network is no timm classifier, or the image is not 2D.
+    """
+    from captum.attr import LayerAttribution, LayerGradCam  # noqa: PLC0415  # optional
+
+    info: Any = getattr(network, "feature_info", None)
+    if not info or image.ndim != 4:
+        raise ClsError("--cam is for 2D configurations with a timm model.")
+    layer = network.get_submodule(info[-1]["module"])
+    small = LayerGradCam(network, layer).attribute(image, target, relu_attributions=True)
+    large = LayerAttribution.interpolate(small, tuple(image.shape[2:]), "bilinear")
+    values: NDArray[np.float32] = large[0, 0].detach().cpu().numpy()
+    return values / values.max() if values.max() > 0 else values
+
+
+def save_overlay(image: NDArray[Any], activation: NDArray[Any], title: str, path: Path) -> None:
+    """Draw a map over an image as the network saw it.
+
+    Parameters
+    ----------
+    image
+        Shape (channels, y, x); the mean of its channels is shown.
+    activation
+        Shape (y, x), from 0 to 1.
+    title
+        Above the picture.
+    path
+        PNG to write.
+    """
+    rows, columns = activation.shape
+    with mpl.rc_context(mpl.rcParamsDefault):
+        figure = Figure((4, 4 * rows / columns + 0.4), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(image.mean(0), cmap="gray")
+        axes.imshow(activation, cmap="jet", alpha=0.4 * activation, vmin=0, vmax=1)
+        axes.set_title(title)
+        axes.axis("off")
+        figure.savefig(path, dpi=120)
