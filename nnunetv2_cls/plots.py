@@ -81,6 +81,8 @@ def plot_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:
                 if len(values):
                     axes.plot(range(len(values[:epochs])), values[:epochs], label=name)
             axes.set_ylabel(label)
+            if label == "validation":
+                axes.set_ylim(0, 1.02)
             axes.grid(alpha=0.3)
             if len(lines) > 1:
                 axes.legend()

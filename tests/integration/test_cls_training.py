@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from conftest import plan_and_preprocess, write_dataset
 
 from nnunetv2_cls.cli.plan import main as plan_main
 from nnunetv2_cls.cli.predict import main as predict_main
@@ -174,6 +175,30 @@ def test_a_training_starts_from_weights_of_torchvision(
 
     moved = weights(fold)["layer3.0.conv1.weight"] - elsewhere.layer3[0].conv1.weight
     assert moved.abs().max() < 1e-5
+
+
+def test_volumes_are_classified_through_the_3d_configuration(
+    results: Path, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
+    folder = nnunet_folders / "raw" / "Dataset906_Volumes"
+    write_dataset(nnunet_folders / "raw", folder.name, (20, 20, 20), cases=10)
+    content = {**load_json(str(folder / "dataset.json")), "classes": {"a": 0, "b": 1, "c": 2}}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    labels = {f"case_{i:02d}": i % 3 for i in range(10)}
+    (folder / "labelsTr.json").write_text(json.dumps(labels))
+    plan_and_preprocess(906, ["3d_fullres"])
+    plan_main(["906", "-c", "3d_fullres", "--batch-size", "4", "--size", "16"])
+
+    target = ["906", "3d_fullres_cls", "0", "-tr", "nnUNetTrainerCls"]
+    train_main([*target, "--sites", "2", "--rounds", "1", "-device", "cpu", "--quiet"])
+
+    fold = next(results.glob("Dataset906_Volumes/*/fold_0"))
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    assert summary["classes"] == ["a", "b", "c"]
+    assert all(len(row["probabilities"]) == 3 for row in summary["metric_per_case"])
+    plans = json.loads((fold.parent / "plans.json").read_text())
+    assert plans["configurations"]["3d_fullres_cls"]["patch_size"] == [16, 16, 16]
 
 
 BAD = {
