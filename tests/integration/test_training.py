@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import plan_and_preprocess, write_dataset
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 
 from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train import main
@@ -97,6 +98,37 @@ def test_resenc_plans(dataset_2d: str, train: Train) -> None:
     plan_and_preprocess(int(dataset_2d), ["2d"], "nnUNetPlannerResEncM")
     fold = train(dataset_2d, "2d", 0, "-p", "nnUNetResEncUNetMPlans", "--rounds", 1)
     assert (fold / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.slow
+def test_the_cascade_trains_on_the_federations_low_resolution(
+    nnunet_folders: Path, train: Train
+) -> None:
+    write_dataset(nnunet_folders / "raw", "Dataset907_Cascade", (24, 24, 24), cases=4)
+    plan_and_preprocess(907, ["3d_fullres"])
+    plans_file = nnunet_folders / "preprocessed" / "Dataset907_Cascade" / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    # as nnU-Net's planner writes them where images are large
+    plans["configurations"] |= {
+        "3d_lowres": {
+            "inherits_from": "3d_fullres",
+            "data_identifier": "nnUNetPlans_3d_lowres",
+            "spacing": [1.5, 1.5, 1.5],
+            "patch_size": [16, 16, 16],
+            "next_stage": "3d_cascade_fullres",
+        },
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    plans_file.write_text(json.dumps(plans))
+    preprocess([907], "nnUNetPlans", ["3d_lowres"], [1])
+
+    low = train("907", "3d_lowres", "all", "--rounds", 1, "--sites", 2)
+    exported = low.parent / "predicted_next_stage" / "3d_cascade_fullres"
+    assert len(list(exported.iterdir())) == 4
+
+    train("907", "3d_cascade_fullres", "all", "--rounds", 1, "--sites", 2)
+    cascade = next(low.parents[1].glob("*__3d_cascade_fullres/fold_all"))
+    assert (cascade / "validation" / "summary.json").is_file()
 
 
 @pytest.mark.slow
