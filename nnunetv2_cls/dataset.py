@@ -68,6 +68,13 @@ class ImageLabels:
             if names:
                 some = ", ".join(sorted(names)[:3])
                 raise ClsError(f"{len(names)} {what} ({some}, ...): {mend}.")
+        present = set(self.of_case.values())
+        absent = [name for index, name in enumerate(self.classes) if index not in present]
+        if absent:
+            raise ClsError(
+                f"no case is of class {', '.join(absent)}: take it out of classes in dataset.json, "
+                "or add cases."
+            )
 
 
 def read_labels(path: Path, classes: tuple[str, ...]) -> ImageLabels:

@@ -14,12 +14,15 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
     NonDetMultiThreadedAugmenter,
 )
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -30,7 +33,7 @@ from nnunetv2_cls.plots import plot_progress
 from nnunetv2_cls.validation import join_summaries, validate
 
 if TYPE_CHECKING:
-    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 _ROTATION = math.radians(15)
 
@@ -77,6 +80,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
     ) -> None:
         plans = _adapted(plans, configuration, self.model_name, self.batch_size_of_trainer)
         self.image_labels = preprocessed_labels(plans["dataset_name"], dataset_json)
+        self.image_labels.check(_preprocessed_cases(plans, configuration))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
         self.num_epochs = self.epochs
@@ -145,9 +149,6 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
         training, validation = self.get_tr_and_val_datasets()
-        self.image_labels.check(
-            self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-        )
         workers = get_allowed_n_proc_DA()
         loader = ImageLoader(
             training,
@@ -232,6 +233,13 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
     def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         """Join the summaries of several datasets, case by case."""
         return join_summaries(summaries)
+
+
+def _preprocessed_cases(plans: dict[str, Any], configuration: str) -> list[str]:
+    data = PlansManager(plans).get_configuration(configuration).data_identifier
+    folder = Path(nnUNet_preprocessed.require()) / plans["dataset_name"] / data
+    cases: list[str] = infer_dataset_class(str(folder)).get_identifiers(str(folder))
+    return cases
 
 
 def _auroc(targets: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]) -> float:

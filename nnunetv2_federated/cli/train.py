@@ -15,7 +15,7 @@ from nnunetv2_federated.cli.train_flags import build_parser
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import Run
-from nnunetv2_federated.flower.launch import launch, prepare, result_folder
+from nnunetv2_federated.flower.launch import check, launch, prepare, result_folder
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
@@ -73,6 +73,9 @@ def _train(options: Options) -> None:
         _validate(run, options, GlobalModel(run))
         return
     backend = options.get("backend", "in-process")
+    check(run, backend)
+    with quiet():  # first: a trainer that refuses its dataset must not cost an earlier run
+        trainer = build_trainer(run, load_dataset(run.dataset, run.plans))
     folder = prepare(run, backend=backend, resume=bool(options.get("c")))
     if options.get("prepare_only"):
         print(
@@ -90,8 +93,6 @@ def _train(options: Options) -> None:
             )
         if "device" not in options and device == "cpu":
             console.say("no CUDA device found: training on the CPU")
-        with quiet():
-            trainer = build_trainer(run, load_dataset(run.dataset, run.plans))
         launch(run, folder, backend=backend, observer=console, trainer=trainer)
     _validate(run, options, GlobalModel(run, trainer))
 

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import SiteSurvey
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
 
 def hash_plans(plans: Mapping[str, Any]) -> str:
     """SHA-256 of plans, without the dataset's name: sites name their datasets as they like."""
     content = {key: value for key, value in plans.items() if key != "dataset_name"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_names(plans: Mapping[str, Any], site: str) -> None:
+    """Make sure that what becomes a file or folder at a site is a plain name.
+
+    Raises
+    ------
+    SiteError
+        If the plans' name or a data identifier is not.
+    """
+    names = [plans.get("plans_name")]
+    names += [c.get("data_identifier", "none") for c in plans.get("configurations", {}).values()]
+    for name in names:
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise SiteError(
+                f"site {site}: {name!r} cannot be a name of plans: use letters, digits, _ and -."
+            )
 
 
 def check_agreement(surveys: Sequence[SiteSurvey]) -> dict[str, Any]:

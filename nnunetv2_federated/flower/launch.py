@@ -9,7 +9,6 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from nnunetv2.paths import nnUNet_results
 
-from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import write_atomically
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import RUN_FILE, Run
@@ -18,6 +17,7 @@ from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
 from nnunetv2_federated.flower.server_app import make_server_app
 from nnunetv2_federated.flower.strategies import build_strategy
+from nnunetv2_federated.training.build import results_not_writable
 from nnunetv2_federated.training.dataset import check_environment
 from nnunetv2_federated.training.site import SitePool
 from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
@@ -36,6 +36,13 @@ def result_folder(run: Run) -> Path:
 def federation_folder(run: Run) -> Path:
     """Where a run keeps its settings and everything it can be resumed from."""
     return result_folder(run) / "federation"
+
+
+def check(run: Run, backend: str = "in-process") -> None:
+    """Raise ``SettingsError`` if Ray is wanted and absent, or the strategy refuses its options."""
+    if backend == "ray":
+        check_ray()
+    build_strategy(run.settings.strategy, run.settings.strategy_options)
 
 
 def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> Path:
@@ -61,9 +68,7 @@ def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> P
         If the strategy refuses its options, Ray is wanted and absent, or the results folder
         cannot be written.
     """
-    if backend == "ray":
-        check_ray()
-    build_strategy(run.settings.strategy, run.settings.strategy_options)
+    check(run, backend)
     folder = federation_folder(run)
     try:
         if not resume:
@@ -71,10 +76,7 @@ def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> P
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RUN_FILE, run.to_json())
     except OSError as error:
-        raise SettingsError(
-            f"nnUNet_results cannot be written ({error}): point nnUNet_results at a folder you "
-            "may write to."
-        ) from error
+        raise results_not_writable(error) from error
     return folder
 
 

@@ -30,8 +30,18 @@ def build_trainer(
         )
     except ValueError as error:  # a trainer that refuses its plans or dataset
         raise SettingsError(f"{run.trainer}: {error}") from error
+    except OSError as error:  # nnU-Net's constructor makes its folder and log
+        raise results_not_writable(error) from error
     configure(trainer, run)
     return trainer
+
+
+def results_not_writable(error: OSError) -> SettingsError:
+    """Say that the results folder is the trouble."""
+    return SettingsError(
+        f"nnUNet_results cannot be written ({error}): point nnUNet_results at a folder you may "
+        "write to."
+    )
 
 
 def configure(trainer: FederatedRounds, run: Run) -> None:

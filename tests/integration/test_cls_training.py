@@ -221,6 +221,32 @@ def test_bad_input_is_one_line(
     assert message in error
 
 
+def test_an_image_without_label_is_named_before_training(
+    train_cls: Callable, results: Path, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = nnunet_folders / "preprocessed" / ADDED / "labelsTr.json"
+    complete = path.read_text()
+    labels = json.loads(complete)
+    del labels["case_07"]
+    path.write_text(json.dumps(labels))
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            train_cls("--partition", "column", "--by", "site", "--case-table", one_site(results))
+    finally:
+        path.write_text(complete)
+
+    assert exit_.value.code == 2
+    assert "1 images without label (case_07" in capsys.readouterr().err
+    assert not list(results.glob("*/*"))
+
+
+def one_site(folder: Path) -> Path:
+    """Write a table that puts all cases at one site."""
+    table = folder.parent / "cases.csv"
+    table.write_text("case,site\n" + "".join(f"case_{i:02d},one\n" for i in range(40)))
+    return table
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

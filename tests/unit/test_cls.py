@@ -376,6 +376,8 @@ def test_labels_and_images_must_match() -> None:
         labels.check(["x", "y", "z"])
     with pytest.raises(ClsError, match=r"1 labels without image \(y"):
         labels.check(["x"])
+    with pytest.raises(ClsError, match="no case is of class c"):
+        ImageLabels(("a", "b", "c"), labels.of_case).check(["x", "y"])
 
 
 def test_torchvision_weights_fit_a_grey_network(tmp_path: Path) -> None:

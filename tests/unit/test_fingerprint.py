@@ -31,7 +31,7 @@ from nnunetv2_federated.federation.messages import (
     TrainReport,
     Validation,
 )
-from nnunetv2_federated.federation.planning import check_agreement, hash_plans
+from nnunetv2_federated.federation.planning import check_agreement, check_names, hash_plans
 
 
 def case(
@@ -257,6 +257,19 @@ def test_plans_are_the_same_whatever_the_dataset_is_called() -> None:
 
     assert hash_plans(plans) == hash_plans({**plans, "dataset_name": "Dataset002_B"})
     assert hash_plans(plans) != hash_plans({**plans, "plans_name": "other"})
+
+
+@pytest.mark.parametrize("name", ["../nnUNetPlans", "/etc", "a/b", "", "..", None, 3])
+def test_plans_cannot_name_another_folder(name: object) -> None:
+    good = {"plans_name": "nnUNetPlans", "configurations": {"2d": {"data_identifier": "a_2d"}}}
+    check_names(good, "a")
+
+    for bad in (
+        {**good, "plans_name": name},
+        {**good, "configurations": {"2d": {"data_identifier": name}}},
+    ):
+        with pytest.raises(SiteError, match=r"site a: .* cannot be a name of plans"):
+            check_names(bad, "a")
 
 
 def test_the_page_lists_every_field() -> None:
