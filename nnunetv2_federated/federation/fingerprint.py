@@ -323,6 +323,8 @@ def summarise_site(
                 "out"
             )
         channel = pool_channels(present)
+        fitting = _exponent(channel.min, channel.max, whole_numbers=channel.whole_numbers)
+        channel = channel.coarser(max(channel.exponent, fitting))
         pooled.append(channel if min_cases is None else _merge_bins(channel, present, min_cases))
     axes = [
         sorted((float(case.spacing[axis]), int(case.size[axis])) for case in cases)
@@ -336,7 +338,7 @@ def summarise_site(
         site=site,
         cases=len(cases),
         channels=tuple(pooled),
-        axes=tuple(tuple((*pair, n) for pair, n in sorted(Counter(axis).items())) for axis in axes),
+        axes=tuple(_rows(Counter(axis)) for axis in axes),
         relative_sizes=tuple(
             (size / RELATIVE_SIZE_BINS, n) for size, n in sorted(Counter(sizes).items())
         ),
@@ -393,6 +395,10 @@ def _merge_pairs(pairs: list[tuple[float, int]], min_cases: int) -> list[tuple[f
     return merged
 
 
+def _rows(counter: Counter[tuple[float, int]]) -> AxisCounts:
+    return tuple((*pair, cases) for pair, cases in sorted(counter.items()))
+
+
 def pool_sites(sites: Sequence[SiteFingerprint]) -> SiteFingerprint:
     """Pool the fingerprints of all sites; the same for every order of the sites."""
     axes: list[Counter[tuple[float, int]]] = [Counter() for _ in range(3)]
@@ -409,7 +415,7 @@ def pool_sites(sites: Sequence[SiteFingerprint]) -> SiteFingerprint:
         channels=tuple(
             pool_channels(of_all) for of_all in zip(*(s.channels for s in sites), strict=True)
         ),
-        axes=tuple(tuple((*pair, n) for pair, n in sorted(counter.items())) for counter in axes),
+        axes=tuple(_rows(counter) for counter in axes),
         relative_sizes=tuple(sorted(sizes.items())),
     )
 

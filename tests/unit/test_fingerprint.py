@@ -115,6 +115,21 @@ def test_whole_numbers_keep_exact_percentiles() -> None:
     assert ours["percentile_99_5"] == pytest.approx(high, abs=1e-9)
 
 
+@pytest.mark.parametrize(("min_cases", "bins"), [(None, 3500), (2, 500)])
+def test_cases_of_differing_ranges_fit_into_the_bins(min_cases: int | None, bins: int) -> None:
+    """Each case alone has a bin for every whole number; together they need 7,000.
+
+    In bins of two, both cases are in the 500 from 3000 to 4000; what one alone has joins these.
+    """
+    cases = [case(np.arange(low, low + 4000)) for low in (0, 3000)]
+
+    told = SiteFingerprint.from_json(summarise_site("a", cases, min_cases).to_json())
+
+    channel = told.channels[0]
+    assert (channel.exponent, channel.counts.size) == (1, bins)
+    assert nnunet_properties(channel)["median"] == pytest.approx(3499.5, abs=1)
+
+
 def test_the_axes_of_a_case_are_not_linked() -> None:
     """Which case has which size on which axis makes no difference to what leaves the site."""
     cases = [case([i], (1.0 + i, 2.0 + i, 3.0), (i + 1, 2 * i + 1, 9 - i)) for i in range(6)]
