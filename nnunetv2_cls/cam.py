@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
@@ -55,28 +52,3 @@ def activation_map(network: nn.Module, image: torch.Tensor, target: int) -> NDAr
     large = LayerAttribution.interpolate(small, tuple(image.shape[2:]), "bilinear")
     values: NDArray[np.float32] = large[0, 0].detach().cpu().numpy()
     return values / values.max() if values.max() > 0 else values
-
-
-def save_overlay(image: NDArray[Any], activation: NDArray[Any], title: str, path: Path) -> None:
-    """Draw a map over an image as the network saw it.
-
-    Parameters
-    ----------
-    image
-        Shape (channels, y, x); the mean of its channels is shown.
-    activation
-        Shape (y, x), from 0 to 1.
-    title
-        Above the picture.
-    path
-        PNG to write.
-    """
-    rows, columns = activation.shape
-    with mpl.rc_context(mpl.rcParamsDefault):
-        figure = Figure((4, 4 * rows / columns + 0.4), layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(image.mean(0), cmap="gray")
-        axes.imshow(activation, cmap="jet", alpha=0.4 * activation, vmin=0, vmax=1)
-        axes.set_title(title)
-        axes.axis("off")
-        figure.savefig(path, dpi=120)

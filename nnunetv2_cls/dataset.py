@@ -11,12 +11,34 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from numpy.typing import NDArray
 
 from nnunetv2_cls.errors import ClsError
 
 LABELS_FILE = "labelsTr.json"
 TEST_LABELS_FILE = "labelsTs.json"
+
+
+def find_name(dataset: str) -> str:
+    """Return the name of a dataset, given as name or id.
+
+    Raises
+    ------
+    ClsError
+        If nnU-Net's folders have no such dataset.
+    """
+    try:
+        return str(
+            maybe_convert_to_dataset_name(
+                dataset if dataset.startswith("Dataset") else int(dataset)
+            )
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ClsError(
+            f"dataset {dataset} is unknown: give an id such as 501 or a name such as "
+            "Dataset501_Name."
+        ) from error
 
 
 def read_classes(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,30 @@ def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
     box = [[start, start + wanted] for start, wanted in zip(starts, size, strict=True)]
     padded: torch.Tensor = crop_and_pad_nd(tensor, box, 0)
     return padded
+
+
+def batches(
+    images: Iterable[tuple[str, NDArray[Any]]],
+    configuration_manager: Any,  # noqa: ANN401  # nnU-Net's ConfigurationManager
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Fit preprocessed images to a configuration's size, and stack as many as its batch size.
+
+    Parameters
+    ----------
+    images
+        Name, and image as for :func:`fit_image`.
+    configuration_manager
+        Of the classifier.
+
+    Yields
+    ------
+    tuple
+        Names, and a tensor of shape (names, channels, size...).
+    """
+    remaining = iter(images)
+    while batch := list(islice(remaining, configuration_manager.batch_size)):
+        fitted = [fit_image(image, configuration_manager.patch_size) for _, image in batch]
+        yield [name for name, _ in batch], torch.stack(fitted)
 
 
 class ImageLoader(DataLoader):

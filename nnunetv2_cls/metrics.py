@@ -76,6 +76,23 @@ def brier_score(targets: Classes, probabilities: Probabilities) -> float:
     return float(np.square(probabilities - outcomes).sum(1).mean())
 
 
+def auroc(targets: Classes, probabilities: Probabilities) -> float:
+    """Area under the ROC curve of class 1, or the mean over more classes against the rest.
+
+    NaN where a class is absent.
+    """
+    return _ranked(sk.roc_auc_score, targets, probabilities)
+
+
+def _ranked(metric: Callable[..., float], targets: Classes, probabilities: Probabilities) -> float:
+    """Apply a metric of one class's probabilities, as :func:`score` says."""
+    num_classes = probabilities.shape[1]
+    if len(np.unique(targets)) < num_classes:
+        return float("nan")
+    positives = [1] if num_classes == 2 else range(num_classes)
+    return float(np.mean([metric(targets == c, probabilities[:, c]) for c in positives]))
+
+
 def score(targets: Classes, probabilities: Probabilities, threshold: float) -> dict[str, float]:
     """Compute every single-number metric; NaN where a class that it needs is absent.
 
@@ -90,18 +107,13 @@ def score(targets: Classes, probabilities: Probabilities, threshold: float) -> d
     def mean(metric: Callable[[int], float]) -> float:
         return float(np.mean([metric(c) for c in positives]))
 
-    def ranked(metric: Callable[..., float]) -> float:
-        if any(len(np.unique(outcomes[:, c])) < 2 for c in positives):
-            return float("nan")
-        return mean(lambda c: metric(outcomes[:, c], probabilities[:, c]))
-
     def recall(of: int, c: int) -> float:
         cases = outcomes[:, c] == of
         return float(np.mean((predicted[cases] == c) == bool(of))) if cases.any() else float("nan")
 
     return {
-        "AUROC": ranked(sk.roc_auc_score),
-        "average_precision": ranked(sk.average_precision_score),
+        "AUROC": auroc(targets, probabilities),
+        "average_precision": _ranked(sk.average_precision_score, targets, probabilities),
         "accuracy": float(sk.accuracy_score(targets, predicted)),
         "balanced_accuracy": float(
             np.mean([np.mean(predicted[targets == c] == c) for c in np.unique(targets)])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-from nnunetv2_cls.dataset import preprocessed_labels
+from nnunetv2_cls.dataset import find_name, preprocessed_labels
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.network import check_model, check_norm
 
@@ -130,21 +130,34 @@ def add_configuration(dataset: str, plans_name: str, wanted: ClsPlan) -> Path:
         If the dataset is not planned, has no usable labels, or a value is not allowed.
     """
     folder = preprocessed_folder(dataset)
+    plans = load_plans(folder, plans_name)
+    labels = preprocessed_labels(folder.name, load_json(str(folder / "dataset.json")))
+    if len(set(labels.of_case.values())) < 2:
+        raise ClsError(f"all cases of {folder.name} are of one class: nothing to learn.")
+    plans["configurations"][wanted.name] = configuration(plans, wanted)
+    path = folder / f"{plans_name}.json"
+    temporary = path.with_suffix(".tmp")
+    save_json(json.loads(json.dumps(plans)), str(temporary), sort_keys=False)
+    temporary.replace(path)
+    return path
+
+
+def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:
+    """Load the plans of a preprocessed dataset.
+
+    Raises
+    ------
+    ClsError
+        If it was not planned with these.
+    """
     path = folder / f"{plans_name}.json"
     if not path.is_file():
         raise ClsError(
             f"{folder.name} has no plans {plans_name}: run nnUNetv2_plan_and_preprocess first, or "
             "name its plans with -p."
         )
-    plans = load_json(str(path))
-    labels = preprocessed_labels(folder.name, load_json(str(folder / "dataset.json")))
-    if len(set(labels.of_case.values())) < 2:
-        raise ClsError(f"all cases of {folder.name} are of one class: nothing to learn.")
-    plans["configurations"][wanted.name] = configuration(plans, wanted)
-    temporary = path.with_suffix(".tmp")
-    save_json(json.loads(json.dumps(plans)), str(temporary), sort_keys=False)
-    temporary.replace(path)
-    return path
+    plans: dict[str, Any] = load_json(str(path))
+    return plans
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -160,21 +173,49 @@ def preprocessed_folder(dataset: str) -> Path:
             "nnUNet_preprocessed is not set: export nnUNet_preprocessed=/path/to/folder "
             "(nnU-Net's documentation/setting_up_paths.md)."
         )
-    try:
-        name = maybe_convert_to_dataset_name(
-            dataset if dataset.startswith("Dataset") else int(dataset)
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ClsError(
-            f"dataset {dataset} is unknown: give an id such as 501 or a name such as "
-            "Dataset501_Name."
-        ) from error
-    folder = Path(nnUNet_preprocessed.require()) / str(name)
+    name = find_name(dataset)
+    folder = Path(nnUNet_preprocessed.require()) / name
     if not (folder / "dataset.json").is_file():
         raise ClsError(
             f"{name} is not planned: run nnUNetv2_plan_and_preprocess -d {dataset} -c 2d first."
         )
     return folder
+
+
+def adapted_plans(
+    plans: dict[str, Any], configuration: str, model_name: str | None, batch_size: int | None
+) -> dict[str, Any]:
+    """Put a trainer's own choices into a copy of the plans.
+
+    Raises
+    ------
+    ClsError
+        If there is no such configuration, or it is none of a classification.
+    """
+    if configuration not in plans["configurations"]:
+        raise ClsError(
+            f"-c {configuration}: the plans have {', '.join(plans['configurations'])}; add one "
+            f"with nnUNetv2_cls_plan {plans['dataset_name']}."
+        )
+    content = plans["configurations"][configuration]
+    network = content.get("architecture", {}).get("network_class_name", "")
+    if not network.startswith("nnunetv2_cls."):
+        raise ClsError(
+            f"configuration {configuration} segments: a classifier needs one such as 2d_cls, made "
+            f"by nnUNetv2_cls_plan {plans['dataset_name']}."
+        )
+    adapted = deepcopy(plans)
+    content = adapted["configurations"][configuration]
+    if model_name is not None:
+        if not network.endswith(".timm_classifier"):
+            raise ClsError(
+                f"configuration {configuration} has the network {network}: this trainer sets the "
+                f"timm model {model_name}; use nnUNetTrainerCls."
+            )
+        content["architecture"]["arch_kwargs"]["model_name"] = model_name
+    if batch_size is not None:
+        content["batch_size"] = batch_size
+    return adapted
 
 
 def size_of(numbers: Sequence[int] | None, dimensions: int) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
@@ -88,3 +89,28 @@ def plot_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:
                 axes.legend()
         panels[-1].set_xlabel("epoch")
         figure.savefig(path, dpi=100)
+
+
+def plot_activation(image: NDArray[Any], activation: NDArray[Any], title: str, path: Path) -> None:
+    """Draw a map over an image as the network saw it.
+
+    Parameters
+    ----------
+    image
+        Shape (channels, y, x); the mean of its channels is shown.
+    activation
+        Shape (y, x), from 0 to 1.
+    title
+        Above the picture.
+    path
+        PNG to write.
+    """
+    rows, columns = activation.shape
+    with mpl.rc_context(_STYLE):
+        figure = Figure((4, 4 * rows / columns + 0.4), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(image.mean(0), cmap="gray")
+        axes.imshow(activation, cmap="jet", alpha=0.4 * activation, vmin=0, vmax=1)
+        axes.set_title(title)
+        axes.axis("off")
+        figure.savefig(path, dpi=120)

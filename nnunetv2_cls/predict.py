@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_cls.cam import activation_map, save_overlay
+from nnunetv2_cls.cam import activation_map
 from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
-from nnunetv2_cls.loader import fit_image
+from nnunetv2_cls.loader import batches
 from nnunetv2_cls.metrics import Probabilities, predict_classes
+from nnunetv2_cls.plots import plot_activation
 from nnunetv2_cls.preprocess import preprocessed_images, raw_cases
-from nnunetv2_cls.trainer import nnUNetTrainerCls
+from nnunetv2_cls.trainer import build_network
 from nnunetv2_cls.validation import classify
 
 
@@ -74,7 +74,6 @@ def load_model(
     dataset_json = load_json(str(folder / "dataset.json"))
     manager = plans.get_configuration(configuration)
     classes = read_classes(dataset_json)
-    channels = determine_num_input_channels(plans, manager, dataset_json)
     loaded, thresholds = [], []
     for fold in folds:
         path = folder / f"fold_{fold}" / checkpoint
@@ -84,9 +83,7 @@ def load_model(
             )
         # a model the user trained; nnU-Net's checkpoints hold NumPy scalars
         content = torch.load(path, map_location="cpu", weights_only=False)
-        network = nnUNetTrainerCls.build_network_architecture(
-            plans, manager, channels, len(classes)
-        )
+        network = build_network(plans, configuration, dataset_json)
         network.load_state_dict(content["network_weights"])
         axes = tuple(content["inference_allowed_mirroring_axes"] or ())
         loaded.append((network.eval().to(device), axes))
@@ -134,16 +131,19 @@ def predict_folder(
 
     device = next(model.folds[0][0].parameters()).device
     found: dict[str, list[float]] = {}
-    for case, image in preprocessed_images(
+    readable = preprocessed_images(
         cases, model.plans, model.configuration, model.dataset_json, note
-    ):
-        batch = fit_image(image, model.configuration.patch_size)[None].to(device)
+    )
+    for names, fitted in batches(readable, model.configuration):
+        batch = fitted.to(device)
         folds = [
-            classify(network, batch, axes if mirror else None)[0] for network, axes in model.folds
+            classify(network, batch, axes if mirror else None) for network, axes in model.folds
         ]
-        found[case] = [float(p) for p in np.mean(folds, axis=0)]
-        if cam:
-            _save_cam(model, case, batch, np.array([found[case]]), output / "cam")
+        probabilities = np.mean(folds, axis=0)
+        found.update(zip(names, probabilities.tolist(), strict=True))
+        for i, case in enumerate(names if cam else ()):
+            one = slice(i, i + 1)
+            _save_cam(model, case, batch[one], probabilities[one], output / "cam")
     write_predictions(found, model.classes, model.threshold, output)
     return unreadable
 
@@ -156,7 +156,7 @@ def _save_cam(
     maps = [activation_map(network, batch, target) for network, _ in model.folds]
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{model.classes[target]} {probabilities[0, target]:.2f}"
-    save_overlay(batch[0].cpu().numpy(), np.mean(maps, axis=0), title, folder / f"{case}.png")
+    plot_activation(batch[0].cpu().numpy(), np.mean(maps, axis=0), title, folder / f"{case}.png")
 
 
 def write_predictions(

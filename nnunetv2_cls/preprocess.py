@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,10 @@ Problems = Callable[[str, Exception], None]
 def raw_cases(folder: Path, file_ending: str) -> dict[str, list[str]]:
     """Return the files of every case in a folder such as ``imagesTs``, by channel."""
     names = get_identifiers_from_splitted_dataset_folder(str(folder), file_ending)
-    return {
-        str(name): [
-            str(p) for p in sorted(folder.glob(f"{name}_[0-9][0-9][0-9][0-9]{file_ending}"))
-        ]
-        for name in names
-    }
+    files = defaultdict(list)
+    for path in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{file_ending}")):
+        files[path.name.removesuffix(file_ending)[:-5]].append(str(path))
+    return {str(name): files[name] for name in names}
 
 
 def preprocessed_images(

@@ -8,15 +8,13 @@ from typing import Any
 import timm
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.models import adapt_input_conv, load_state_dict
 from torch import nn
 
-from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
-from nnunetv2_cls.planning import preprocessed_folder
-from nnunetv2_cls.trainer import nnUNetTrainerCls
+from nnunetv2_cls.planning import adapted_plans, load_plans, preprocessed_folder
+from nnunetv2_cls.trainer import build_network
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -135,24 +133,10 @@ def configured_network(
     Raises
     ------
     ClsError
-        If the configuration is unknown.
+        If dataset, plans or configuration are unknown, or cannot take the model.
     """
     folder = preprocessed_folder(dataset)
-    plans = load_json(str(folder / f"{plans_name}.json"))
-    if configuration not in plans["configurations"]:
-        raise ClsError(
-            f"-c {configuration}: the plans have {', '.join(plans['configurations'])}; add one "
-            f"with nnUNetv2_cls_plan {dataset}."
-        )
-    if model is not None:
-        arguments = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
-        arguments["model_name"] = model
-    manager = PlansManager(plans)
-    content = load_json(str(folder / "dataset.json"))
-    settings = manager.get_configuration(configuration)
-    return nnUNetTrainerCls.build_network_architecture(
-        manager,
-        settings,
-        determine_num_input_channels(manager, settings, content),
-        len(read_classes(content)),
+    plans = adapted_plans(load_plans(folder, plans_name), configuration, model, None)
+    return build_network(
+        PlansManager(plans), configuration, load_json(str(folder / "dataset.json"))
     )

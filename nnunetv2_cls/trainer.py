@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,19 +20,20 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from sklearn.metrics import roc_auc_score
+from nnunetv2.utilities.label_handling.label_handling import (
+    LabelManager,
+    determine_num_input_channels,
+)
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_cls.dataset import preprocessed_labels
+from nnunetv2_cls.dataset import preprocessed_labels, read_classes
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.loader import ImageLoader
+from nnunetv2_cls.metrics import auroc
+from nnunetv2_cls.planning import adapted_plans
 from nnunetv2_cls.plots import plot_progress
 from nnunetv2_cls.validation import join_summaries, validate
-
-if TYPE_CHECKING:
-    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 _ROTATION = math.radians(15)
 
@@ -78,7 +78,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
-        plans = _adapted(plans, configuration, self.model_name, self.batch_size_of_trainer)
+        plans = adapted_plans(plans, configuration, self.model_name, self.batch_size_of_trainer)
         self.image_labels = preprocessed_labels(plans["dataset_name"], dataset_json)
         self.image_labels.check(_preprocessed_cases(plans, configuration))
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -219,7 +219,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
                     for o in val_outputs
                 ]
             )
-        self.logger.log("auroc", _auroc(targets, probabilities), self.current_epoch)
+        self.logger.log("auroc", auroc(targets, probabilities), self.current_epoch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Classify the validation and the test cases; write tables and plots."""
@@ -235,51 +235,24 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         return join_summaries(summaries)
 
 
+def build_network(
+    plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+) -> nn.Module:
+    """Build the network that a configuration trains, freshly initialised."""
+    manager = plans.get_configuration(configuration)
+    return nnUNetTrainerCls.build_network_architecture(
+        plans,
+        manager,
+        determine_num_input_channels(plans, manager, dataset_json),
+        len(read_classes(dataset_json)),
+    )
+
+
 def _preprocessed_cases(plans: dict[str, Any], configuration: str) -> list[str]:
     data = PlansManager(plans).get_configuration(configuration).data_identifier
     folder = Path(nnUNet_preprocessed.require()) / plans["dataset_name"] / data
     cases: list[str] = infer_dataset_class(str(folder)).get_identifiers(str(folder))
     return cases
-
-
-def _auroc(targets: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]) -> float:
-    """AUROC of an epoch; NaN where a class is absent."""
-    if len(np.unique(targets)) < probabilities.shape[1]:
-        return float("nan")
-    if probabilities.shape[1] == 2:
-        return float(roc_auc_score(targets, probabilities[:, 1]))
-    return float(roc_auc_score(targets, probabilities, multi_class="ovr"))
-
-
-def _adapted(
-    plans: dict[str, Any], configuration: str, model_name: str | None, batch_size: int | None
-) -> dict[str, Any]:
-    """Put a trainer's own choices into a copy of the plans.
-
-    Raises
-    ------
-    ClsError
-        If the configuration is none of a classification.
-    """
-    content = plans["configurations"].get(configuration, {})
-    network = content.get("architecture", {}).get("network_class_name", "")
-    if not network.startswith("nnunetv2_cls."):
-        raise ClsError(
-            f"configuration {configuration} segments: a classifier needs one such as 2d_cls, made "
-            f"by nnUNetv2_cls_plan {plans['dataset_name']}."
-        )
-    adapted = deepcopy(plans)
-    content = adapted["configurations"][configuration]
-    if model_name is not None:
-        if not network.endswith(".timm_classifier"):
-            raise ClsError(
-                f"configuration {configuration} has the network {network}: this trainer sets the "
-                f"timm model {model_name}; use nnUNetTrainerCls."
-            )
-        content["architecture"]["arch_kwargs"]["model_name"] = model_name
-    if batch_size is not None:
-        content["batch_size"] = batch_size
-    return adapted
 
 
 class nnUNetTrainerClsResNet34(nnUNetTrainerCls):  # noqa: N801

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from nnunetv2.paths import nnUNet_raw
 from torch import nn
 
 from nnunetv2_cls.dataset import TEST_LABELS_FILE, read_labels
-from nnunetv2_cls.loader import fit_image
+from nnunetv2_cls.loader import batches
 from nnunetv2_cls.metrics import Probabilities, choose_threshold, evaluate
 from nnunetv2_cls.plots import plot_classification
 from nnunetv2_cls.preprocess import preprocessed_images, raw_cases
@@ -48,29 +48,15 @@ def classify(
 
 
 def classify_all(
-    trainer: nnUNetTrainerCls, images: Iterator[tuple[str, np.ndarray[Any, Any]]]
+    trainer: nnUNetTrainerCls, images: Iterable[tuple[str, np.ndarray[Any, Any]]]
 ) -> dict[str, list[float]]:
     """Classify preprocessed images, in batches of the trainer's size."""
     trainer.network.eval()
-    size = trainer.configuration_manager.patch_size
+    axes = trainer.inference_allowed_mirroring_axes
     found: dict[str, list[float]] = {}
-    names: list[str] = []
-    waiting: list[torch.Tensor] = []
-
-    def flush() -> None:
-        batch = torch.stack(waiting).to(trainer.device)
-        axes = trainer.inference_allowed_mirroring_axes
-        found.update(zip(names, classify(trainer.network, batch, axes).tolist(), strict=True))
-        names.clear()
-        waiting.clear()
-
-    for name, image in images:
-        names.append(name)
-        waiting.append(fit_image(image, size))
-        if len(waiting) == trainer.configuration_manager.batch_size:
-            flush()
-    if waiting:
-        flush()
+    for names, batch in batches(images, trainer.configuration_manager):
+        probabilities = classify(trainer.network, batch.to(trainer.device), axes)
+        found.update(zip(names, probabilities.tolist(), strict=True))
     return found
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunetv2_cls.cam import check_captum
 from nnunetv2_cls.cli._run import run_command
+from nnunetv2_cls.dataset import find_name
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.predict import load_model, predict_folder
 
@@ -49,15 +49,9 @@ def _predict(options: argparse.Namespace) -> None:
         check_captum()
     if not nnUNet_results.is_set():
         raise ClsError("nnUNet_results is not set: export nnUNet_results=/path/to/folder.")
-    try:
-        name = maybe_convert_to_dataset_name(
-            options.dataset if options.dataset.startswith("Dataset") else int(options.dataset)
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ClsError(f"dataset {options.dataset} is unknown: give an id or a name.") from error
     model_name = f"{options.trainer}__{options.plans}__{options.configuration}"
     model = load_model(
-        Path(nnUNet_results.require()) / str(name) / model_name,
+        Path(nnUNet_results.require()) / find_name(options.dataset) / model_name,
         options.configuration,
         options.folds,
         options.checkpoint,
