@@ -66,7 +66,7 @@ def build_run(
         plans=plans,
         device=device,
         settings=settings if not options.get("c") else FederationSettings(),
-        sites=_sites(options, dataset.name, plans, configuration, fold),
+        sites=_sites(options, dataset, configuration, fold),
         disable_checkpointing=bool(options.get("disable_checkpointing")),
         pretrained_weights=weights,
     )
@@ -83,10 +83,9 @@ def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options
     Its sites only where nothing else says who has which cases.
     """
     defaults: Mapping[str, Any] = getattr(trainer, "federation_defaults", {})
-    chosen = any(n in options for n in (*_PARTITION_FLAGS, "site_datasets", "sites_file"))
     if options.get("c") or options.get("val"):
         return options
-    if chosen or saved_partition(dataset).is_file():
+    if _chosen(options) or saved_partition(dataset).is_file():
         of_its_sites = (*_PARTITION_FLAGS, "sites_per_round")
         defaults = {k: v for k, v in defaults.items() if k not in of_its_sites}
     return {**defaults, **options}
@@ -112,20 +111,24 @@ def _key_value(text: str) -> tuple[str, float]:
     return key, number
 
 
+def _chosen(options: Options) -> list[str]:
+    """Return the flags that say which cases a site has: those of a partition count as one."""
+    explicit = [name for name in ("site_datasets", "sites_file") if name in options]
+    return explicit + [name for name in _PARTITION_FLAGS if name in options][:1]
+
+
 def _sites(
-    options: Options, dataset_name: str, plans: str, configuration: str, fold: int | str
+    options: Options, dataset: Dataset, configuration: str, fold: int | str
 ) -> tuple[SiteSettings, ...]:
     """Sites from datasets, a file, flags, the saved partition, or three hybrid sites."""
-    explicit = ["site_datasets", "sites_file"]
-    chosen = [name for name in explicit if name in options]
-    chosen += [name for name in _PARTITION_FLAGS if name in options][:1]
+    chosen = _chosen(options)
     if len(chosen) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
         raise SettingsError(f"{flags} both say which cases a site has: keep one of them.")
     if "site_datasets" in options:
         names: Sequence[str] = [str(name) for name in options["site_datasets"]]
+        plans = options.get("plans", "nnUNetPlans")
         return sites_from_datasets(names, configuration, fold, plans)
-    dataset = load_dataset(dataset_name, plans)
     if "sites_file" in options:
         sites = read_sites_file(options["sites_file"])
     elif not chosen and saved_partition(dataset).is_file():
@@ -154,8 +157,7 @@ def _continued(options: Options, run: Run) -> Run:
                 f"--{name.replace('_', '-')} {getattr(asked, name)}: the run to continue has "
                 f"{getattr(stored.settings, name)}; leave the flag out, or start anew without --c."
             )
-    partition_chosen = any(n in options for n in (*_PARTITION_FLAGS, "sites_file", "site_datasets"))
-    if partition_chosen and run.sites != stored.sites:
+    if _chosen(options) and run.sites != stored.sites:
         raise SettingsError(
             "--c: these sites are not those of the run to continue; leave the site flags out."
         )

@@ -22,10 +22,8 @@ from nnunetv2_federated.federation.messages import (
     SiteSurvey,
 )
 from nnunetv2_federated.federation.planning import check_agreement, hash_plans
-from nnunetv2_federated.flower.records import CONFIG, pack_payload, unpack_payload
+from nnunetv2_federated.flower.records import CONFIG, PHASE_SECONDS, pack_payload, unpack_payload
 from nnunetv2_federated.training.planning import PlanSettings, plan, site_fingerprint_file
-
-_PHASE_SECONDS = 7 * 24 * 3600.0
 
 Say = Callable[[str], None]
 Answer = TypeVar("Answer")
@@ -169,7 +167,7 @@ class _Questions:
             )
             messages.append(Message(content, node, f"query.{query}"))
         answers = {}
-        for answer in self.grid.send_and_receive(messages, timeout=_PHASE_SECONDS):
+        for answer in self.grid.send_and_receive(messages, timeout=PHASE_SECONDS):
             node = answer.metadata.src_node_id
             if answer.has_error():
                 raise SiteError(answer.error.reason)

@@ -20,6 +20,9 @@ NUM_EXAMPLES = "num-examples"
 _NPY_HEADER = 1024
 """Bytes that surely hold the header of a flat array's ``.npy`` file."""
 
+PHASE_SECONDS = 7 * 24 * 3600.0
+"""How long the server waits for the answers of a phase."""
+
 RUN_FOLDER_VARIABLE = "NNUNETV2_FEDERATED_RUN_FOLDER"
 """Where a runtime that cannot hand over a run configuration (Ray) finds the run."""
 

@@ -29,6 +29,7 @@ from nnunetv2_federated.federation.settings import Run, read_run
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
+    PHASE_SECONDS,
     pack_payload,
     pack_weights,
     run_folder,
@@ -45,7 +46,6 @@ from nnunetv2_federated.training.trainer import FederatedRounds
 logger = logging.getLogger(__name__)
 
 _NODES_SECONDS = 120.0
-_PHASE_SECONDS = 7 * 24 * 3600.0
 
 
 def make_server_app(
@@ -131,7 +131,7 @@ class Server:
             self.grid,
             pack_weights(self._sent),
             num_rounds=remaining,
-            timeout=_PHASE_SECONDS,
+            timeout=PHASE_SECONDS,
             evaluate_fn=after_round,
         )
 
@@ -193,7 +193,7 @@ class Server:
                     {ARRAYS: pack_weights(self._sent), CONFIG: pack_payload(task.to_json())}
                 )
                 message = Message(content, node, MessageType.EVALUATE)
-                for answer in self.grid.send_and_receive([message], timeout=_PHASE_SECONDS):
+                for answer in self.grid.send_and_receive([message], timeout=PHASE_SECONDS):
                     if answer.has_error():
                         logger.warning("%s did not validate: %s", site.site, answer.error.reason)
                     else:
@@ -211,7 +211,7 @@ class Server:
             time.sleep(0.2)
         questions = [Message(RecordDict(), node, "query.describe") for node in nodes]
         sites = {}
-        for answer in self.grid.send_and_receive(questions, timeout=_PHASE_SECONDS):
+        for answer in self.grid.send_and_receive(questions, timeout=PHASE_SECONDS):
             node = answer.metadata.src_node_id
             if answer.has_error():
                 raise SiteError(f"a site cannot take part: {answer.error.reason}")

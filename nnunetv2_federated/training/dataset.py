@@ -34,14 +34,25 @@ class Dataset:
         return hash_plans(self.plans)
 
 
-def check_environment() -> None:
-    """Raise ``SettingsError`` unless nnU-Net's folders are known."""
-    for path in (nnUNet_preprocessed, nnUNet_results):
+def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunetv2.paths
+    """Raise ``SettingsError`` unless nnU-Net's folders are known; by default those of training."""
+    for path in folders or (nnUNet_preprocessed, nnUNet_results):
         if not path.is_set():
             raise SettingsError(
                 f"{path.env_var_name} is not set: export {path.env_var_name}=/path/to/folder "
                 "(nnU-Net's documentation/setting_up_paths.md)."
             )
+
+
+def find_name(name_or_id: str) -> str | None:
+    """Return the name of a dataset; ``None`` if nnU-Net's folders have none of this id."""
+    with contextlib.suppress(ValueError, RuntimeError):
+        return str(
+            maybe_convert_to_dataset_name(
+                name_or_id if name_or_id.startswith("Dataset") else int(name_or_id)
+            )
+        )
+    return None
 
 
 def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Dataset:
@@ -60,16 +71,13 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
         If the dataset is unknown, or not planned with these plans.
     """
     check_environment()
-    try:
-        name = maybe_convert_to_dataset_name(
-            name_or_id if name_or_id.startswith("Dataset") else int(name_or_id)
-        )
-    except (ValueError, RuntimeError) as error:
+    name = find_name(name_or_id)
+    if name is None:
         raise SettingsError(
             f"dataset {name_or_id} is unknown: give an id such as 501 or a name such as "
             f"Dataset501_Name that exists under nnUNet_raw ({nnUNet_raw.get()}) or "
             f"nnUNet_preprocessed ({nnUNet_preprocessed.get()})."
-        ) from error
+        )
     folder = Path(nnUNet_preprocessed.require()) / name
     if not folder.is_dir():
         raise SettingsError(

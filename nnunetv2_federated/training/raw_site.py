@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,6 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
@@ -42,7 +41,11 @@ from nnunetv2_federated.federation.messages import (
     SiteSurvey,
 )
 from nnunetv2_federated.federation.planning import check_declared, check_names, hash_plans
-from nnunetv2_federated.training.dataset import preprocessed_cases
+from nnunetv2_federated.training.dataset import (
+    check_environment,
+    find_name,
+    preprocessed_cases,
+)
 from nnunetv2_federated.training.site import quiet
 
 logger = logging.getLogger(__name__)
@@ -85,18 +88,9 @@ class RawSite:
         SettingsError
             If there is none, or nnU-Net's folders are not set.
         """
-        for path in (nnUNet_raw, nnUNet_preprocessed):
-            if not path.is_set():
-                raise SettingsError(
-                    f"{path.env_var_name} is not set: export {path.env_var_name}=/path/to/folder "
-                    "(nnU-Net's documentation/setting_up_paths.md)."
-                )
+        check_environment(nnUNet_raw, nnUNet_preprocessed)
         raw = Path(nnUNet_raw.require())
-        name = name_or_id
-        with contextlib.suppress(ValueError, RuntimeError):
-            name = maybe_convert_to_dataset_name(
-                name_or_id if name_or_id.startswith("Dataset") else int(name_or_id)
-            )
+        name = find_name(name_or_id) or name_or_id
         if not (raw / name / "dataset.json").is_file():
             raise SettingsError(
                 f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
@@ -119,10 +113,7 @@ class RawSite:
             cases = self._cases(dataset_json)
             if not cases:
                 raise SiteError(f"site {self.name}: no training case in imagesTr")
-            example = next(iter(cases.values()))["images"][0]
-            reader_writer = determine_reader_writer_from_dataset_json(
-                dataset_json, example, verbose=False
-            )
+            reader_writer = _reader_writer(dataset_json, cases)
             return SiteSurvey(
                 site=self.name,
                 cases=len(cases),
@@ -143,10 +134,7 @@ class RawSite:
                 with quiet():
                     verify_dataset_integrity(str(self._raw), self.fingerprint_processes)
             cases = self._cases(dataset_json)
-            first = next(iter(cases.values()))["images"][0]
-            reader_writer = determine_reader_writer_from_dataset_json(
-                dataset_json, first, verbose=False
-            )
+            reader_writer = _reader_writer(dataset_json, cases)
             work = [
                 (case["images"], case["label"], reader_writer, task.samples_per_case)
                 for case in cases.values()
@@ -231,7 +219,7 @@ class RawSite:
 
     def _cases(self, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
         cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
-            str(self._raw), json.loads(json.dumps(dataset_json))
+            str(self._raw), deepcopy(dataset_json)
         )
         return cases
 
@@ -268,6 +256,13 @@ class RawSite:
             raise SiteError(
                 f"site {self.name}: {type(error).__name__}; the site's log says more."
             ) from error
+
+
+def _reader_writer(dataset_json: dict[str, Any], cases: dict[str, dict[str, Any]]) -> type:
+    """nnU-Net's choice, which may look at an image."""
+    example = next(iter(cases.values()))["images"][0]
+    found: type = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
+    return found
 
 
 def _unit(reader_writer: type) -> str:
