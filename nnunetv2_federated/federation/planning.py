@@ -11,7 +11,8 @@ from typing import Any
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import SiteSurvey
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What may become a file or folder."""
 
 
 def hash_plans(plans: Mapping[str, Any]) -> str:
@@ -31,7 +32,7 @@ def check_names(plans: Mapping[str, Any], site: str) -> None:
     names = [plans.get("plans_name")]
     names += [c.get("data_identifier", "none") for c in plans.get("configurations", {}).values()]
     for name in names:
-        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
             raise SiteError(
                 f"site {site}: {name!r} cannot be a name of plans: use letters, digits, _ and -."
             )

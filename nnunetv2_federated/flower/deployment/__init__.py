@@ -1,0 +1,1 @@
+"""A federation over a network: credentials of the server and the sites."""

@@ -1,0 +1,292 @@
+"""Who may join: a certificate authority, the server's certificate, and a key pair per site.
+
+The certificate lets a site recognise the server, the key pair lets the server recognise the site.
+Keys are what Flower 1.41 and 1.42 take: ECDSA on a NIST curve, in OpenSSH's format.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.planning import PLAIN_NAME
+
+DEFAULT_PORT = 9092
+DEFAULT_DAYS = 730
+CA_DAYS = 3650
+_CLOCKS_MAY_DIFFER = timedelta(hours=1)
+_SECRET, _PUBLIC = 0o600, 0o644
+_CA_NAME = "nnunetv2-federated CA"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where sites find the server."""
+
+    host: str
+    port: int = DEFAULT_PORT
+
+    @classmethod
+    def of(cls, text: str) -> Address:
+        """Read ``HOST`` or ``HOST:PORT``; an IPv6 address goes into square brackets.
+
+        Raises
+        ------
+        SettingsError
+            If it is neither.
+        """
+        host, separator, port = text.rpartition(":")
+        if not separator or text.endswith("]"):
+            host, port = text, str(DEFAULT_PORT)
+        bare = host.removeprefix("[").removesuffix("]")
+        allowed = bare.isascii() and bare and not set(bare) & set("/@ \\")
+        if not allowed or (":" in host and not host.startswith("[")):
+            raise SettingsError(
+                f"--server {text}: give HOST or HOST:PORT, as in fl.example.org:{DEFAULT_PORT}; an "
+                "IPv6 address in square brackets."
+            )
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise SettingsError(f"--server {text}: the port must be a number from 1 to 65535.")
+        return cls(bare, int(port))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def provision(
+    folder: Path,
+    server: Address,
+    sites: Sequence[str],
+    *,
+    days: int = DEFAULT_DAYS,
+    renew: bool = False,
+) -> list[Path]:
+    """Make what is not there yet: authority, server certificate, and a bundle for each site.
+
+    ``folder/ca.key`` signs certificates and is needed for nothing else. ``folder/server`` goes to
+    the coordinator, ``folder/sites/NAME`` to that site: it holds the site's own private key and
+    nothing secret of anyone else. What exists is never replaced, except by ``renew``.
+
+    Parameters
+    ----------
+    folder
+        Made if need be.
+    server
+        Written into the certificate and the bundles.
+    sites
+        Their names.
+    days
+        How long the server's certificate is valid.
+    renew
+        Make a new server certificate with the same authority: sites need nothing new.
+
+    Returns
+    -------
+    list of Path
+        Folders and files that were made.
+
+    Raises
+    ------
+    SettingsError
+        If a name or number is not allowed, the certificate there is for another server or has
+        expired, or the authority's key is needed and not there.
+    """
+    _check(sites, days)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    if not (folder / "ca.crt").is_file():
+        if (folder / "server").exists():
+            raise SettingsError(
+                f"{folder / 'ca.crt'} is not there, but what it signed is: bring it back, or start "
+                "in an empty folder."
+            )
+        _make_authority(folder)
+        made.append(folder / "ca.crt")
+    if renew or not (folder / "server" / "server.crt").is_file():
+        _make_server(folder, server, days)
+        made.append(folder / "server")
+    else:
+        _check_server(folder / "server" / "server.crt", server)
+    for site in sites:
+        known = folder / "server" / "sites" / f"{site}.pub"
+        if known.is_file():  # its bundle may have been handed over and removed here
+            continue
+        bundle = folder / "sites" / site
+        if not bundle.is_dir():
+            _make_site(bundle, server, folder / "ca.crt")
+        _write(known, (bundle / "site.pub").read_bytes(), _PUBLIC)
+        made.append(bundle)
+    return made
+
+
+def _check(sites: Sequence[str], days: int) -> None:
+    for site in sites:
+        if not PLAIN_NAME.fullmatch(site) or len(site) > 64:
+            raise SettingsError(
+                f"--sites {site!r}: a name is letters, digits, - and _, at most 64 of them."
+            )
+    if len({site.casefold() for site in sites}) < len(sites):
+        raise SettingsError("--sites: a name is given twice.")
+    if not 0 < days <= CA_DAYS:
+        raise SettingsError(f"--days {days}: must be from 1 to {CA_DAYS}.")
+
+
+def _make_authority(folder: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _CA_NAME)])
+    certificate = (
+        _certificate(name, name, key.public_key(), CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    _write(folder / "ca.key", _pem(key), _SECRET)
+    _write(folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
+
+
+def _make_server(folder: Path, server: Address, days: int) -> None:
+    authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    if not (folder / "ca.key").is_file():
+        raise SettingsError(
+            f"{folder / 'ca.key'} is not there: the server's certificate is signed with it. Bring "
+            "it back for this command."
+        )
+    signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise SettingsError(f"{folder / 'ca.key'} is not the key this command made.")
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, server.host[:64])])
+    names = dict.fromkeys((server.host, "localhost", "127.0.0.1"))  # the server calls itself too
+    certificate = (
+        _certificate(name, authority.subject, key.public_key(), days)
+        .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+        .sign(signer, hashes.SHA384())
+    )
+    target = folder / "server"
+    (target / "server.crt").unlink(missing_ok=True)  # last: it stands for all of them
+    _write(target / "ca.crt", (folder / "ca.crt").read_bytes(), _PUBLIC)
+    _write(target / "server.key", _pem(key), _SECRET)
+    _write(target / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
+
+
+def _make_site(bundle: Path, server: Address, ca: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    settings = f'server = "{server}"\nca = "ca.crt"\nkey = "site.key"\n'
+    with _whole_folder(bundle) as new:
+        _write(new / "ca.crt", ca.read_bytes(), _PUBLIC)
+        _write(new / "site.key", private, _SECRET)
+        _write(new / "site.pub", public + f" {bundle.name}\n".encode(), _PUBLIC)
+        _write(new / "site.toml", settings.encode(), _PUBLIC)
+
+
+def _check_server(path: Path, server: Address) -> None:
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if _general_name(server.host) not in list(names):
+        raise SettingsError(
+            f"{path} is not for {server.host}: name the server it was made for, or make a new one "
+            "with --renew."
+        )
+    if certificate.not_valid_after_utc < datetime.now(UTC):
+        raise SettingsError(
+            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: make a new one with "
+            "--renew."
+        )
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCKS_MAY_DIFFER)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Replace a file at once, never readable by others if it is secret."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    temporary.replace(path)
+
+
+@contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """Make a folder, readable by its owner, that appears with all its files or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
