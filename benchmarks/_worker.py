@@ -184,9 +184,7 @@ def aggregation(replies: int, parameters: int) -> Result:
         node: SiteDescription(f"site_{node:03d}", node, 0, "", "") for node in grid.get_node_ids()
     }
     settings = FederationSettings(rounds=1)
-    strategy = PolyLRStrategy(
-        build_strategy("fedavg", {}), settings, 0.01, sites, parameters, streaming=True
-    )
+    strategy = PolyLRStrategy(build_strategy("fedavg", {}), settings, 0.01, sites, streaming=True)
     tasks = list(strategy.configure_train(1, records[0], ConfigRecord(), grid))
     nothing = {"iterations": 0, "loss": 0.0, "tp": [], "fp": [], "fn": []}
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_federated.cli.options import add_partition_flags
-from nnunetv2_federated.federation.settings import STRATEGIES
+from nnunetv2_federated.federation.settings import STRATEGIES, TRANSPORT_DTYPES
 from nnunetv2_federated.flower.launch import BACKENDS
 
 DESCRIPTION = """Train nnU-Net across sites. Sites are simulated on this machine, one after another;
@@ -71,6 +71,11 @@ def _add_federation_flags(parser: argparse.ArgumentParser) -> None:
         ("--resident-trainers", int, "trainers kept alive at once (default: 4)"),
     ):
         add(flag, type=kind, metavar="N" if kind is int else "X", help=text)
+    add(
+        "--transport-dtype",
+        choices=TRANSPORT_DTYPES,
+        help="of weights on the way: 16 bits halve the traffic (default float32)",
+    )
     add("--local-momentum", choices=("keep", "reset"), help="between rounds (default keep)")
     add(
         "--batchnorm",

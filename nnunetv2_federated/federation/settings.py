@@ -24,6 +24,8 @@ STRATEGIES = (
 )
 
 
+TRANSPORT_DTYPES = ("float32", "float16", "bfloat16")
+
 _ABOVE_0 = math.nextafter(0.0, 1.0)
 _BELOW_1 = math.nextafter(1.0, 0.0)
 
@@ -69,6 +71,8 @@ class FederationSettings:
     weighting: str = "cases"
     sites_per_round: int | None = None
     min_replies: int | None = None
+    transport_dtype: str = "float32"
+    """Of weights on the way; 16 bits carry a site's change of the weights, not the weights."""
     global_validation: bool = True
     """Validate the global model, at the sites, before each round's training."""
     resident_trainers: int | None = None
@@ -88,6 +92,7 @@ class FederationSettings:
             ("local_momentum", ("keep", "reset")),
             ("batchnorm", ("average", "local", "group")),
             ("weighting", ("cases", "uniform")),
+            ("transport_dtype", TRANSPORT_DTYPES),
             ("strategy", STRATEGIES),
             ("global_validation", (True, False)),
         ):

@@ -11,6 +11,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import FingerprintTask, PrepareTask, TrainTask
 from nnunetv2_federated.federation.settings import read_run
 from nnunetv2_federated.flower.records import (
+    pack_reply,
     reply,
     run_folder,
     unpack_payload,
@@ -71,14 +72,19 @@ def make_client_app(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         task = TrainTask.from_json(unpack_payload(message.content))
-        trained, report = find(context).train(task, unpack_weights(message.content))
-        return reply(message, report.to_json(), trained, report.training_cases)
+        site = find(context)
+        dtype = site.run.settings.transport_dtype
+        received = unpack_weights(message.content, dtype)
+        trained, report = site.train(task, received)
+        packed = pack_reply(trained, received, dtype)
+        return reply(message, report.to_json(), packed, report.training_cases)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         task = TrainTask.from_json(unpack_payload(message.content))
-        weights = unpack_weights(message.content)
-        validation = find(context).evaluate(task.validate_received, weights)
+        site = find(context)
+        weights = unpack_weights(message.content, site.run.settings.transport_dtype)
+        validation = site.evaluate(task.validate_received, weights)
         return reply(message, validation.to_json())
 
     return app

@@ -102,7 +102,6 @@ class Server:
             replace(self.settings, val_iterations=self.model.val_iterations),
             self.model.initial_lr,
             self._sites,
-            self.model.num_values,
             streaming=averages(self.settings.strategy),
             first_round=len(self.rounds),
         )
@@ -184,14 +183,13 @@ class Server:
         """Ask for the last round's validation: no later round will bring it."""
         received: dict[str, Validation] = {}
         if self.settings.global_validation:
+            weights = pack_weights(self._sent, self.settings.transport_dtype)
             shares = strategy.validation_share([s.site for s in self._sites.values()])
             for node, site in self._sites.items():
                 if shares[site.site] == 0:
                     continue
                 task = TrainTask(self.settings.rounds, 0.0, 0, shares[site.site])
-                content = RecordDict(
-                    {ARRAYS: pack_weights(self._sent), CONFIG: pack_payload(task.to_json())}
-                )
+                content = RecordDict({ARRAYS: weights, CONFIG: pack_payload(task.to_json())})
                 message = Message(content, node, MessageType.EVALUATE)
                 for answer in self.grid.send_and_receive([message], timeout=PHASE_SECONDS):
                     if answer.has_error():

@@ -38,6 +38,7 @@ from nnunetv2_federated.flower.records import (
     pack_payload,
     pack_weights,
     unpack_payload,
+    unpack_reply,
     unpack_weights,
 )
 
@@ -131,8 +132,6 @@ class PolyLRStrategy(Strategy):
         Learning rate of round 0.
     sites
         Node id to the site's description.
-    num_values
-        Length of the weight vector.
     streaming
         Whether ``inner`` needs only the weighted mean of the replies. Then each is added to a
         running mean as it arrives and forgotten.
@@ -146,7 +145,6 @@ class PolyLRStrategy(Strategy):
         settings: FederationSettings,
         initial_lr: float,
         sites: Mapping[int, SiteDescription],
-        num_values: int,
         *,
         streaming: bool = False,
         first_round: int = 0,
@@ -157,7 +155,7 @@ class PolyLRStrategy(Strategy):
         self.outcome: Outcome | None = None
         self._nodes = {site.site: node for node, site in sites.items()}
         self._sites = {site.site: site for site in sites.values()}
-        self._num_values = num_values
+        self._sent: Vector = np.empty(0, np.float32)
         self._streaming = streaming
         self._first_round = first_round
 
@@ -188,6 +186,9 @@ class PolyLRStrategy(Strategy):
         )
         content = configured[0].content
         weights = next(iter(content.array_records.values()))
+        self._sent = unpack_weights(content)
+        if settings.transport_dtype != "float32":
+            weights = pack_weights(self._sent, settings.transport_dtype)
         inner_config = next(iter(content.config_records.values()))
         validations = self._validation_iterations(names, done)
         messages = []
@@ -305,15 +306,13 @@ class PolyLRStrategy(Strategy):
         if message.has_error():
             raise SiteError(message.error.reason)
         report = TrainReport.from_json(unpack_payload(message.content))
-        vector = unpack_weights(message.content)
+        vector = unpack_reply(message.content, self._sent, self.settings.transport_dtype)
         if report.site != name:
             raise SiteError(f"answered as {report.site}")
         if any(name == other.site for other in self._outcome().reports):
             raise SiteError("answered twice")
         if report.training_cases < 1:
             raise SiteError(f"trained on {report.training_cases} cases")
-        if vector.shape != (self._num_values,):
-            raise SiteError(f"sent {vector.size} weights instead of {self._num_values}")
         if not np.isfinite(report.train_loss):
             raise SiteError(f"its training loss is {report.train_loss}")
         if not is_finite(vector):

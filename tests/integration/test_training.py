@@ -61,6 +61,7 @@ VARIANTS = {
     "fold all": ["--sites", "2"],
     "reset momentum": ["--local-momentum", "reset", "--momentum", "0.9", "--batch-size", "2"],
     "krum": ["--strategy", "krum"],
+    "16 bits": ["--transport-dtype", "bfloat16"],
 }
 
 
@@ -73,6 +74,9 @@ def test_variants_run(name: str, dataset_2d: str, train: Train) -> None:
     assert folder.name == f"fold_{fold}"
     if name == "another trainer":
         assert folder.parent.name.startswith("nnUNetTrainerDA5Federated__")
+    if name == "16 bits":
+        content = history(folder)
+        assert content["rounds"][0]["bytes_up"] / 3 <= 1.01 * 2 * content["parameters"]
     if name == "reset momentum":
         plans = json.loads((folder.parent / "plans.json").read_text())
         assert plans["configurations"]["2d"]["batch_size"] == 2

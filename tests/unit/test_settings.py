@@ -72,6 +72,7 @@ def test_counts_are_whole_numbers_from_one(name, value):
         *(("momentum", value) for value in (-0.1, 1, 1.5, math.nan)),
         *(("weight_decay", value) for value in (-1e-5, 1, math.nan)),
         ("local_momentum", "drop"),
+        ("transport_dtype", "float64"),
         ("weighting", "size"),
         ("strategy", "FedAvg"),
         ("strategy", "bulyan"),

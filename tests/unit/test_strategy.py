@@ -20,6 +20,7 @@ from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
     num_bytes,
+    pack_reply,
     pack_weights,
     reply,
     unpack_payload,
@@ -43,6 +44,11 @@ def constant(name, task, received):
     return np.full_like(received, VALUES[name])
 
 
+def step(name, task, received):
+    del name, task
+    return received + np.float32(2**-10)
+
+
 def noisy(name, task, received):
     """Depends on the site, the round, the learning rate and every received value."""
     rng = np.random.default_rng([task.server_round, *name.encode()])
@@ -53,9 +59,10 @@ def noisy(name, task, received):
 class Federation:
     """A grid of four sites that keeps what they were asked."""
 
-    def __init__(self, behave=constant, spoil=None):
+    def __init__(self, behave=constant, spoil=None, transport_dtype="float32"):
         self.tasks: list[tuple[str, TrainTask]] = []
         self._behave = behave
+        self._transport_dtype = transport_dtype
         self._spoil = spoil or {}
         app = ClientApp()
         app.query("describe")(self._describe)
@@ -79,20 +86,21 @@ class Federation:
         name = self._name(context)
         task = TrainTask.from_json(unpack_payload(message.content))
         self.tasks.append((name, task))
-        trained = self._behave(name, task, unpack_weights(message.content))
+        received = unpack_weights(message.content, self._transport_dtype)
+        trained = self._behave(name, task, received)
         report = TrainReport(name, CASES[name], 1.0, VALIDATION, None, 0.0)
-        answer = reply(message, report.to_json(), trained, CASES[name])
+        dtype = self._transport_dtype
+        answer = reply(message, report.to_json(), pack_reply(trained, received, dtype), CASES[name])
         if name in self._spoil:
             self._spoil[name](answer.content)
         return answer
 
-    def strategy(self, settings, *, size=5, first_round=0):
+    def strategy(self, settings, *, first_round=0):
         return PolyLRStrategy(
             build_strategy(settings.strategy, settings.strategy_options),
             settings,
             0.01,
             self.sites,
-            size,
             streaming=averages(settings.strategy),
             first_round=first_round,
         )
@@ -109,7 +117,7 @@ class Federation:
         return after
 
     def one_round(self, settings, size=5):
-        strategy = self.strategy(settings, size=size)
+        strategy = self.strategy(settings)
         (after,) = self.run(strategy, np.zeros(size, np.float32), 1)
         return after, strategy.outcome
 
@@ -126,7 +134,7 @@ def test_every_strategy_runs(strategy):
     settings = FederationSettings(rounds=3, strategy=strategy)
     federation = Federation(noisy)
     size = 40_000  # more than one block of the running mean
-    after = federation.run(federation.strategy(settings, size=size), start_vector(size), 3)
+    after = federation.run(federation.strategy(settings), start_vector(size), 3)
     assert len(after) == 3
     for weights, earlier in zip(after, [start_vector(size), *after], strict=False):
         assert weights.dtype == np.float32
@@ -170,7 +178,7 @@ def test_the_order_of_replies_does_not_change_a_bit(strategy):
     federation = Federation(noisy)
     results = []
     for order in (None, 1, 2, 3):
-        wrapped = federation.strategy(FederationSettings(rounds=1, strategy=strategy), size=1000)
+        wrapped = federation.strategy(FederationSettings(rounds=1, strategy=strategy))
         arrays = pack_weights(start_vector(1000))
         messages = wrapped.configure_train(1, arrays, ConfigRecord(), federation.grid)
         replies = list(federation.grid.send_and_receive(messages))
@@ -513,6 +521,50 @@ def test_weights_cross_the_wire_unchanged():
     assert unpack_weights(content).tobytes() == vector.tobytes()
     strided = np.stack([vector, vector], axis=1)[:, 0]
     assert unpack_weights(RecordDict({ARRAYS: pack_weights(strided)})).tobytes() == vector.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    # 8 and 11 significant bits; 1 + 2**-8 lies half way and goes to the even neighbour, 1
+    [("bfloat16", [3.140625, 1.0, -65536.0]), ("float16", [3.140625, 1.00390625, -60000.0])],
+)
+def test_weights_in_16_bits(dtype, expected):
+    vector = np.array([np.pi, 1.00390625, -65535.0 if dtype == "bfloat16" else -6e4], np.float32)
+    content = RecordDict({ARRAYS: pack_weights(vector, dtype)})
+    assert unpack_weights(content, dtype).tolist() == expected
+    assert num_bytes(content) - num_bytes(RecordDict({ARRAYS: pack_weights(vector)})) == -2 * 3
+
+
+def test_what_is_not_finite_stays_so_in_16_bits():
+    vector = np.array([np.nan, np.inf, -np.inf], np.float32)
+    for dtype in ("float16", "bfloat16"):
+        content = RecordDict({ARRAYS: pack_weights(vector, dtype)})
+        np.testing.assert_array_equal(unpack_weights(content, dtype), vector)
+
+
+def test_a_weight_that_does_not_fit_float16_is_named():
+    with pytest.raises(SettingsError, match=r"float16: a weight of 7e\+04 .* use bfloat16"):
+        pack_weights(np.array([1.0, 7e4], np.float32), "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
+def test_rounding_on_the_way_is_not_taken_from_the_global_model(dtype, strategy):
+    """1.001 reaches the sites as 1.00098 or 1; each adds 2**-10, and so does the global model."""
+    federation = Federation(step, None, dtype)
+    settings = FederationSettings(rounds=3, strategy=strategy, transport_dtype=dtype)
+    start = np.full(5, 1.001, np.float32)
+
+    after = federation.run(federation.strategy(settings), start, 3)
+
+    np.testing.assert_allclose(after[-1], 1.001 + 3 * 2**-10, rtol=2e-7)
+
+
+def test_a_reply_of_another_dtype_is_refused():
+    spoil = set_arrays(np.ones(5, np.float32))
+    federation = Federation(spoil={"oslo": spoil}, transport_dtype="bfloat16")
+    with pytest.raises(RoundError, match="oslo: expected a flat bfloat16 vector, got float32"):
+        federation.one_round(FederationSettings(rounds=1, transport_dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("content", [RecordDict(), RecordDict({CONFIG: ConfigRecord({"a": 1})})])
