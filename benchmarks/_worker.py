@@ -25,7 +25,8 @@ from nnunetv2_federated.federation.aggregation import RunningMean
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.partition import PartitionSettings
-from nnunetv2_federated.federation.settings import FederationSettings, Run
+from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
+from nnunetv2_federated.flower.attendance import Attendance
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import launch
 from nnunetv2_federated.flower.launch import prepare as prepare_run
@@ -184,7 +185,13 @@ def aggregation(replies: int, parameters: int) -> Result:
         node: SiteDescription(f"site_{node:03d}", node, 0, "", "") for node in grid.get_node_ids()
     }
     settings = FederationSettings(rounds=1)
-    strategy = PolyLRStrategy(build_strategy("fedavg", {}), settings, 0.01, sites, streaming=True)
+    cases = tuple(SiteSettings(site.site, "", ("case",), ()) for site in sites.values())
+    run = Run("", "2d", 0, "", "", "cpu", settings, cases)
+    attendance = Attendance(grid, run, "", "", Observer())
+    attendance.sites = sites
+    strategy = PolyLRStrategy(
+        build_strategy("fedavg", {}), settings, 0.01, attendance, streaming=True
+    )
     tasks = list(strategy.configure_train(1, records[0], ConfigRecord(), grid))
     nothing = {"iterations": 0, "loss": 0.0, "tp": [], "fp": [], "fn": []}
 

@@ -104,7 +104,7 @@ def read_settings_file(path: Path, known: set[str]) -> Options:
             raise SettingsError(
                 f"--settings {path}: {key} is unknown; known are {', '.join(sorted(known))}."
             )
-    for key in ("case_table", "sites_file"):
+    for key in ("case_table", "sites_file", "credentials"):
         if key in content:
             content[key] = path.parent / content[key]
     return content

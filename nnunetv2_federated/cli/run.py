@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,15 @@ from nnunetv2_federated.federation.settings import (
     read_run,
     setting_names,
 )
+from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.flower.launch import federation_folder
-from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
+from nnunetv2_federated.training.dataset import (
+    Dataset,
+    check_configuration,
+    check_planned,
+    load_dataset,
+)
 from nnunetv2_federated.training.sites import (
     partition_dataset,
     read_sites_file,
@@ -27,6 +35,8 @@ from nnunetv2_federated.training.sites import (
     sites_of_fold,
 )
 from nnunetv2_federated.training.trainer import federated_trainer
+
+DEFAULT_CREDENTIALS = Path("credentials", "server")
 
 _PARTITION_FLAGS = (
     "sites",
@@ -54,7 +64,11 @@ def build_run(
     trainer = options.get("trainer", "nnUNetTrainerFederated")
     options = _with_defaults(options, federated_trainer(trainer), dataset)
     settings = _settings(options)
-    check_configuration(dataset, configuration)
+    remote = remote_sites(options)
+    if remote:
+        check_planned(dataset, configuration)
+    else:
+        check_configuration(dataset, configuration)
     weights = options.get("pretrained_weights")
     if weights is not None and not Path(weights).is_file():
         raise SettingsError(f"-pretrained_weights {weights}: no such file.")
@@ -66,15 +80,65 @@ def build_run(
         plans=plans,
         device=device,
         settings=settings if not options.get("c") else FederationSettings(),
-        sites=_sites(options, dataset, configuration, fold),
+        sites=() if remote else _sites(options, dataset, configuration, fold),
         disable_checkpointing=bool(options.get("disable_checkpointing")),
         pretrained_weights=weights,
+        remote_sites=remote,
+        started=uuid.uuid4().hex if remote else "",
     )
     if options.get("c"):
         return _continued(options, run)
     if options.get("val") and (federation_folder(run) / RUN_FILE).is_file():
         return dataclasses.replace(read_run(federation_folder(run)), device=device)
     return run
+
+
+def remote_sites(options: Options) -> tuple[str, ...]:
+    """Names of the sites on other machines; none without ``--server``.
+
+    Raises
+    ------
+    SettingsError
+        If a site has no key, or flags for sites on this machine are given too.
+    """
+    network = ("credentials", "listen", "remote_sites", "insecure", "force")
+    if "server" not in options:
+        given = [name for name in network if name in options]
+        if given:
+            raise SettingsError(f"--{given[0].replace('_', '-')}: is for --server HOST:PORT only.")
+        return ()
+    for name in (*_chosen(options), "backend", "prepare_only"):
+        if name in options:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} with --server: the sites are on other machines, each "
+                "with a dataset of its own; keep one of the two."
+            )
+    known = server_settings(options).site_keys()
+    chosen = tuple(sorted(options.get("remote_sites", known)))
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise SettingsError(
+            f"--remote-sites {unknown[0]}: has no key; known are {', '.join(known)}."
+        )
+    return chosen
+
+
+def server_settings(options: Options) -> ServerSettings:
+    """Where the server listens, and with which credentials.
+
+    Raises
+    ------
+    SettingsError
+        If it would be open to others than its sites.
+    """
+    public = Address.of(options["server"])
+    default = public if public.loopback else public.behind_proxy
+    listen = Address.of(options["listen"]) if "listen" in options else default
+    insecure = bool(options.get("insecure"))
+    check_listening(listen, insecure=insecure, force=bool(options.get("force")))
+    return ServerSettings(
+        Path(options.get("credentials", DEFAULT_CREDENTIALS)), listen, insecure=insecure
+    )
 
 
 def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options:
@@ -157,6 +221,11 @@ def _continued(options: Options, run: Run) -> Run:
                 f"--{name.replace('_', '-')} {getattr(asked, name)}: the run to continue has "
                 f"{getattr(stored.settings, name)}; leave the flag out, or start anew without --c."
             )
+    if run.remote_sites != stored.remote_sites:
+        raise SettingsError(
+            f"--c: the run to continue has {', '.join(stored.remote_sites) or 'no'} remote sites; "
+            "name the same."
+        )
     if _chosen(options) and run.sites != stored.sites:
         raise SettingsError(
             "--c: these sites are not those of the run to continue; leave the site flags out."

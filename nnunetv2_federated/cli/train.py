@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
-from nnunetv2_federated.cli.run import build_run
+from nnunetv2_federated.cli.run import build_run, server_settings
 from nnunetv2_federated.cli.train_flags import build_parser
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.flower.deployment.server import serve_run
 from nnunetv2_federated.flower.launch import check, launch, prepare, result_folder
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.summary import read_headline
+from nnunetv2_federated.training.trainer import FederatedRounds
 from nnunetv2_federated.training.validation import validate
 
 APP_FOLDER = Path(__file__).parents[1] / "flower" / "app"
@@ -28,7 +33,7 @@ APP_FOLDER = Path(__file__).parents[1] / "flower" / "app"
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = build_parser()
-    run_command(lambda: _train(parse(parser, argv)))
+    run_command(lambda: train(parse(parser, argv)))
 
 
 def read_target(options: Options) -> tuple[str | None, str, int | str]:
@@ -56,7 +61,8 @@ def read_target(options: Options) -> tuple[str | None, str, int | str]:
     return target[0], target[1], fold_number(target[2])
 
 
-def _train(options: Options) -> None:
+def train(options: Options) -> None:
+    """Train as the flags say."""
     use_trainer_folder()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     dataset, configuration, fold = read_target(options)
@@ -66,6 +72,8 @@ def _train(options: Options) -> None:
         raise SettingsError("--val_best needs checkpoints: leave --disable_checkpointing out.")
     device = choose_device(options.get("device"))
     run = build_run(options, dataset, configuration, fold, device)
+    if options.get("val") and run.remote_sites:
+        raise SettingsError("--val with --server: the cases are at the sites; use --c.")
     if options.get("val"):
         checkpoint = result_folder(run) / "checkpoint_final.pth"
         if not checkpoint.is_file():
@@ -83,18 +91,47 @@ def _train(options: Options) -> None:
             f"--federation-config 'num-supernodes={len(run.sites)} client-resources-num-cpus=1'"
         )
         return
+    _run(run, folder, options, trainer)
+
+
+def _run(run: Run, folder: Path, options: Options, trainer: FederatedRounds) -> None:
     send_logs_to(folder.parent / "federation.log")
     with ConsoleObserver(run.settings.rounds, quiet=bool(options.get("quiet"))) as console:
-        console.say(f"{run.dataset} {run.configuration} fold {run.fold}: {len(run.sites)} sites")
+        console.say(
+            f"{run.dataset} {run.configuration} fold {run.fold}: {len(run.site_names)} sites"
+        )
         for site in run.sites:
             console.say(
                 f"  {site.name}: {len(site.training_cases)} training, "
                 f"{len(site.validation_cases)} validation cases"
             )
-        if "device" not in options and device == "cpu":
+        if "device" not in options and run.device == "cpu":
             console.say("no CUDA device found: training on the CPU")
-        launch(run, folder, backend=backend, observer=console, trainer=trainer)
-    _validate(run, options, GlobalModel(run, trainer))
+        if run.remote_sites:
+            with stopping_as_interrupt():
+                serve_run(run, folder, server_settings(options), console, trainer)
+        else:
+            backend = options.get("backend", "in-process")
+            launch(run, folder, backend=backend, observer=console, trainer=trainer)
+    if run.remote_sites:  # the sites have validated
+        _say_result(folder.parent, options)
+    else:
+        _validate(run, options, GlobalModel(run, trainer))
+
+
+@contextlib.contextmanager
+def stopping_as_interrupt() -> Iterator[None]:
+    """Let a service manager's SIGTERM end a command as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _validate(run: Run, options: Options, model: GlobalModel) -> None:
@@ -104,6 +141,15 @@ def _validate(run: Run, options: Options, model: GlobalModel) -> None:
     if not options.get("quiet"):
         print(f"validation {metric} of the global model (full validation): {value:.4f}")
         print(f"result: {model.folder}")
+
+
+def _say_result(folder: Path, options: Options) -> None:
+    if options.get("quiet"):
+        return
+    if (folder / "validation" / "summary.json").is_file():
+        metric, value = read_headline(folder)
+        print(f"validation {metric} of the global model (full validation): {value:.4f}")
+    print(f"result: {folder}")
 
 
 def choose_device(wanted: str | None) -> str:

@@ -9,8 +9,9 @@ from nnunetv2_federated.cli.options import add_partition_flags
 from nnunetv2_federated.federation.settings import STRATEGIES, TRANSPORT_DTYPES
 from nnunetv2_federated.flower.launch import BACKENDS
 
-DESCRIPTION = """Train nnU-Net across sites. Sites are simulated on this machine, one after another;
-the result is a stock nnU-Net result folder that nnUNetv2_predict uses as it is."""
+DESCRIPTION = """Train nnU-Net across sites. Sites are simulated on this machine, one after another,
+or with --server are hospitals on other machines (nnUNetv2_federated_site); the result is a stock
+nnU-Net result folder that nnUNetv2_predict uses as it is."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,15 +28,48 @@ def build_parser() -> argparse.ArgumentParser:
         help="dataset id or name, configuration such as 2d or 3d_fullres, and fold (0 to 4, or "
         "all); with --site-datasets, DATASET may be left out",
     )
-    _add_nnunet_flags(parser)
     add_partition_flags(parser)
     group = parser.add_argument_group("sites that exist already")
     group.add_argument("--sites-file", type=Path, metavar="JSON", help="{site: [case, ...]}")
     group.add_argument(
         "--site-datasets", nargs="+", metavar="ID", help="one dataset per site, same plans"
     )
-    _add_federation_flags(parser)
+    add_federation_flags(parser)
+    add_network_flags(parser)
     return parser
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a federation over a network."""
+    add = parser.add_argument_group("sites on other machines").add_argument
+    add("--server", metavar="HOST[:PORT]", help="where the sites find this server")
+    add(
+        "--credentials",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder 'server' of nnUNetv2_federated_provision (credentials/server)",
+    )
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        help="where the server itself listens (default: --server if that is this machine only, "
+        "else loopback, one port above, for the proxy of nginx.conf)",
+    )
+    add("--remote-sites", nargs="+", metavar="NAME", help="who takes part (all with a key)")
+    add("--round-deadline", type=float, metavar="SECONDS", help="longest a round may take (none)")
+    add(
+        "--wait-for-sites",
+        type=float,
+        metavar="SECONDS",
+        help="how long a round waits for sites that are not connected (600)",
+    )
+    add(
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="plain HTTP, no keys: whoever is on the way can read and change all weights",
+    )
+    add("--force", action="store_true", default=None, help="listen beyond this machine too")
 
 
 def _add_nnunet_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +88,9 @@ def _add_nnunet_flags(parser: argparse.ArgumentParser) -> None:
         add(flag, action="store_true", default=None, help=text)
 
 
-def _add_federation_flags(parser: argparse.ArgumentParser) -> None:
+def add_federation_flags(parser: argparse.ArgumentParser) -> None:
+    """Add nnU-Net's flags, and those of the federation."""
+    _add_nnunet_flags(parser)
     add = parser.add_argument_group("federation").add_argument
     add("--settings", type=Path, metavar="TOML", help="file with any of these flags; flags win")
     for flag, kind, text in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -113,6 +114,43 @@ class SiteDescription(_Payload):
 
 
 @dataclass(frozen=True)
+class Proposal(_Payload):
+    """What a site is asked to take part in, when it is not on the server's machine."""
+
+    started: str
+    """Identifies the run: a new one starts from nothing, the same one continues."""
+    dataset: str
+    """The server's name for it; a site's own may differ."""
+    configuration: str
+    fold: int | str
+    trainer: str
+    plans: str
+    """Name of the plans."""
+    plans_hash: str
+    position: int
+    """Of the site among all, from 0: its random numbers begin from it."""
+    settings: dict[str, Any]
+    """Of the federation, see :class:`.settings.FederationSettings`."""
+
+    def approval(self) -> str:
+        """SHA-256 of all that is the same for every site and every start: what a site approves."""
+        content = {k: v for k, v in asdict(self).items() if k not in ("started", "position")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FullValidation(_Payload):
+    """nnU-Net's full validation of the final model at a site, without a word on single cases."""
+
+    site: str
+    cases: int
+    foreground_mean: dict[str, float]
+    """As in nnU-Net's ``summary.json``; the first metric is the one the trainer is judged by."""
+    mean: dict[str, dict[str, list[float]]]
+    """By label and metric: mean over the cases that have one, and how many these are."""
+
+
+@dataclass(frozen=True)
 class TrainTask(_Payload):
     """One round's work for one site. Everything a site that just restarted needs is in it."""
 
@@ -124,6 +162,8 @@ class TrainTask(_Payload):
     """Validation iterations with the received global weights before training; 0 for none,
     ``VALIDATION_EPOCH`` for the trainer's own number."""
     proximal_mu: float = 0.0
+    seconds: float | None = None
+    """How long to train at most, ``None`` for no limit; then the site answers with what it has."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +201,13 @@ class TrainReport(_Payload):
     received: dict[str, Any] | None
     """A ``Validation`` of the weights as they were received (server side), if asked for."""
     seconds: float
+    completed: float = 1.0
+    """Share of the round's iterations that were done, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
-        _numbers(self.train_loss, self.seconds)
+        _numbers(self.train_loss, self.seconds, self.completed)
+        if not 0 < self.completed <= 1:
+            raise ValueError(f"completed {self.completed} is not in (0, 1]")
         if type(self.training_cases) is not int:
             raise TypeError(f"training_cases {self.training_cases!r} is no whole number")
         # both raise TypeError or ValueError if they do not fit

@@ -12,6 +12,9 @@ class Observer:
     def run_started(self, rounds_done: int, num_rounds: int) -> None:
         """Announce the first round, or the round at which a run continues."""
 
+    def say(self, text: str) -> None:
+        """Receive one line about a site or a step."""
+
     def site_started(self, site: str, iterations: int) -> None:
         """Announce that a site begins ``iterations`` iterations (in-process runs only)."""
 

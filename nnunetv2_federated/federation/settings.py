@@ -76,6 +76,10 @@ class FederationSettings:
     global_validation: bool = True
     """Validate the global model, at the sites, before each round's training."""
     resident_trainers: int | None = None
+    round_deadline: float | None = None
+    """Seconds a round may take; ``None`` to wait for every site as long as it is connected."""
+    wait_for_sites: float = 600.0
+    """Seconds to wait for sites on other machines before a round begins without them, or fails."""
     seed: int = 12345
 
     def __post_init__(self) -> None:
@@ -101,6 +105,12 @@ class FederationSettings:
             _require(
                 value in choices and type(value) is type(choices[0]), _flag(name), value, allowed
             )
+        for name in ("round_deadline", "wait_for_sites"):
+            seconds = getattr(self, name)
+            fits = (seconds is None and name == "round_deadline") or (
+                _is_number(seconds) and seconds > 0
+            )
+            _require(fits, _flag(name), seconds, "a number of seconds above 0")
         options = self.strategy_options
         numbers = isinstance(options, Mapping) and all(map(_is_number, options.values()))
         _require(numbers, "--strategy-option", options, "finite numbers by name")
@@ -157,10 +167,14 @@ class Run:
     sites: tuple[SiteSettings, ...]
     disable_checkpointing: bool = False
     pretrained_weights: str | None = None
+    remote_sites: tuple[str, ...] = ()
+    """Names of sites on other machines, with datasets of their own; ``sites`` is empty then."""
+    started: str = ""
+    """Identifies a run with remote sites, also after it was continued."""
 
     def __post_init__(self) -> None:
-        count = len(self.sites)
-        if len({site.name for site in self.sites}) < count:
+        count = len(self.site_names)
+        if len(set(self.site_names)) < count:
             raise SettingsError("two sites have the same name; give each its own.")
         for flag, value in (
             ("--sites-per-round", self.settings.sites_per_round),
@@ -172,6 +186,11 @@ class Run:
                 value,
                 f"at most the number of sites ({count})",
             )
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of all sites, wherever they are."""
+        return self.remote_sites or tuple(site.name for site in self.sites)
 
     def to_json(self) -> str:
         """Serialise, readable by :meth:`from_json`."""
@@ -186,6 +205,7 @@ class Run:
             for key in ("training_cases", "validation_cases"):
                 site[key] = tuple(site[key])
         raw["sites"] = tuple(SiteSettings(**site) for site in raw["sites"])
+        raw["remote_sites"] = tuple(raw["remote_sites"])
         return cls(**raw)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import FingerprintTask, PrepareTask, TrainTask
@@ -47,9 +48,10 @@ def find_raw_site(context: Context) -> RawSite:
 def make_client_app(
     find: Callable[[Context], Site] = _find_in_this_process,
     find_raw: Callable[[Context], RawSite] = find_raw_site,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Build the app around a way to find the living site, and its dataset before training."""
-    app = ClientApp()
+    app = ClientApp(mods=list(mods))
 
     @app.query("survey")
     def survey(message: Message, context: Context) -> Message:
@@ -86,6 +88,11 @@ def make_client_app(
         weights = unpack_weights(message.content, site.run.settings.transport_dtype)
         validation = site.evaluate(task.validate_received, weights)
         return reply(message, validation.to_json())
+
+    @app.evaluate("fully")
+    def evaluate_fully(message: Message, context: Context) -> Message:
+        site = find(context)
+        return reply(message, site.validate_fully(unpack_weights(message.content)).to_json())
 
     return app
 

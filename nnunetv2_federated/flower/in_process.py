@@ -17,12 +17,12 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
 from nnunetv2_federated.federation.errors import FederationError
+from nnunetv2_federated.flower.records import SITE_FAILED
 
 logger = logging.getLogger(__name__)
 
 _SERVER_NODE = 1
 _RUN_ID = 1
-_SITE_FAILED = 1
 
 
 class InProcessGrid(Grid):
@@ -110,4 +110,4 @@ class InProcessGrid(Grid):
             logger.debug("a site failed", exc_info=True)
             known = isinstance(error, FederationError)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
-            return Message(Error(_SITE_FAILED, reason), reply_to=message)
+            return Message(Error(SITE_FAILED, reason), reply_to=message)

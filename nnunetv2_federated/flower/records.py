@@ -25,6 +25,9 @@ _NPY_HEADER = 1024
 
 _DTYPE_ON_THE_WAY = {"bfloat16": "uint16"}
 
+SITE_FAILED, NOT_YET = 1, 2
+"""Codes of error replies; after ``NOT_YET`` the site may be asked again."""
+
 PHASE_SECONDS = 7 * 24 * 3600.0
 """How long the server waits for the answers of a phase."""
 

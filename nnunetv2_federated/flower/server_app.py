@@ -12,7 +12,6 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, R
 from flwr.serverapp import Grid, ServerApp
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.federation.history import (
     Record,
     client_side,
@@ -20,12 +19,14 @@ from nnunetv2_federated.federation.history import (
     write_history,
 )
 from nnunetv2_federated.federation.messages import (
+    FullValidation,
     SiteDescription,
     TrainTask,
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run, read_run
+from nnunetv2_federated.flower.attendance import Attendance
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -41,11 +42,10 @@ from nnunetv2_federated.flower.strategy import Outcome, PolyLRStrategy
 from nnunetv2_federated.flower.strategy_state import dump, restore
 from nnunetv2_federated.report.curves import plot_federation
 from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.summary import pool_sites
 from nnunetv2_federated.training.trainer import FederatedRounds
 
 logger = logging.getLogger(__name__)
-
-_NODES_SECONDS = 120.0
 
 
 def make_server_app(
@@ -85,6 +85,7 @@ class Server:
         self._folder = model.folder
         self._clock = time.perf_counter()
         self._writing = 0.0
+        self._attendance = Attendance(grid, run, model.manifest, model.plans_hash, observer)
 
     def run(self) -> None:
         """Train all rounds that are still to do, and write the result."""
@@ -95,13 +96,13 @@ class Server:
             self.model.load_pretrained(self._run.pretrained_weights)
             self._sent = self.model.vector
         self.observer.run_started(len(self.rounds), self.settings.rounds)
-        self._sites = self._describe()
+        self._attendance.gather()
         self.model.write_metadata()
         strategy = PolyLRStrategy(
             build_strategy(self.settings.strategy, self.settings.strategy_options),
             replace(self.settings, val_iterations=self.model.val_iterations),
             self.model.initial_lr,
-            self._sites,
+            self._attendance,
             streaming=averages(self.settings.strategy),
             first_round=len(self.rounds),
         )
@@ -111,6 +112,8 @@ class Server:
         self._validate_last(strategy)
         self.model.finish(self._sent)
         self._write_report()
+        if self._run.remote_sites:
+            self._validate_fully()
 
     def _train(self, strategy: PolyLRStrategy) -> None:
         remaining = self.settings.rounds - len(self.rounds)
@@ -130,7 +133,7 @@ class Server:
             self.grid,
             pack_weights(self._sent),
             num_rounds=remaining,
-            timeout=PHASE_SECONDS,
+            timeout=self.settings.round_deadline or PHASE_SECONDS,
             evaluate_fn=after_round,
         )
 
@@ -184,49 +187,45 @@ class Server:
         received: dict[str, Validation] = {}
         if self.settings.global_validation:
             weights = pack_weights(self._sent, self.settings.transport_dtype)
-            shares = strategy.validation_share([s.site for s in self._sites.values()])
-            for node, site in self._sites.items():
+            shares = strategy.validation_share([s.site for s in self._sites])
+            for site in self._sites:
                 if shares[site.site] == 0:
                     continue
                 task = TrainTask(self.settings.rounds, 0.0, 0, shares[site.site])
                 content = RecordDict({ARRAYS: weights, CONFIG: pack_payload(task.to_json())})
-                message = Message(content, node, MessageType.EVALUATE)
-                for answer in self.grid.send_and_receive([message], timeout=PHASE_SECONDS):
-                    if answer.has_error():
-                        logger.warning("%s did not validate: %s", site.site, answer.error.reason)
-                    else:
-                        text = unpack_payload(answer.content)
-                        received[site.site] = Validation.from_json(text)
+                answer = self._ask(site, content, MessageType.EVALUATE)
+                if answer is not None:
+                    received[site.site] = Validation.from_json(answer)
         self._complete_previous(received)
 
-    def _describe(self) -> dict[int, SiteDescription]:
-        """Ask every site what it is; refuse to start unless all fit the run."""
-        deadline = time.monotonic() + _NODES_SECONDS
-        expected = [site.name for site in self._run.sites]
-        while len(nodes := list(self.grid.get_node_ids())) < len(expected):
-            if time.monotonic() > deadline:
-                raise RoundError(f"{len(nodes)} of {len(expected)} sites are connected")
-            time.sleep(0.2)
-        questions = [Message(RecordDict(), node, "query.describe") for node in nodes]
-        sites = {}
-        for answer in self.grid.send_and_receive(questions, timeout=PHASE_SECONDS):
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                raise SiteError(f"a site cannot take part: {answer.error.reason}")
-            sites[node] = SiteDescription.from_json(unpack_payload(answer.content))
-            self._check(sites[node])
-        names = sorted(site.site for site in sites.values())
-        if names != sorted(expected):
-            raise SiteError(f"expected the sites {', '.join(expected)}; got {', '.join(names)}")
-        return dict(sorted(sites.items(), key=lambda item: item[1].site))
+    def _validate_fully(self) -> None:
+        """Let each site validate the final model on its own cases; nobody else has them."""
+        content = RecordDict({ARRAYS: pack_weights(self._sent)})
+        found = []
+        for site in self._sites:
+            self.observer.say(f"{site.site} validates")
+            answer = self._ask(site, content, f"{MessageType.EVALUATE}.fully")
+            if answer is not None:
+                found.append(FullValidation.from_json(answer))
+        if any(site.cases for site in found):
+            self.model.write_summary(pool_sites(found))
 
-    def _check(self, site: SiteDescription) -> None:
-        for what, theirs, ours in (
-            ("network", site.manifest, self.model.manifest),
-            ("plans", site.plans, self.model.plans_hash),
-        ):
-            if theirs != ours:
-                raise SiteError(f"site {site.site} has another {what} than the server")
+    def _ask(self, site: SiteDescription, content: RecordDict, kind: str) -> str | None:
+        """Return what one site answers; ``None``, with a warning, if it does not."""
+        nodes = self._attendance.present([site.site], 0)
+        if site.site not in nodes:
+            logger.warning("%s is not connected", site.site)
+            return None
+        message = Message(RecordDict(dict(content)), nodes[site.site], kind)
+        for answer in self.grid.send_and_receive([message], timeout=PHASE_SECONDS):
+            if not answer.has_error():
+                return unpack_payload(answer.content)
+            logger.warning("%s did not validate: %s", site.site, answer.error.reason)
+        return None
+
+    @property
+    def _sites(self) -> list[SiteDescription]:
+        return list(self._attendance.sites.values())
 
     def _write_report(self) -> None:
         header = {
@@ -248,7 +247,7 @@ class Server:
                     "validation_cases": site.validation_cases,
                     "versions": site.versions,
                 }
-                for site in self._sites.values()
+                for site in self._sites
             },
         }
         path = self._folder / "federation.json"

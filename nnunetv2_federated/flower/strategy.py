@@ -23,12 +23,12 @@ from nnunetv2_federated.federation.aggregation import RunningMean, Vector, is_fi
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import (
     VALIDATION_EPOCH,
-    SiteDescription,
     TrainReport,
     TrainTask,
 )
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.attendance import Attendance
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -41,6 +41,9 @@ from nnunetv2_federated.flower.records import (
     unpack_reply,
     unpack_weights,
 )
+
+_SHARE_TO_TRAIN = 0.8
+"""Of a round's deadline: the rest is for the weights' way down and up."""
 
 
 @dataclass
@@ -130,8 +133,8 @@ class PolyLRStrategy(Strategy):
         Of the federation.
     initial_lr
         Learning rate of round 0.
-    sites
-        Node id to the site's description.
+    attendance
+        Which sites there are, and which of them are connected.
     streaming
         Whether ``inner`` needs only the weighted mean of the replies. Then each is added to a
         running mean as it arrives and forgotten.
@@ -144,7 +147,7 @@ class PolyLRStrategy(Strategy):
         inner: Strategy,
         settings: FederationSettings,
         initial_lr: float,
-        sites: Mapping[int, SiteDescription],
+        attendance: Attendance,
         *,
         streaming: bool = False,
         first_round: int = 0,
@@ -153,8 +156,7 @@ class PolyLRStrategy(Strategy):
         self.settings = settings
         self.initial_lr = initial_lr
         self.outcome: Outcome | None = None
-        self._nodes = {site.site: node for node, site in sites.items()}
-        self._sites = {site.site: site for site in sites.values()}
+        self._attendance = attendance
         self._sent: Vector = np.empty(0, np.float32)
         self._streaming = streaming
         self._first_round = first_round
@@ -170,10 +172,14 @@ class PolyLRStrategy(Strategy):
         del grid  # the sites are known since they described themselves
         done = self._first_round + server_round - 1
         settings = self.settings
-        names = sample_sites(list(self._nodes), settings.sites_per_round, settings.seed, done)
+        names = sample_sites(self._attendance.names, settings.sites_per_round, settings.seed, done)
         lr = poly_lr(done, settings.rounds, self.initial_lr)
         self.outcome = Outcome(done, lr, names)
-        nodes = [self._nodes[name] for name in names]
+        here = self._attendance.present(names, settings.min_replies or len(names))
+        self.outcome.failed = {name: "not connected" for name in names if name not in here}
+        names = [name for name in names if name in here]
+        self._require_sites(self.outcome)
+        nodes = [here[name] for name in names]
         needed = getattr(self.inner, "min_available_nodes", 0)
         if needed > len(nodes):
             raise SettingsError(
@@ -199,11 +205,16 @@ class PolyLRStrategy(Strategy):
                 local_epochs=settings.local_epochs,
                 validate_received=validations[name],
                 proximal_mu=float(str(inner_config.get("proximal-mu", 0.0))),
+                seconds=self._seconds(),
             )
             record = RecordDict({ARRAYS: weights, CONFIG: pack_payload(task.to_json())})
             self.outcome.bytes_down += num_bytes(record)
-            messages.append(Message(record, self._nodes[name], MessageType.TRAIN))
+            messages.append(Message(record, here[name], MessageType.TRAIN))
         return messages
+
+    def _seconds(self) -> float | None:
+        deadline = self.settings.round_deadline
+        return None if deadline is None else deadline * _SHARE_TO_TRAIN
 
     def _validation_iterations(self, names: list[str], server_round: int) -> dict[str, int]:
         if not self.settings.global_validation or server_round == 0:
@@ -212,7 +223,8 @@ class PolyLRStrategy(Strategy):
 
     def validation_share(self, names: Iterable[str]) -> dict[str, int]:
         """Spread one epoch of validation iterations over these sites."""
-        cases = {name: self._sites[name].validation_cases for name in names}
+        known = {s.site: s.validation_cases for s in self._attendance.sites.values()}
+        cases = {name: known[name] for name in names}
         return validation_share(self.settings.val_iterations, cases)
 
     def aggregate_train(
@@ -236,7 +248,8 @@ class PolyLRStrategy(Strategy):
             except SiteError as error:
                 outcome.failed[name] = str(error)
                 continue
-            weight = float(report.training_cases) if self.settings.weighting == "cases" else 1.0
+            cases = report.training_cases if self.settings.weighting == "cases" else 1
+            weight = cases * report.completed
             outcome.reports.append(report)
             outcome.bytes_up += num_bytes(message.content)
             if self._streaming:
@@ -287,12 +300,13 @@ class PolyLRStrategy(Strategy):
 
     def _name(self, message: Message) -> str:
         node = message.metadata.src_node_id
-        names = [name for name, known in self._nodes.items() if known == node]
-        return names[0] if names else f"node {node}"
+        site = self._attendance.sites.get(node)
+        return site.site if site is not None else f"node {node}"
 
     def _in_site_order(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Pass replies on in site order, holding back only those that came too early."""
-        expected = list(self._outcome().participants)
+        outcome = self._outcome()
+        expected = [name for name in outcome.participants if name not in outcome.failed]
         early: list[tuple[str, int, Message]] = []
         for count, message in enumerate(replies):
             heapq.heappush(early, (self._name(message), count, message))
@@ -319,18 +333,25 @@ class PolyLRStrategy(Strategy):
             raise SiteError("its weights are not finite")
         return report, vector
 
+    def _require_sites(self, outcome: Outcome) -> None:
+        count = len(outcome.participants) - len(outcome.failed)
+        self._require(outcome, count, "are connected", outcome.failed)
+
     def _require_replies(self, outcome: Outcome) -> None:
-        needed = self.settings.min_replies or len(outcome.participants)
-        needed = min(needed, len(outcome.participants))
-        if len(outcome.reports) >= needed:
-            return
         answered = {report.site for report in outcome.reports}
         reasons = {n: "no reply" for n in outcome.participants if n not in answered}
         reasons.update(outcome.failed)
+        self._require(outcome, len(outcome.reports), "sent usable weights", reasons)
+
+    def _require(self, outcome: Outcome, count: int, what: str, reasons: Mapping[str, str]) -> None:
+        needed = self.settings.min_replies or len(outcome.participants)
+        needed = min(needed, len(outcome.participants))
+        if count >= needed:
+            return
+        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))
         raise RoundError(
-            f"round {outcome.server_round}: {len(outcome.reports)} of "
-            f"{len(outcome.participants)} sites sent usable weights, {needed} are required "
-            "(--min-replies). " + "; ".join(f"{n}: {why}" for n, why in sorted(reasons.items()))
+            f"round {outcome.server_round}: {count} of {len(outcome.participants)} sites {what}, "
+            f"{needed} are required (--min-replies). {why}"
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunetv2_federated.federation.aggregation import Vector
@@ -18,6 +20,7 @@ from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.summary import read_headline
 from nnunetv2_federated.training.trainer import FederatedRounds
 from nnunetv2_federated.training.weights import (
     batchnorm_tensors,
@@ -41,7 +44,8 @@ class GlobalModel:
             self.trainer.num_epochs = run.settings.rounds
             self.trainer.disable_checkpointing = run.disable_checkpointing
             if not self.trainer.was_initialized:
-                self.trainer.initialize()
+                with _cases_elsewhere(self.trainer, elsewhere=bool(run.remote_sites)):
+                    self.trainer.initialize()
             if run.settings.batchnorm == "local" and not batchnorm_tensors(self.trainer.network):
                 raise SettingsError(
                     f"--batchnorm local: the network of {run.configuration} has no BatchNorm; "
@@ -111,6 +115,11 @@ class GlobalModel:
             self.trainer.perform_actual_validation(npz)
         return read_headline(self.folder)
 
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``validation/summary.json``, of a validation done elsewhere."""
+        (self.folder / "validation").mkdir(exist_ok=True)
+        save_json(summary, str(self.folder / "validation" / "summary.json"), sort_keys=False)
+
     def load_checkpoint(self, *, best: bool = False) -> None:
         """Load the final or best weights, or keep the present ones where none are written.
 
@@ -169,11 +178,15 @@ class GlobalModel:
         return state
 
 
-def read_headline(folder: Path) -> tuple[str, float]:
-    """Return the first metric of ``foreground_mean`` in ``validation/summary.json``.
-
-    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by.
-    """
-    means = load_json(str(folder / "validation" / "summary.json"))["foreground_mean"]
-    name = next(iter(means))
-    return name, float(means[name])
+@contextlib.contextmanager
+def _cases_elsewhere(trainer: FederatedRounds, *, elsewhere: bool) -> Iterator[None]:
+    """Show nnU-Net, which looks at how cases are stored, a folder where none are here."""
+    if not elsewhere:
+        yield
+        return
+    before = trainer.preprocessed_dataset_folder
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "none.b2nd").touch()
+        trainer.preprocessed_dataset_folder = folder
+        yield
+    trainer.preprocessed_dataset_folder = before

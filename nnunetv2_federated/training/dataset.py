@@ -94,6 +94,16 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
     return Dataset(name, folder, load_json(plans_file), load_json(folder / "dataset.json"))
 
 
+def check_planned(dataset: Dataset, configuration: str) -> None:
+    """Raise ``SettingsError`` if the plans do not have the configuration."""
+    known = list(dataset.plans["configurations"])
+    if configuration not in known:
+        raise SettingsError(
+            f"configuration {configuration} is unknown: the plans of {dataset.name} have "
+            f"{', '.join(known)}."
+        )
+
+
 def check_configuration(dataset: Dataset, configuration: str) -> Path:
     """Return the folder of the preprocessed cases of a configuration.
 
@@ -102,12 +112,7 @@ def check_configuration(dataset: Dataset, configuration: str) -> Path:
     SettingsError
         If the plans do not have the configuration, or it is not preprocessed.
     """
-    known = list(dataset.plans["configurations"])
-    if configuration not in known:
-        raise SettingsError(
-            f"configuration {configuration} is unknown: the plans of {dataset.name} have "
-            f"{', '.join(known)}."
-        )
+    check_planned(dataset, configuration)
     manager = PlansManager(dataset.plans).get_configuration(configuration)
     folder = dataset.folder / str(manager.data_identifier)
     if not folder.is_dir() or not preprocessed_cases(folder):

@@ -40,7 +40,12 @@ from nnunetv2_federated.federation.messages import (
     PrepareTask,
     SiteSurvey,
 )
-from nnunetv2_federated.federation.planning import check_declared, check_names, hash_plans
+from nnunetv2_federated.federation.planning import (
+    check_code,
+    check_declared,
+    check_names,
+    hash_plans,
+)
 from nnunetv2_federated.training.dataset import (
     check_environment,
     find_name,
@@ -178,6 +183,7 @@ class RawSite:
         if hash_plans(task.plans) != task.sha256:
             raise SiteError(f"site {self.name}: the plans do not have the hash sent with them")
         check_names(task.plans, self.name)
+        check_code(task.plans, self.name)
         check_declared(self.survey(), task.declared, "the federation")
         name = task.plans["plans_name"]
         plans_file = self._preprocessed / f"{name}.json"

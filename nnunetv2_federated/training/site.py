@@ -19,6 +19,7 @@ from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import CheckpointError
 from nnunetv2_federated.federation.messages import (
     VALIDATION_EPOCH,
+    FullValidation,
     SiteDescription,
     TrainReport,
     TrainTask,
@@ -29,6 +30,7 @@ from nnunetv2_federated.federation.settings import Run, SiteSettings
 from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.summary import summarise_site
 from nnunetv2_federated.training.weights import (
     batchnorm_tensors,
     load_vector,
@@ -114,7 +116,8 @@ class Site:
             received = self._validate(before)
             if settings.local_momentum == "reset":
                 self.trainer.optimizer.state.clear()
-            loss = self.trainer.run_round(task.lr, task.local_epochs, task.proximal_mu)
+            left = None if task.seconds is None else task.seconds - (time.perf_counter() - started)
+            loss = self.trainer.run_round(task.lr, task.local_epochs, task.proximal_mu, left)
             trained = to_vector(self.trainer.network)
             self._randomness = local_state.capture_randomness()
             self._after_round = task.server_round
@@ -127,6 +130,7 @@ class Site:
             validation=asdict(self._reported(self.trainer.last_validation)),
             received=None if received is None else asdict(received),
             seconds=time.perf_counter() - started,
+            completed=self.trainer.completed,
         )
         return trained, report
 
@@ -138,6 +142,18 @@ class Site:
             self._observer.site_started(self.settings.name, iterations)
             self._receive(weights)
             return self.trainer.validate_iterations(iterations)
+
+    def validate_fully(self, weights: Vector) -> FullValidation:
+        """Run nnU-Net's full validation of global weights on this site's cases of the fold."""
+        count = len(self.settings.validation_cases)
+        if count == 0:
+            return FullValidation(self.settings.name, 0, {}, {})
+        self.interrupted = True  # the trainer is not what the next round would expect
+        with quiet():
+            self._start()
+            load_vector(self.trainer.network, weights)
+            self.trainer.perform_actual_validation()
+        return summarise_site(self.settings.name, count, self.folder)
 
     def close(self) -> None:
         """Stop the augmentation workers; the state is on disk already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     class _Base(nnUNetTrainer):
         loss: Any
+        dataloader_train: Any
 
 else:
     _Base = object
@@ -65,6 +67,49 @@ class ProximalLoss(nn.Module):
         return loss + self.mu / 2 * distance
 
 
+class _Steps:
+    """Counts a round's training iterations, until its time is over."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._losses: list[float] = []
+        self._skipped = 0
+
+    def over(self) -> bool:
+        """Whether the time is over, and there was an iteration."""
+        return self._end is not None and bool(self._losses) and time.monotonic() > self._end
+
+    def take(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """Count an iteration."""
+        self._losses.append(float(outputs["loss"]))
+        return outputs
+
+    def skip(self) -> dict[str, Any]:
+        """Stand in for an iteration, without changing the epoch's mean loss."""
+        self._skipped += 1
+        return {"loss": np.mean(self._losses)}
+
+    @property
+    def completed(self) -> float:
+        """Share of the iterations that were done."""
+        total = len(self._losses) + self._skipped
+        return len(self._losses) / total if total else 1.0
+
+
+class _UntilDeadline:
+    """A loader that repeats its last batch when the time is over: nothing is done with it."""
+
+    def __init__(self, loader: Any, steps: _Steps) -> None:  # noqa: ANN401  # nnU-Net's loaders
+        self._loader = loader
+        self._steps = steps
+        self._batch: Any = None
+
+    def __next__(self) -> Any:  # noqa: ANN401
+        if self._batch is None or not self._steps.over():
+            self._batch = next(self._loader)
+        return self._batch
+
+
 def _no_benchmark(loader: object) -> None:
     """Blur is timed to choose an algorithm; a choice made by a stopwatch cannot be repeated."""
     if not isinstance(loader, SingleThreadedAugmenter):
@@ -95,10 +140,23 @@ class FederatedRounds(_Base):
     """Called after every training and validation iteration."""
     _started = False
     _in_round = False
+    _steps = _Steps()
+
     last_validation = Validation(0, 0.0, [], [], [])
     """Sums over the validation iterations of the last epoch."""
 
-    def run_round(self, lr: float, epochs: int = 1, proximal_mu: float = 0.0) -> float:
+    @property
+    def completed(self) -> float:
+        """Share of the last round's training iterations that were done."""
+        return self._steps.completed
+
+    def run_round(
+        self,
+        lr: float,
+        epochs: int = 1,
+        proximal_mu: float = 0.0,
+        seconds: float | None = None,
+    ) -> float:
         """Train ``epochs`` epochs of nnU-Net at a fixed learning rate.
 
         Parameters
@@ -109,6 +167,9 @@ class FederatedRounds(_Base):
             Local epochs, each with nnU-Net's training and validation iterations.
         proximal_mu
             Weight of FedProx's proximal term, relative to the weights at entry; 0 for none.
+        seconds
+            Train no longer than this; what was done then is in :attr:`completed`. At least one
+            iteration is.
 
         Returns
         -------
@@ -122,11 +183,16 @@ class FederatedRounds(_Base):
         if proximal_mu > 0:
             self.loss = ProximalLoss(plain_loss, self.network, proximal_mu)
         self._in_round = True
+        self._steps = _Steps(seconds)
+        loader = self.dataloader_train
+        if seconds is not None:
+            self.dataloader_train = _UntilDeadline(loader, self._steps)
         try:
             super().run_training()
         finally:
             self._in_round = False
             self.loss = plain_loss
+            self.dataloader_train = loader
         losses = self.logger.get_value("train_losses", step=None)[-epochs:]
         return float(np.mean(losses))
 
@@ -181,7 +247,9 @@ class FederatedRounds(_Base):
         super().on_validation_epoch_end(val_outputs)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
-        return self._counted(super().train_step(batch))
+        if self._steps.over():
+            return self._counted(self._steps.skip())
+        return self._counted(self._steps.take(super().train_step(batch)))
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
         return self._counted(super().validation_step(batch))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any
-
-import numpy as np
 
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.training.build import build_trainer, move_output
-from nnunetv2_federated.training.checkpoint import GlobalModel, read_headline
+from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.summary import join_summaries, read_headline
 
 
 def validate(
@@ -51,23 +49,3 @@ def validate(
     join = getattr(model.trainer, "join_summaries", join_summaries)
     (folder / "summary.json").write_text(json.dumps(join(summaries), indent=4))
     return read_headline(model.folder)
-
-
-def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join nnU-Net summaries case by case; means over all cases, as nnU-Net takes them."""
-    cases = [case for summary in summaries for case in summary["metric_per_case"]]
-    labels = list(summaries[0]["mean"])
-    mean = {
-        label: {
-            metric: float(np.nanmean([case["metrics"][label][metric] for case in cases]))
-            for metric in summaries[0]["mean"][label]
-        }
-        for label in labels
-    }
-    metrics = list(mean[labels[0]])
-    foreground = [label for label in labels if label != "0"]
-    return {
-        "foreground_mean": {m: float(np.mean([mean[f][m] for f in foreground])) for m in metrics},
-        "mean": mean,
-        "metric_per_case": cases,
-    }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,8 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.training.dataset import fold_split, load_dataset
 
 pytestmark = pytest.mark.deployment
 
@@ -126,3 +132,149 @@ def test_only_a_registered_key_and_the_right_authority_join(
     wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in site(), "distrust of the server")
 
     assert server().count('/v1/fleet/activate-node HTTP/1.1" 200') == 1
+
+
+class Consortium:
+    """A coordinator and hospitals: each a process with folders of its own, and no one's images."""
+
+    def __init__(self, folder: Path, dataset: Path, sites: dict[str, list[str]]) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.credentials = folder / "credentials"
+        provision(self.credentials, Address("localhost", self.port), list(sites))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._prepare("server", dataset, None)
+        for site, cases in sites.items():
+            self._prepare(site, dataset, cases)
+
+    def _prepare(self, name: str, dataset: Path, cases: list[str] | None) -> None:
+        target = self.folder / name / "preprocessed" / dataset.name
+        target.mkdir(parents=True)
+        for file in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
+            shutil.copyfile(dataset / file, target / file)
+        if cases is None:
+            return
+        images = next(dataset.glob("nnUNetPlans_*"))
+        (target / images.name).mkdir()
+        for file in images.iterdir():
+            if file.name.split(".")[0].removesuffix("_seg") in cases:
+                shutil.copyfile(file, target / images.name / file.name)
+        shutil.copytree(dataset / "gt_segmentations", target / "gt_segmentations")
+        split = json.loads((dataset / "splits_final.json").read_text())[0]
+        own = {part: [case for case in split[part] if case in cases] for part in split}
+        (target / "splits_final.json").write_text(json.dumps([own]))
+
+    def environment(self, name: str) -> dict[str, str]:
+        base = self.folder / name
+        return os.environ | {
+            "nnUNet_raw": str(base / "raw"),
+            "nnUNet_preprocessed": str(base / "preprocessed"),
+            "nnUNet_results": str(base / "results"),
+            "nnUNet_n_proc_DA": "0",
+        }
+
+    def start(self, name: str, *command: str | Path) -> None:
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self.environment(name),
+                cwd=self.folder,
+            )
+
+    def start_server(self, *flags: str) -> None:
+        self.start(
+            "server",
+            *("nnunetv2_federated.cli.server", "--dataset", "901", "--configuration", "2d"),
+            *("--fold", "0", "-device", "cpu", *flags),
+        )
+
+    def start_site(self, site: str, *flags: str) -> None:
+        bundle = self.credentials / "sites" / site / "site.toml"
+        self.start(
+            site, "nnunetv2_federated.cli.site", "901", "--site", bundle, "-device", "cpu", *flags
+        )
+
+    def said(self, name: str) -> str:
+        file = self.folder / f"{name}.out"
+        return file.read_text() if file.is_file() else ""
+
+    def approve(self, site: str) -> None:
+        """Wait until the site was asked, and agree, as its engineer would."""
+        wait_for(lambda: "asked to take part" in self.said(site), f"proposal at {site}")
+        found = re.search("federation ([0-9a-f]{12})", self.said(site))
+        assert found is not None
+        bundle = self.credentials / "sites" / site / "site.toml"
+        command = ["901", "--site", bundle, "--approve", found[1]]
+        subprocess.run(
+            [sys.executable, "-m", "nnunetv2_federated.cli.site", *command],
+            env=self.environment(site),
+            check=True,
+        )
+
+    def wait_for_server(self, seconds: float = 300) -> int:
+        return self.processes["server"].wait(seconds)
+
+    @property
+    def result(self) -> Path:
+        return next((self.folder / "server" / "results").glob("*/*/fold_0"))
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(60)
+
+
+SITES = {
+    "bern": ["case_00", "case_03", "case_06", "case_09"],
+    "oslo": ["case_01", "case_04", "case_07", "case_10"],
+    "lyon": ["case_02", "case_05", "case_08", "case_11"],
+}
+SHORT = ("--rounds", "2", "--iterations-per-epoch", "2", "--val-iterations", "1")
+
+
+@pytest.fixture
+def consortium(tmp_path: Path, dataset_2d: str, nnunet_folders: Path) -> Iterator[Consortium]:
+    assert dataset_2d == "901"
+    dataset = nnunet_folders / "preprocessed" / "Dataset901_Balls"
+    fold_split(load_dataset("901"), "2d", 0)  # writes splits_final.json
+    running = Consortium(tmp_path, dataset, SITES)
+    yield running
+    running.stop()
+
+
+def weights(result: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(result / "checkpoint_final.pth", weights_only=False)
+    found: dict[str, torch.Tensor] = state["network_weights"]
+    return found
+
+
+def test_hospitals_train_together_as_if_they_were_one_machine(
+    consortium: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consortium.start_server(*SHORT)
+    for site in SITES:
+        consortium.start_site(site)
+    for site in SITES:
+        consortium.approve(site)
+    assert consortium.wait_for_server() == 0, consortium.said("server")
+
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "here"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    sites_file = tmp_path / "sites.json"
+    sites_file.write_text(json.dumps(SITES))
+    main(["901", "2d", "0", "--sites-file", str(sites_file), "-device", "cpu", *SHORT])
+    here = next((tmp_path / "here").glob("*/*/fold_0"))
+
+    ours, theirs = weights(consortium.result), weights(here)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    pooled, together = (
+        json.loads((folder / "validation" / "summary.json").read_text())
+        for folder in (consortium.result, here)
+    )
+    assert pooled["mean"]["1"]["Dice"] == pytest.approx(together["mean"]["1"]["Dice"])
+    assert "metric_per_case" not in pooled

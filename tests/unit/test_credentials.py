@@ -90,10 +90,11 @@ def test_a_bundle_holds_no_secret_but_its_own(tmp_path: Path) -> None:
     assert {str(path.relative_to(tmp_path)) for path in secrets} == {
         "ca.key",
         "server/server.key",
+        "server/coordinator.key",
         "sites/hannover/site.key",
         "sites/guangzhou/site.key",
     }
-    assert len(set(secrets.values())) == 4
+    assert len(set(secrets.values())) == 5
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
 
 

@@ -8,13 +8,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import WEIGHTS, SiteDescription, TrainReport, TrainTask
-from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings, Run, SiteSettings
+from nnunetv2_federated.flower.attendance import Attendance
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.records import (
     ARRAYS,
@@ -68,11 +70,10 @@ class Federation:
         app.query("describe")(self._describe)
         app.train()(self._train)
         self.grid = InProcessGrid(app, len(NAMES), {})
-        questions = [Message(RecordDict(), n, "query.describe") for n in self.grid.get_node_ids()]
-        self.sites = {
-            answer.metadata.src_node_id: SiteDescription.from_json(unpack_payload(answer.content))
-            for answer in self.grid.send_and_receive(questions)
-        }
+        sites = tuple(SiteSettings(name, "Dataset501_A", ("a",), ("b",)) for name in NAMES)
+        run = Run("Dataset501_A", "2d", 0, "t", "p", "cpu", FederationSettings(), sites)
+        self.attendance = Attendance(self.grid, run, "m", "p", Observer())
+        self.attendance.gather()
 
     @staticmethod
     def _name(context):
@@ -100,7 +101,7 @@ class Federation:
             build_strategy(settings.strategy, settings.strategy_options),
             settings,
             0.01,
-            self.sites,
+            self.attendance,
             streaming=averages(settings.strategy),
             first_round=first_round,
         )

@@ -1,7 +1,8 @@
 """Who may join: a certificate authority, the server's certificate, and a key pair per site.
 
-The certificate lets a site recognise the server, the key pair lets the server recognise the site.
-Keys are what Flower 1.41 and 1.42 take: ECDSA on a NIST curve, in OpenSSH's format.
+The certificate lets a site recognise the server, the key pair lets the server recognise the site,
+and what the coordinator asks is signed with a key of its own. The sites' keys are what Flower 1.41
+and 1.42 take: ECDSA on a NIST curve, in OpenSSH's format.
 """
 
 from __future__ import annotations
@@ -18,18 +19,61 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.planning import PLAIN_NAME
 
+COORDINATOR_KEY, COORDINATOR_PUB = "coordinator.key", "coordinator.pub"
 DEFAULT_PORT = 9092
 DEFAULT_DAYS = 730
 CA_DAYS = 3650
 _CLOCKS_MAY_DIFFER = timedelta(hours=1)
 _SECRET, _PUBLIC = 0o600, 0o644
 _CA_NAME = "nnunetv2-federated CA"
+
+
+SITE_TOML = """\
+name = "{site}"
+server = "{server}"
+ca = "ca.crt"
+key = "site.key"
+coordinator = "coordinator.pub"
+"""
+
+NGINX = """\
+# Lets sites reach the fleet API and nothing else of the SuperLink, which listens on loopback.
+# Start: nginx -p FOLDER_OF_THIS_FILE -c nginx.conf
+pid nginx.pid;
+error_log nginx-error.log;
+events {}
+http {
+  access_log off;
+  client_body_temp_path nginx-body;
+  proxy_temp_path nginx-proxy;
+  fastcgi_temp_path nginx-fastcgi;
+  uwsgi_temp_path nginx-uwsgi;
+  scgi_temp_path nginx-scgi;
+  client_max_body_size 16m;
+  server {
+    listen %(port)d ssl;
+    ssl_certificate server.crt;
+    ssl_certificate_key server.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    location /v1/fleet/ {
+      proxy_pass https://%(listen)s;
+      proxy_ssl_verify on;
+      proxy_ssl_name localhost;
+      proxy_ssl_trusted_certificate ca.crt;
+      proxy_read_timeout 120s;
+    }
+    location / {
+      return 403;
+    }
+  }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +109,21 @@ class Address:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def behind_proxy(self) -> Address:
+        """Where the SuperLink listens for the proxy that stands at this address."""
+        return Address("127.0.0.1", self.port + 1 if self.port < 65535 else self.port - 1)
 
 
 def provision(
@@ -116,6 +175,8 @@ def provision(
             )
         _make_authority(folder)
         made.append(folder / "ca.crt")
+    if not (folder / "server" / COORDINATOR_KEY).is_file():
+        _make_coordinator(folder / "server")
     if renew or not (folder / "server" / "server.crt").is_file():
         _make_server(folder, server, days)
         made.append(folder / "server")
@@ -127,7 +188,7 @@ def provision(
             continue
         bundle = folder / "sites" / site
         if not bundle.is_dir():
-            _make_site(bundle, server, folder / "ca.crt")
+            _make_site(bundle, server, folder)
         _write(known, (bundle / "site.pub").read_bytes(), _PUBLIC)
         made.append(bundle)
     return made
@@ -186,12 +247,24 @@ def _make_server(folder: Path, server: Address, days: int) -> None:
     )
     target = folder / "server"
     (target / "server.crt").unlink(missing_ok=True)  # last: it stands for all of them
+    _write(target / "server.toml", f'server = "{server}"\n'.encode(), _PUBLIC)
+    proxy = NGINX % {"port": server.port, "listen": server.behind_proxy}
+    _write(target / "nginx.conf", proxy.encode(), _PUBLIC)
     _write(target / "ca.crt", (folder / "ca.crt").read_bytes(), _PUBLIC)
     _write(target / "server.key", _pem(key), _SECRET)
     _write(target / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
 
 
-def _make_site(bundle: Path, server: Address, ca: Path) -> None:
+def _make_coordinator(target: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    _write(target / COORDINATOR_PUB, public, _PUBLIC)
+    _write(target / COORDINATOR_KEY, _pem(key), _SECRET)
+
+
+def _make_site(bundle: Path, server: Address, folder: Path) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM,
@@ -201,12 +274,38 @@ def _make_site(bundle: Path, server: Address, ca: Path) -> None:
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    settings = f'server = "{server}"\nca = "ca.crt"\nkey = "site.key"\n'
+    settings = SITE_TOML.format(site=bundle.name, server=server)
     with _whole_folder(bundle) as new:
-        _write(new / "ca.crt", ca.read_bytes(), _PUBLIC)
+        _write(new / "ca.crt", (folder / "ca.crt").read_bytes(), _PUBLIC)
+        coordinator = folder / "server" / COORDINATOR_PUB
+        _write(new / COORDINATOR_PUB, coordinator.read_bytes(), _PUBLIC)
         _write(new / "site.key", private, _SECRET)
         _write(new / "site.pub", public + f" {bundle.name}\n".encode(), _PUBLIC)
         _write(new / "site.toml", settings.encode(), _PUBLIC)
+
+
+def check_validity(path: Path) -> None:
+    """Check that a certificate is valid now.
+
+    Raises
+    ------
+    SettingsError
+        If it is not yet or no longer, or cannot be read.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read as a certificate: {error}") from error
+    if certificate.not_valid_after_utc < datetime.now(UTC):
+        raise SettingsError(
+            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: make a new one with "
+            "nnUNetv2_federated_provision --renew."
+        )
+    if certificate.not_valid_before_utc > datetime.now(UTC):
+        raise SettingsError(
+            f"{path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: set this "
+            "machine's clock."
+        )
 
 
 def _check_server(path: Path, server: Address) -> None:
@@ -217,11 +316,7 @@ def _check_server(path: Path, server: Address) -> None:
             f"{path} is not for {server.host}: name the server it was made for, or make a new one "
             "with --renew."
         )
-    if certificate.not_valid_after_utc < datetime.now(UTC):
-        raise SettingsError(
-            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: make a new one with "
-            "--renew."
-        )
+    check_validity(path)
 
 
 def _certificate(
@@ -260,7 +355,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

@@ -1,0 +1,160 @@
+"""``nnUNetv2_federated_site``: a hospital's side of a federation over a network."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_federated.cli.console import send_logs_to
+from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
+from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.flower.deployment.desk import Desk, Limits
+from nnunetv2_federated.flower.deployment.process import only_one
+from nnunetv2_federated.flower.deployment.site import SiteSettingsFile, serve
+from nnunetv2_federated.training.dataset import check_environment, find_name
+
+_ASK = "ask"
+_HASH_LENGTH = 64
+_PATHS = ("ca", "key", "coordinator", "work")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_federated_site",
+        description="Take part in federations with a dataset of this machine, until stopped. One "
+        "process keeps the trainer from round to round; it opens no port and runs no code that was "
+        "sent to it.",
+    )
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="id or name, planned and preprocessed here")
+    add(
+        "--site",
+        type=Path,
+        required=True,
+        metavar="site.toml",
+        help="of the bundle the coordinator handed out",
+    )
+    add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
+    add(
+        "--approve",
+        nargs="?",
+        const=_ASK,
+        metavar="HASH",
+        help="agree to a federation, and end: without HASH show what was proposed and ask",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = build_parser()
+    run_command(lambda: _site(parse(parser, argv)))
+
+
+def _site(options: Options) -> None:
+    use_trainer_folder()
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    settings = read_site_file(options["site"])
+    desk = Desk(settings.name, options["dataset"], settings.work, "cpu", settings.limits)
+    if "approve" in options:
+        _approve(desk, options["approve"])
+        return
+    check_environment()
+    if find_name(options["dataset"]) is None:
+        raise SettingsError(
+            f"dataset {options['dataset']} is unknown here: give the id or name of a dataset under "
+            "nnUNet_preprocessed."
+        )
+    desk.device = choose_device(options.get("device"))
+    if sys.stdin.isatty():
+        desk.ask = _ask
+    log = settings.work / "site.log"
+    send_logs_to(log)
+    with only_one(settings.work / "lock"), stopping_as_interrupt():
+        _say(f"site {settings.name}, dataset {options['dataset']}, {desk.device}; log in {log}")
+        try:
+            serve(settings, desk, _say, threading.Event())
+        except KeyboardInterrupt:
+            _say("stopped")
+        finally:
+            desk.pool.close()
+
+
+def read_site_file(path: Path) -> SiteSettingsFile:
+    """Read ``site.toml``.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be read, a key is unknown or missing, or a value not allowed.
+    """
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"--site {path} cannot be read: {error}") from error
+    limits = {field.name for field in dataclasses.fields(Limits)}
+    own = {field.name for field in dataclasses.fields(SiteSettingsFile)} - {"limits"}
+    for key in content:
+        if key not in own | limits:
+            raise SettingsError(
+                f"--site {path}: {key} is unknown; known are {', '.join(sorted(own | limits))}."
+            )
+    for key in ("name", "server", "ca", "key", "coordinator"):
+        if not isinstance(content.get(key), str):
+            raise SettingsError(f"--site {path}: {key} is missing, or not a text.")
+    content.setdefault("work", "work")
+    chosen = {key: value for key, value in content.items() if key in own}
+    chosen |= {key: path.parent / content[key] for key in _PATHS}
+    chosen["server"] = Address.of(content["server"])
+    return SiteSettingsFile(
+        **chosen, limits=Limits(**{k: v for k, v in content.items() if k in limits})
+    )
+
+
+def _approve(desk: Desk, wanted: str) -> None:
+    proposal = desk.proposed()
+    if wanted == _ASK:
+        if proposal is None:
+            print("nothing was proposed that is not approved already")
+        elif _ask(proposal):
+            desk.approve(proposal.approval())
+            print("approved")
+        return
+    if proposal is not None and proposal.approval().startswith(wanted):
+        wanted = proposal.approval()
+    if len(wanted) != _HASH_LENGTH:
+        raise SettingsError(
+            f"--approve {wanted}: not what was proposed last; give all {_HASH_LENGTH} digits to "
+            "approve something before it is proposed."
+        )
+    desk.approve(wanted)
+    print(f"approved {wanted[:12]}")
+
+
+def _ask(proposal: Proposal) -> bool:
+    shown = {k: v for k, v in dataclasses.asdict(proposal).items() if k != "started"}
+    print(json.dumps(shown, indent=2))
+    print(f"federation {proposal.approval()}")
+    return input("take part? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""A site's end of the wire: what ``flower-supernode`` does, in the process that trains.
+
+Stock Flower starts a fresh process for every message. Here one process asks the SuperLink for
+messages, answers them with the app installed at the site, and looks at no code the server offers.
+It opens no port. A message stays on disk until it is answered, so that a killed site answers it
+when it is back.
+
+Written for Flower 1.41 and 1.42: this module and ``superlink.py`` hold everything internal to
+Flower that deployment needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.error import FlowerError
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.flower.deployment.credentials import Address
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+_LONGEST_PAUSE = 10.0
+_OVERLOADED = (502, 503, 504)
+_REFUSED = (401, 403, 412)
+_OBJECT_ID = re.compile(r"[0-9a-f]{64}")
+_MESSAGE_FILE = "message.pb"
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class LostError(FederationError):
+    """There is no connection any more, or not yet; try again."""
+
+
+class Fleet:
+    """A connection of one site to the SuperLink, for a ``with`` block.
+
+    Parameters
+    ----------
+    server
+        Where the SuperLink's fleet API is.
+    key
+        The site's; the public half was registered with the SuperLink.
+    authority
+        PEM of the certificate authority; ``None`` for plain HTTP, where a site registers itself.
+    inbox
+        Folder for the message being answered.
+    max_bytes
+        Largest message accepted.
+    stopped
+        Asked between attempts; ``True`` ends them.
+
+    Raises
+    ------
+    LostError
+        If the server refuses the key or is no SuperLink: that may change.
+    SettingsError
+        If the server's certificate is not to be trusted.
+    """
+
+    def __init__(
+        self,
+        server: Address,
+        key: ec.EllipticCurvePrivateKey,
+        authority: bytes | None,
+        inbox: Path,
+        *,
+        max_bytes: int,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._server = server
+        self._public_key = public_key_to_bytes(key.public_key())
+        self._client = FleetHttpClient.from_server_address(
+            str(server),
+            authority is None,
+            authority,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+            ],
+        )
+        self._registers_itself = authority is None
+        self._inbox = inbox
+        self._max_bytes = max_bytes
+        self._stopped = stopped
+        self._lost = threading.Event()
+        self._node = Node()
+        self._heartbeat = HeartbeatSender(self._beat)
+
+    def __enter__(self) -> Self:
+        if self._registers_itself:
+            with contextlib.suppress(httpx.HTTPStatusError):  # it is registered already
+                self._call(
+                    self._client.RegisterNode, RegisterNodeFleetRequest(public_key=self._public_key)
+                )
+        request = ActivateNodeRequest(
+            public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+        )
+        with self._losing():
+            self._node = Node(node_id=self._call(self._client.ActivateNode, request).node_id)
+        self._heartbeat.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._heartbeat.is_running:
+            self._heartbeat.stop()
+        with contextlib.suppress(httpx.HTTPError, RuntimeError):
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        self._client.close()
+
+    def messages(self) -> Iterator[Message]:
+        """Yield what the server asks: first what was left unanswered, then what comes.
+
+        Raises
+        ------
+        LostError
+            If the connection is no longer good.
+        """
+        kept = self._kept()
+        if kept is not None:
+            yield self._open(kept)
+        while not self._stopped():
+            if self._lost.is_set():
+                raise LostError("the server does not know this site's connection any more")
+            with self._losing():
+                received = self._call(
+                    self._client.PullMessages, PullMessagesRequest(node=self._node)
+                )
+            if not received.messages_list:
+                time.sleep(POLL_SECONDS)
+                continue
+            try:
+                with self._losing():
+                    self._keep(received)
+                yield self._open(received)
+            except SiteError:
+                logger.exception("a message was refused")
+                self._forget()
+
+    def answer(self, reply: Message) -> None:
+        """Send the answer, and forget the question."""
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        run_id = reply.metadata.run_id
+        with no_object_id_recompute():
+            tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+            envelope = message_to_proto(
+                remove_content_from_message(reply) if reply.has_content() else reply
+            )
+            with self._losing():
+                response = self._call(
+                    self._client.PushMessages,
+                    PushMessagesRequest(
+                        node=self._node,
+                        messages_list=[envelope],
+                        message_object_trees=[tree],
+                        clientapp_runtime_list=[0.0],
+                    ),
+                )
+                push_objects(
+                    objects,
+                    make_push_object_fn_protobuf(
+                        lambda request: self._call(self._client.PushObject, request),
+                        self._node,
+                        run_id,
+                        response.session_id,
+                    ),
+                    object_ids_to_push=set(response.objects_to_push),
+                )
+        self._forget()
+
+    def _keep(self, received: PullMessagesResponse) -> None:
+        """Fetch a message's parts onto disk, and only then tell the server that it has come."""
+        run_id = received.messages_list[0].metadata.run_id
+        tree = received.message_object_trees[0]
+        ids = [node.object_id for node in iterate_object_tree(tree)]
+        if not all(_OBJECT_ID.fullmatch(name) for name in ids):
+            raise SiteError("refused: a part of the message has no proper name")
+        pull = make_pull_object_fn_protobuf(
+            lambda request: self._call(self._client.PullObject, request), self._node, run_id
+        )
+        total = 0
+
+        def limited(name: str) -> bytes:
+            nonlocal total
+            content = pull(name)
+            total += len(content)
+            if total > self._max_bytes:
+                raise SiteError(f"refused: a message of more than {self._max_bytes} bytes")
+            return content
+
+        contents = pull_objects(ids, limited)
+        self._forget()
+        self._inbox.mkdir(parents=True)
+        for name, content in contents.items():
+            (self._inbox / name).write_bytes(content)
+        (self._inbox / _MESSAGE_FILE).write_bytes(received.SerializeToString())
+        make_confirm_message_received_fn_protobuf(
+            lambda request: self._call(self._client.ConfirmMessageReceived, request),
+            self._node,
+            run_id,
+        )(received.messages_list[0].metadata.message_id)
+
+    def _kept(self) -> PullMessagesResponse | None:
+        file = self._inbox / _MESSAGE_FILE
+        if not file.is_file():
+            return None
+        logger.info("a message was left unanswered: answering it now")
+        kept = PullMessagesResponse()
+        kept.ParseFromString(file.read_bytes())
+        return kept
+
+    def _open(self, received: PullMessagesResponse) -> Message:
+        metadata, tree = received.messages_list[0].metadata, received.message_object_trees[0]
+        try:
+            contents = {
+                node.object_id: (self._inbox / node.object_id).read_bytes()
+                for node in iterate_object_tree(tree)
+            }
+            message = inflate_object_from_contents(tree.object_id, contents)
+        except (OSError, ValueError, KeyError) as error:
+            raise SiteError(f"refused: the message cannot be read: {error}") from error
+        if not isinstance(message, Message):
+            raise SiteError("refused: not a message")
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id, TaskIdentity.node_id = metadata.run_id, self._node.node_id
+        return message
+
+    def _forget(self) -> None:
+        # first what says that there is a message
+        (self._inbox / _MESSAGE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self._inbox, ignore_errors=True)
+
+    def _beat(self) -> bool:
+        request = SendNodeHeartbeatRequest(
+            node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+        )
+        try:
+            if not self._client.SendNodeHeartbeat(request).success:
+                self._lost.set()
+        except httpx.TransportError:
+            return False
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in _OVERLOADED:
+                return False
+            self._lost.set()
+        return True
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPStatusError as error:
+            raise LostError(_refusal(self._server, error)) from error
+
+    def _call(self, method: Callable[[Request], Response], request: Request) -> Response:
+        """Call until there is an answer: networks come back, and so do servers."""
+        pause = 0.5
+        while True:
+            try:
+                return method(request)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code not in _OVERLOADED:
+                    raise
+            except httpx.TransportError as error:
+                if "CERTIFICATE" in str(error) or "SSL" in str(error):
+                    raise SettingsError(f"{self._server}: {error}") from error
+                logger.warning("no connection to %s: %s", self._server, error)
+            if self._stopped():
+                raise LostError("stopped")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _refusal(server: Address, error: httpx.HTTPStatusError) -> str:
+    status = error.response.status_code
+    known = FlowerError.from_json(error.response.text)
+    reason = f", {known.message}" if known is not None else ""
+    if status in _REFUSED:
+        return (
+            f"{server} refuses this site (HTTP {status}{reason}): its key is not registered, or "
+            "the clocks of both machines differ."
+        )
+    return f"{server} answered HTTP {status}: is this the address of the federation's server?"

@@ -1,0 +1,110 @@
+"""Child processes that end with their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from nnunetv2_federated.federation.errors import SettingsError
+
+_PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 20.0
+
+
+class Child:
+    """A command with a log file; on Linux it does not outlive its parent, however that ends."""
+
+    def __init__(
+        self, name: str, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._command = [str(part) for part in command]
+        self._log = log
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; its output is added to the log."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603  # Flower's own commands
+                self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
+            )
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def last_line(self) -> str:
+        """Return the last line of its log, to say why it ended."""
+        lines = self._log.read_text(errors="replace").split("\n") if self._log.is_file() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+
+    def stop(self) -> None:
+        """Ask it to end, then make it."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Hold a lock file; the lock goes with the process, however that ends.
+
+    Raises
+    ------
+    SettingsError
+        If another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SettingsError(
+                f"{lock} is held: this site runs already; stop the other process first."
+            ) from error
+        yield
+
+
+def run_tool(command: Sequence[str | Path], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run a command to its end; return exit status and what it said, in one line."""
+    done = subprocess.run(  # noqa: S603  # Flower's own commands
+        [str(part) for part in command],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    parent = os.getpid()
+    libc = ctypes.CDLL(None)
+
+    def ask_kernel() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended in between
+            os._exit(1)
+
+    return ask_kernel

@@ -1,0 +1,98 @@
+"""nnU-Net's ``validation/summary.json``: read, joined, and told without a word on single cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+
+from nnunetv2_federated.federation.aggregation import weighted_mean
+from nnunetv2_federated.federation.messages import FullValidation
+
+
+def read_headline(folder: Path) -> tuple[str, float]:
+    """Return the first metric of ``foreground_mean`` in ``validation/summary.json``.
+
+    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by.
+    """
+    means = load_json(str(folder / "validation" / "summary.json"))["foreground_mean"]
+    name = next(iter(means))
+    return name, float(means[name])
+
+
+def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join nnU-Net summaries case by case; means over all cases, as nnU-Net takes them."""
+    cases = [case for summary in summaries for case in summary["metric_per_case"]]
+    labels = list(summaries[0]["mean"])
+    mean = {
+        label: {
+            metric: float(np.nanmean([case["metrics"][label][metric] for case in cases]))
+            for metric in summaries[0]["mean"][label]
+        }
+        for label in labels
+    }
+    return {"foreground_mean": _foreground_mean(mean), "mean": mean, "metric_per_case": cases}
+
+
+def summarise_site(site: str, cases: int, folder: Path) -> FullValidation:
+    """Read a site's summary and keep its means, with the number of cases behind each."""
+    summary = load_json(str(folder / "validation" / "summary.json"))
+    rows = summary.get("metric_per_case", [])
+
+    def counted(label: str, metric: str, value: float) -> list[float]:
+        told = [r["metrics"][label][metric] for r in rows if label in r.get("metrics", {})]
+        count = sum(not math.isnan(v) for v in told) if told else cases
+        return [float(value) if count else 0.0, count]
+
+    return FullValidation(
+        site=site,
+        cases=cases,
+        foreground_mean={k: float(v) for k, v in summary["foreground_mean"].items()},
+        mean={
+            str(label): {metric: counted(label, metric, v) for metric, v in metrics.items()}
+            for label, metrics in summary.get("mean", {}).items()
+        },
+    )
+
+
+def pool_sites(sites: Sequence[FullValidation]) -> dict[str, Any]:
+    """Join sites' validations to a summary like nnU-Net's, without ``metric_per_case``.
+
+    Means of labels are over all cases, as if they were in one place. A summary without labels (a
+    classifier's) gets the mean over sites, weighted by their cases.
+    """
+    sites = [site for site in sites if site.cases]
+    labels = {label: metrics for site in sites for label, metrics in site.mean.items()}
+    mean = {
+        label: {
+            metric: weighted_mean(
+                (s.mean[label][metric][0], s.mean[label][metric][1])
+                for s in sites
+                if metric in s.mean.get(label, {})
+            )
+            for metric in metrics
+        }
+        for label, metrics in labels.items()
+    }
+    if mean:
+        foreground = _foreground_mean(mean)
+    else:
+        foreground = {
+            metric: weighted_mean((s.foreground_mean[metric], s.cases) for s in sites)
+            for metric in sites[0].foreground_mean
+        }
+    return {
+        "foreground_mean": foreground,
+        "mean": mean,
+        "sites": {s.site: {"cases": s.cases, "foreground_mean": s.foreground_mean} for s in sites},
+    }
+
+
+def _foreground_mean(mean: dict[str, dict[str, float]]) -> dict[str, float]:
+    foreground = [label for label in mean if label != "0"]
+    metrics = list(mean[foreground[0]])
+    return {m: float(np.mean([mean[label][m] for label in foreground])) for m in metrics}
