@@ -25,6 +25,7 @@ from nnunetv2_federated.federation.fingerprint import (
     summarise_site,
 )
 from nnunetv2_federated.federation.messages import (
+    FullValidation,
     PrepareReport,
     SiteDescription,
     SiteSurvey,
@@ -291,6 +292,6 @@ def test_the_page_lists_every_field() -> None:
     page = (Path(__file__).parents[2] / "docs" / "what-leaves-a-site.md").read_text()
     sent = (SiteSurvey, SiteFingerprint, Channel, PrepareReport, SiteDescription, TrainReport)
 
-    for message in (*sent, Validation):
+    for message in (*sent, Validation, FullValidation):
         for field in fields(message):
             assert f"`{field.name}`" in page, f"{message.__name__}.{field.name}"

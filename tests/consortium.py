@@ -1,0 +1,147 @@
+"""Real processes on loopback: a coordinator and hospitals, each with folders of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nnunetv2_federated.flower.deployment.credentials import Address, provision
+
+SITES = {
+    "bern": ["case_00", "case_03", "case_06", "case_09"],
+    "oslo": ["case_01", "case_04", "case_07", "case_10"],
+    "lyon": ["case_02", "case_05", "case_08", "case_11"],
+}
+SHORT = ("--rounds", "2", "--iterations-per-epoch", "2", "--val-iterations", "1")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_for(found: Callable[[], bool], what: str, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end, f"no {what} after {seconds} s"
+        time.sleep(0.2)
+
+
+class Consortium:
+    """A coordinator and hospitals: each a process with folders of its own, and no one's images."""
+
+    def __init__(self, folder: Path, dataset: Path, sites: dict[str, list[str]]) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.credentials = folder / "credentials"
+        provision(self.credentials, Address("localhost", self.port), list(sites))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._prepare("server", dataset, None)
+        for site, cases in sites.items():
+            self._prepare(site, dataset, cases)
+
+    def _prepare(self, name: str, dataset: Path, cases: list[str] | None) -> None:
+        target = self.folder / name / "preprocessed" / dataset.name
+        target.mkdir(parents=True)
+        for file in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
+            shutil.copyfile(dataset / file, target / file)
+        if cases is None:
+            return
+        images = next(dataset.glob("nnUNetPlans_*"))
+        (target / images.name).mkdir()
+        for file in images.iterdir():
+            if file.name.split(".")[0].removesuffix("_seg") in cases:
+                shutil.copyfile(file, target / images.name / file.name)
+        shutil.copytree(dataset / "gt_segmentations", target / "gt_segmentations")
+        split = json.loads((dataset / "splits_final.json").read_text())[0]
+        own = {part: [case for case in split[part] if case in cases] for part in split}
+        (target / "splits_final.json").write_text(json.dumps([own]))
+
+    def environment(self, name: str) -> dict[str, str]:
+        base = self.folder / name
+        return os.environ | {
+            "nnUNet_raw": str(base / "raw"),
+            "nnUNet_preprocessed": str(base / "preprocessed"),
+            "nnUNet_results": str(base / "results"),
+            "nnUNet_n_proc_DA": "0",
+        }
+
+    def start(self, name: str, *command: str | Path) -> None:
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self.environment(name),
+                cwd=self.folder,
+            )
+
+    def start_server(self, *flags: str) -> None:
+        self.start(
+            "server",
+            *("nnunetv2_federated.cli.server", "--dataset", "901", "--configuration", "2d"),
+            *("--fold", "0", "-device", "cpu", *flags),
+        )
+
+    def start_site(self, site: str, *flags: str) -> None:
+        bundle = self.credentials / "sites" / site / "site.toml"
+        self.start(
+            site, "nnunetv2_federated.cli.site", "901", "--site", bundle, "-device", "cpu", *flags
+        )
+
+    def said(self, name: str) -> str:
+        file = self.folder / f"{name}.out"
+        return file.read_text() if file.is_file() else ""
+
+    def approve(self, site: str) -> None:
+        """Wait until the site was asked, and agree, as its engineer would."""
+        wait_for(lambda: "asked to take part" in self.said(site), f"proposal at {site}")
+        found = re.search("federation ([0-9a-f]{12})", self.said(site))
+        assert found is not None
+        bundle = self.credentials / "sites" / site / "site.toml"
+        command = ["901", "--site", bundle, "--approve", found[1]]
+        subprocess.run(
+            [sys.executable, "-m", "nnunetv2_federated.cli.site", *command],
+            env=self.environment(site),
+            check=True,
+        )
+
+    def wait_until(self, name: str, text: str) -> None:
+        wait_for(lambda: text in self.said(name), f"{text!r} of {name}")
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def superlink_pid(self) -> int:
+        found = subprocess.run(
+            ["pgrep", "-f", f"flower-superlink .*--port {self.port} "],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(found.stdout.split()[0])
+
+    def wait_for_server(self, seconds: float = 300) -> int:
+        return self.processes["server"].wait(seconds)
+
+    @property
+    def result(self) -> Path:
+        return next((self.folder / "server" / "results").glob("*/*/fold_0"))
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(60)
