@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
@@ -39,11 +39,14 @@ def wait_for(found: Callable[[], bool], what: str, seconds: float = 240) -> None
 class Consortium:
     """A coordinator and hospitals: each a process with folders of its own, and no one's images."""
 
-    def __init__(self, folder: Path, dataset: Path, sites: dict[str, list[str]]) -> None:
+    def __init__(
+        self, folder: Path, dataset: Path, sites: dict[str, list[str]], host: str = "localhost"
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.credentials = folder / "credentials"
-        provision(self.credentials, Address("localhost", self.port), list(sites))
+        self.namespaces: dict[str, str] = {}
+        provision(self.credentials, Address(host, self.port), list(sites))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._prepare("server", dataset, None)
         for site, cases in sites.items():
@@ -78,7 +81,7 @@ class Consortium:
     def start(self, name: str, *command: str | Path) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [*self.inside(name), sys.executable, "-m", *command],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -86,12 +89,29 @@ class Consortium:
                 cwd=self.folder,
             )
 
+    def inside(self, name: str) -> list[str]:
+        """Command prefix for the network namespace of a process."""
+        namespace = self.namespaces.get(name)
+        return ["ip", "netns", "exec", namespace] if namespace else []
+
     def start_server(self, *flags: str) -> None:
         self.start(
             "server",
             *("nnunetv2_federated.cli.server", "--dataset", "901", "--configuration", "2d"),
             *("--fold", "0", "-device", "cpu", *flags),
         )
+
+    def start_proxy(self) -> None:
+        folder = self.credentials / "server"
+        with (self.folder / "proxy.out").open("ab") as out:
+            self.processes["proxy"] = subprocess.Popen(
+                [
+                    *self.inside("server"),
+                    *("nginx", "-p", folder, "-c", "nginx.conf", "-g", "daemon off;"),
+                ],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
 
     def start_site(self, site: str, *flags: str) -> None:
         bundle = self.credentials / "sites" / site / "site.toml"
@@ -145,3 +165,47 @@ class Consortium:
             process.terminate()
         for process in self.processes.values():
             process.wait(60)
+
+
+def run_all(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True, capture_output=True)
+
+
+class Network:
+    """A namespace for the server and one for each site, joined by slow links."""
+
+    def __init__(self, sites: Iterable[str]) -> None:
+        self._sites = list(sites)
+        prefix = f"nnfl{os.getpid()}"
+        self.namespaces = {name: f"{prefix}-{name}" for name in ("server", *self._sites)}
+
+    def open(self) -> None:
+        server = self.namespaces["server"]
+        for namespace in self.namespaces.values():
+            run_all(f"ip netns add {namespace}", f"ip -n {namespace} link set lo up")
+        for number, site in enumerate(self._sites, 1):
+            own, here, there = self.namespaces[site], f"s{number}", "eth0"
+            run_all(
+                f"ip -n {server} link add {here} type veth peer name {there} netns {own}",
+                f"ip -n {server} addr add 10.77.{number}.1/24 dev {here}",
+                f"ip -n {own} addr add 10.77.{number}.2/24 dev {there}",
+                f"ip -n {server} link set {here} up",
+                f"ip -n {own} link set {there} up",
+                f"ip -n {own} route add default via 10.77.{number}.1",
+            )
+            slow_down(server, here)
+            slow_down(own, there)
+
+    def close(self) -> None:
+        for namespace in self.namespaces.values():
+            subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
+
+
+def slow_down(namespace: str, device: str) -> None:
+    """40 ms and one packet in a hundred lost; 20 Mbit/s where the kernel has no netem."""
+    add = f"ip netns exec {namespace} tc qdisc add dev {device} root"
+    try:
+        run_all(f"{add} netem delay 40ms loss 1%")
+    except subprocess.CalledProcessError:
+        run_all(f"{add} tbf rate 20mbit burst 32kbit latency 400ms")

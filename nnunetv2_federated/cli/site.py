@@ -14,14 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
 from nnunetv2_federated.cli.console import send_logs_to
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
-from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import Proposal
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.desk import Desk, Limits
+from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
 from nnunetv2_federated.flower.deployment.process import only_one
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile, serve
 from nnunetv2_federated.training.dataset import check_environment, find_name
@@ -62,6 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="agree to whatever the coordinator signs; your limits still hold",
     )
+    add(
+        "--check",
+        nargs="*",
+        metavar="CONFIGURATION FOLD",
+        help="only look at all that is needed, train one iteration (2d 0), and print a table",
+    )
+    add("-tr", dest="trainer", metavar="TRAINER", help="for --check (nnUNetTrainer)")
+    add("-p", dest="plans", metavar="PLANS", help="for --check (nnUNetPlans)")
     return parser
 
 
@@ -80,6 +93,9 @@ def _site(options: Options) -> None:
         _approve(desk, options["approve"])
         return
     check_environment()
+    if "check" in options:
+        _check(settings, options)
+        return
     if find_name(options["dataset"]) is None:
         raise SettingsError(
             f"dataset {options['dataset']} is unknown here: give the id or name of a dataset under "
@@ -100,6 +116,28 @@ def _site(options: Options) -> None:
             _say("stopped")
         finally:
             desk.pool.close()
+
+
+def _check(settings: SiteSettingsFile, options: Options) -> None:
+    target = [*options["check"], *("2d", "0")[len(options["check"]) :]]
+    if len(target) > 2:
+        raise SettingsError(f"--check {' '.join(target)}: give CONFIGURATION FOLD, as in 2d 0.")
+    wanted = Wanted(
+        dataset=options["dataset"],
+        plans=options.get("plans", "nnUNetPlans"),
+        configuration=target[0],
+        fold=fold_number(target[1]),
+        trainer=options.get("trainer", "nnUNetTrainer"),
+        device=choose_device(options.get("device")),
+    )
+    table = Table("", "", Column(overflow="fold"), title=f"site {settings.name}", show_header=False)
+    bad = []
+    for finding in check_site(settings, wanted):
+        table.add_row("ok" if finding.good else "NO", finding.what, escape(finding.seen))
+        bad += [] if finding.good else [finding.what]
+    Console(highlight=False).print(table)
+    if bad:
+        raise FederationError(f"not ready: {', '.join(bad)}")
 
 
 def read_site_file(path: Path) -> SiteSettingsFile:

@@ -335,20 +335,19 @@ class PolyLRStrategy(Strategy):
 
     def _require_sites(self, outcome: Outcome) -> None:
         count = len(outcome.participants) - len(outcome.failed)
-        self._require(outcome, count, "are connected", outcome.failed)
+        self._require(outcome, count, "are connected")
 
     def _require_replies(self, outcome: Outcome) -> None:
-        answered = {report.site for report in outcome.reports}
-        reasons = {n: "no reply" for n in outcome.participants if n not in answered}
-        reasons.update(outcome.failed)
-        self._require(outcome, len(outcome.reports), "sent usable weights", reasons)
+        answered = {report.site for report in outcome.reports} | outcome.failed.keys()
+        outcome.failed |= {n: "no reply" for n in outcome.participants if n not in answered}
+        self._require(outcome, len(outcome.reports), "sent usable weights")
 
-    def _require(self, outcome: Outcome, count: int, what: str, reasons: Mapping[str, str]) -> None:
+    def _require(self, outcome: Outcome, count: int, what: str) -> None:
         needed = self.settings.min_replies or len(outcome.participants)
         needed = min(needed, len(outcome.participants))
         if count >= needed:
             return
-        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))
+        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(outcome.failed.items()))
         raise RoundError(
             f"round {outcome.server_round}: {count} of {len(outcome.participants)} sites {what}, "
             f"{needed} are required (--min-replies). {why}"

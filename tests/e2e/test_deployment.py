@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from consortium import SHORT, SITES, Consortium, wait_for
+from consortium import SHORT, SITES, Consortium, Network, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 
@@ -181,3 +183,50 @@ def test_who_has_no_key_or_trusts_another_authority_stays_outside(
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{consortium.port}/v1/fleet/pull-messages")
     assert "takes part" not in consortium.said("server")
+
+
+def test_behind_a_proxy_only_the_fleet_api_is_reachable(
+    tmp_path: Path, dataset_2d: str, nnunet_folders: Path
+) -> None:
+    """Each site in a network namespace of its own, behind a slow link."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "nginx"))):
+        pytest.skip("needs root, iproute2 and nginx")
+    dataset = nnunet_folders / "preprocessed" / load_dataset(dataset_2d).name
+    fold_split(load_dataset(dataset_2d), "2d", 0)
+    sites = {site: SITES[site] for site in ("bern", "oslo")}
+    network = Network(sites)
+    consortium = Consortium(tmp_path, dataset, sites, host="10.77.1.1")
+    consortium.namespaces = network.namespaces
+    try:
+        network.open()
+        consortium.start_proxy()
+        consortium.start_server(*SHORT)
+        for site in sites:
+            consortium.start_site(site, "--approve-all")
+        consortium.wait_until("server", "takes part")
+
+        def status(path: str, port: int) -> str:
+            """Ask from where a site is, with the right authority."""
+            answer = subprocess.run(
+                [
+                    *consortium.inside("bern"),
+                    *("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20"),
+                    *("--cacert", str(consortium.credentials / "ca.crt")),
+                    f"https://10.77.1.1:{port}{path}",
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            return answer.stdout
+
+        assert status("/v1/control/list-nodes", consortium.port) == "403"
+        assert status("/v1/runtime/acquire-task", consortium.port) == "403"
+        assert status("/v1/fleet/../control/list-nodes", consortium.port) == "403"
+        assert status("/v1/fleet/pull-messages", consortium.port) in ("401", "405")
+        assert status("/v1/control/list-nodes", consortium.port + 1) == "000"
+        assert consortium.wait_for_server() == 0, consortium.said("server")
+        assert "validation Dice" in consortium.said("server")
+    finally:
+        consortium.stop()
+        network.close()

@@ -50,11 +50,11 @@ error_log nginx-error.log;
 events {}
 http {
   access_log off;
-  client_body_temp_path nginx-body;
-  proxy_temp_path nginx-proxy;
-  fastcgi_temp_path nginx-fastcgi;
-  uwsgi_temp_path nginx-uwsgi;
-  scgi_temp_path nginx-scgi;
+  client_body_temp_path nginx-temp;
+  proxy_temp_path nginx-temp;
+  fastcgi_temp_path nginx-temp;
+  uwsgi_temp_path nginx-temp;
+  scgi_temp_path nginx-temp;
   client_max_body_size 16m;
   server {
     listen %(port)d ssl;
@@ -66,6 +66,9 @@ http {
       proxy_ssl_verify on;
       proxy_ssl_name localhost;
       proxy_ssl_trusted_certificate ca.crt;
+      proxy_http_version 1.1;
+      proxy_buffering off;
+      proxy_request_buffering off;
       proxy_read_timeout 120s;
     }
     location / {

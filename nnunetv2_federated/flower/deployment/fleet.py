@@ -71,6 +71,7 @@ POLL_SECONDS = 0.5
 _LONGEST_PAUSE = 10.0
 _OVERLOADED = (502, 503, 504)
 _REFUSED = (401, 403, 412)
+_UNWANTED = (400, 403, 404)
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 _MESSAGE_FILE = "message.pb"
 
@@ -131,6 +132,7 @@ class Fleet:
         )
         self._registers_itself = authority is None
         self._inbox = inbox
+        self._node_file = inbox.with_name("node")
         self._max_bytes = max_bytes
         self._stopped = stopped
         self._lost = threading.Event()
@@ -146,8 +148,14 @@ class Fleet:
         request = ActivateNodeRequest(
             public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
-        with self._losing():
+        try:
             self._node = Node(node_id=self._call(self._client.ActivateNode, request).node_id)
+        except httpx.HTTPStatusError as error:
+            self._node = self._still_active()
+            if not self._node.node_id:
+                raise LostError(_refusal(self._server, error)) from error
+        self._node_file.parent.mkdir(parents=True, exist_ok=True)
+        self._node_file.write_text(str(self._node.node_id))
         self._heartbeat.start()
         return self
 
@@ -162,6 +170,15 @@ class Fleet:
         with contextlib.suppress(httpx.HTTPError, RuntimeError):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
         self._client.close()
+
+    def _still_active(self) -> Node:
+        """Return the node this site was before it was killed, if the server still counts on it."""
+        if self._node_file.is_file() and self._node_file.read_text().isdecimal():
+            node = Node(node_id=int(self._node_file.read_text()))
+            with contextlib.suppress(httpx.HTTPError):
+                if self._client.SendNodeHeartbeat(_heartbeat(node)).success:
+                    return node
+        return Node()
 
     def messages(self) -> Iterator[Message]:
         """Yield what the server asks: first what was left unanswered, then what comes.
@@ -201,7 +218,7 @@ class Fleet:
             envelope = message_to_proto(
                 remove_content_from_message(reply) if reply.has_content() else reply
             )
-            with self._losing():
+            with self._losing(forget=True):
                 response = self._call(
                     self._client.PushMessages,
                     PushMessagesRequest(
@@ -287,11 +304,8 @@ class Fleet:
         shutil.rmtree(self._inbox, ignore_errors=True)
 
     def _beat(self) -> bool:
-        request = SendNodeHeartbeatRequest(
-            node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-        )
         try:
-            if not self._client.SendNodeHeartbeat(request).success:
+            if not self._client.SendNodeHeartbeat(_heartbeat(self._node)).success:
                 self._lost.set()
         except httpx.TransportError:
             return False
@@ -302,10 +316,12 @@ class Fleet:
         return True
 
     @contextlib.contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _losing(self, *, forget: bool = False) -> Iterator[None]:
         try:
             yield
         except httpx.HTTPStatusError as error:
+            if forget and error.response.status_code in _UNWANTED:
+                self._forget()  # its run has ended: nobody waits for the answer
             raise LostError(_refusal(self._server, error)) from error
 
     def _call(self, method: Callable[[Request], Response], request: Request) -> Response:
@@ -325,6 +341,10 @@ class Fleet:
                 raise LostError("stopped")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _heartbeat(node: Node) -> SendNodeHeartbeatRequest:
+    return SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
 
 
 def _refusal(server: Address, error: httpx.HTTPStatusError) -> str:

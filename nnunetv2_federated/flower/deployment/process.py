@@ -5,42 +5,57 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_federated.federation.errors import SettingsError
 
+logger = logging.getLogger(__name__)
+
 _PR_SET_PDEATHSIG = 1
+_PAUSE_SECONDS = 1.0
 _STOP_SECONDS = 20.0
 
 
 class Child:
-    """A command with a log file; on Linux it does not outlive its parent, however that ends."""
+    """A command with a log file; on Linux it does not outlive its parent, however that ends.
+
+    Parameters
+    ----------
+    command, environment
+        What to run.
+    log
+        Its output is added to this file.
+    """
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
+        self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
     ) -> None:
-        self.name = name
         self._command = [str(part) for part in command]
         self._log = log
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
+        self._keep = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start it; its output is added to the log."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603  # Flower's own commands
-                self._command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=self._environment,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
-            )
+        """Start it."""
+        # the kernel ends the child with the thread that started it: that thread waits for it
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
+        self._thread.start()
+        started.wait()
+
+    def keep_running(self) -> None:
+        """Start it again whenever it ends, until it is stopped."""
+        self._keep.set()
 
     def alive(self) -> bool:
         """Whether it runs."""
@@ -53,14 +68,33 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to end, then make it."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        self._stopped.set()
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, started: threading.Event) -> None:
+        while True:
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(  # noqa: S603  # Flower's own commands
+                    self._command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=self._environment,
+                    preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
+                )
+            started.set()
             self._process.wait()
+            if self._stopped.is_set() or not self._keep.is_set():
+                return
+            logger.error("%s ended: %s; starting it again", self._command[0], self.last_line())
+            self._stopped.wait(_PAUSE_SECONDS)
 
 
 @contextlib.contextmanager

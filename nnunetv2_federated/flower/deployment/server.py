@@ -112,6 +112,8 @@ def serve_run(
             for name in run.remote_sites:
                 link.register(name, keys[name])
         grid = link.acquire_run(signing_key)
+        if run.settings.min_replies is None:  # every site is needed: wait for one that was lost
+            grid.patience = run.settings.wait_for_sites
         heartbeat = link.keep_alive(grid)
         try:
             Server(grid, run, model, observer).run()

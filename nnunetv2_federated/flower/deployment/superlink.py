@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,8 +19,8 @@ from typing import cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Message
-from flwr.common.constant import SubStatus
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -37,13 +38,14 @@ from flwr.superlink.grid import HttpGrid
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.process import Child, run_tool
-from nnunetv2_federated.flower.deployment.signing import sign
+from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _START_SECONDS = 60.0
+_LOOK_SECONDS = 0.2
 APP_FOLDER = Path(__file__).parents[1] / "app"
 
 
@@ -54,6 +56,8 @@ class NetworkGrid(HttpGrid):
     """
 
     signing_key: Ed25519PrivateKey
+    patience = 0.0
+    """Seconds to wait for a node that was lost while it was asked."""
 
     def site_names(self) -> dict[int, str]:
         """Names under which the connected sites' keys were registered, by node id."""
@@ -62,20 +66,59 @@ class NetworkGrid(HttpGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Send, and yield each reply when it is there, until the time is over."""
+        """Send, and yield each reply when it is there, until the time is over.
+
+        A node that was lost is asked again if it is back within :attr:`patience` seconds.
+        """
         end = None if timeout is None else time.monotonic() + timeout
-        messages = list(messages)
-        for message in messages:
-            sign(message, self.signing_key)
-        waiting = {i for i in self.push_messages(messages) if i}
-        del messages
-        while waiting and (end is None or time.monotonic() < end):
-            replies = cast(list[Message], self.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in replies}
+        waiting = self._send(messages)
+        lost: list[tuple[float, Message, Message]] = []
+        while (waiting or lost) and (end is None or time.monotonic() < end):
+            lost, back = self._look_for(lost)
+            waiting |= self._send(back)
+            replies = cast(list[Message], self.pull_messages(waiting)) if waiting else []
             if not replies:
                 time.sleep(POLL_SECONDS)
             while replies:
-                yield replies.pop(0)
+                reply = replies.pop(0)
+                question = waiting.pop(reply.metadata.reply_to_message_id)
+                if not reply.has_error():
+                    yield reply
+                    continue
+                # the SuperLink's own errors do not say which node they are about
+                answer = Message(reply.error, reply_to=question)
+                if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                    lost.append((time.monotonic() + self.patience, question, answer))
+                else:
+                    yield answer
+            yield from [answer for until, _, answer in lost if until <= time.monotonic()]
+            lost = [entry for entry in lost if entry[0] > time.monotonic()]
+
+    def _send(self, messages: Iterable[Message]) -> dict[str, Message]:
+        signed = list(messages)
+        for message in signed:
+            sign(message, self.signing_key)
+        ids = list(self.push_messages(signed))
+        return {name: message for name, message in zip(ids, signed, strict=True) if name}
+
+    def _look_for(
+        self, lost: list[tuple[float, Message, Message]]
+    ) -> tuple[list[tuple[float, Message, Message]], list[Message]]:
+        """Return who is lost still, and what to ask those who are back."""
+        if not lost:
+            return [], []
+        online = set(self.get_node_ids())
+        still = [entry for entry in lost if entry[1].metadata.dst_node_id not in online]
+        back = [
+            Message(
+                RecordDict({k: v for k, v in question.content.items() if k != SIGNATURE}),
+                question.metadata.dst_node_id,
+                question.metadata.message_type,
+            )
+            for _, question, _ in lost
+            if question.metadata.dst_node_id in online
+        ]
+        return still, back
 
 
 class SuperLink:
@@ -113,7 +156,6 @@ class SuperLink:
                 *("--ssl-ca-certfile", credentials / "ca.crt", "--enable-supernode-auth"),
             ]
         self._child = Child(
-            "flower-superlink",
             [
                 *("flower-superlink", "--host", listen.host, "--port", str(listen.port)),
                 *("--isolation", "process", "--database", folder / "state.db"),
@@ -141,19 +183,30 @@ class SuperLink:
         SettingsError
             If it does not, with the last line of its log.
         """
-        self._child.start()
         end = time.monotonic() + _START_SECONDS
-        verify: str | bool = True if self._insecure else str(self._credentials / "ca.crt")
-        scheme = "http" if self._insecure else "https"
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"{scheme}://{self._address}/v1/", verify=verify, timeout=5)
-                return
+        while self._answers():  # an earlier one may be about to end
+            if time.monotonic() > end:
+                raise SettingsError(
+                    f"something listens at {self._address} already: stop it, or choose another "
+                    "--listen."
+                )
+            time.sleep(_LOOK_SECONDS)
+        self._child.start()
+        while not self._answers():
             if not self._child.alive() or time.monotonic() > end:
                 raise SettingsError(
                     f"the SuperLink does not start at {self._address}: {self._child.last_line()}"
                 )
-            time.sleep(0.2)
+            time.sleep(_LOOK_SECONDS)
+        self._child.keep_running()
+
+    def _answers(self) -> bool:
+        host, _, port = self._address.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+                return True
+        except OSError:
+            return False
 
     def register(self, site: str, public_key: Path) -> None:
         """Let a site's key in; a key that is in already stays so.
@@ -224,12 +277,9 @@ class SuperLink:
         raise FederationError("the SuperLink does not hand out the run it was given")
 
     def keep_alive(self, grid: NetworkGrid) -> HeartbeatSender:
-        """Tell the SuperLink that the run is being executed, and restart it should it die."""
+        """Tell the SuperLink that the run is being executed."""
 
         def beat() -> bool:
-            if not self._child.alive():
-                logger.error("the SuperLink ended: %s; starting it again", self._child.last_line())
-                self._child.start()
             try:
                 alive = grid._runtime_client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
             except httpx.HTTPError:

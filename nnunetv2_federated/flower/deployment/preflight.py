@@ -1,0 +1,192 @@
+"""What can go wrong at a site, looked at before it takes part."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.planning import check_code
+from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
+from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
+from nnunetv2_federated.training.build import build_trainer, move_output
+from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
+from nnunetv2_federated.training.site import quiet
+
+_CLOCKS_MAY_DIFFER = 60.0
+_WARN_DAYS = 30
+_GIGABYTE = 2**30
+_FREE_GIGABYTES = 5.0
+_PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table: what was looked at, whether it is good, and what was seen."""
+
+    what: str
+    good: bool
+    seen: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the site would train; the federation's settings are not known yet."""
+
+    dataset: str
+    plans: str
+    configuration: str
+    fold: int | str
+    trainer: str
+    device: str
+
+
+def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
+    """Look at everything a site needs; yield what was found, in the order it is needed."""
+    yield Finding("versions", True, ", ".join(f"{name} {version(name)}" for name in _PACKAGES))
+    yield _look("key", lambda: (settings.load_key(), str(settings.key))[1])
+    yield from _check_server(settings)
+    yield _look("disk", lambda: _disk(settings.work))
+    dataset: list[Dataset] = []
+
+    def find_dataset() -> str:
+        dataset.append(load_dataset(wanted.dataset, wanted.plans))
+        training, validation = fold_split(dataset[0], wanted.configuration, wanted.fold)
+        return (
+            f"{dataset[0].name}: {len(training)} training, {len(validation)} validation cases of "
+            f"fold {wanted.fold}"
+        )
+
+    yield _look("dataset", find_dataset)
+    if not dataset:
+        return
+    yield _look("plans", lambda: _plans(dataset[0], wanted, settings.name))
+    yield _look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
+
+
+def _look(what: str, find: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, find())
+    except (FederationError, OSError, RuntimeError) as error:
+        return Finding(what, False, " ".join(str(error).split()))
+
+
+def _check_server(settings: SiteSettingsFile) -> Iterator[Finding]:
+    server = settings.server
+    try:
+        with socket.create_connection((server.host, server.port), timeout=10):
+            pass
+    except OSError as error:
+        seen = f"{server}: {error}; is the port right, the server started, the firewall open?"
+        yield Finding("server", False, seen)
+        return
+    yield Finding("server", True, f"{server} can be reached")
+    if settings.insecure:
+        yield Finding("certificate", True, "none: insecure = true, anyone on the way can read")
+        return
+    try:
+        context = ssl.create_default_context(cadata=settings.ca.read_text())
+        with (
+            socket.create_connection((server.host, server.port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=server.host) as secured,
+        ):
+            certificate = secured.getpeercert() or {}
+    except (OSError, ValueError) as error:
+        yield Finding("certificate", False, f"{error}")
+        return
+    until = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+    days = (until - time.time()) / 86400
+    day = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d")
+    yield Finding("certificate", days > _WARN_DAYS, f"valid until {day}, {days:.0f} days")
+    yield _look("clock", lambda: _clock(settings))
+
+
+def _clock(settings: SiteSettingsFile) -> str:
+    """Compare clocks: a signed request that is too old is refused."""
+    context = ssl.create_default_context(cadata=settings.ca.read_text())
+    try:
+        response = httpx.get(f"https://{settings.server}/v1/fleet/", verify=context, timeout=10)
+    except httpx.HTTPError as error:
+        raise SettingsError(str(error)) from error
+    said = response.headers.get("date")
+    if said is None:
+        return "the server does not tell its time"
+    seconds = time.time() - parsedate_to_datetime(said).timestamp()
+    if abs(seconds) > _CLOCKS_MAY_DIFFER:
+        raise SettingsError(f"{seconds:+.0f} s from the server's: set this machine's clock (NTP)")
+    return f"{seconds:+.0f} s from the server's"
+
+
+def _disk(work: Path) -> str:
+    """Room for weights, optimizer state of two rounds, and predictions."""
+    rooms = {}
+    for folder in (work.parent, Path(nnUNet_results.require())):
+        folder.mkdir(parents=True, exist_ok=True)
+        rooms[str(folder)] = shutil.disk_usage(folder).free / _GIGABYTE
+    seen = ", ".join(f"{free:.0f} GB free in {folder}" for folder, free in rooms.items())
+    if min(rooms.values()) < _FREE_GIGABYTES:
+        raise SettingsError(f"{seen}: at least {_FREE_GIGABYTES:.0f} GB are needed")
+    return seen
+
+
+def _plans(dataset: Dataset, wanted: Wanted, site: str) -> str:
+    check_code(dataset.plans, site)
+    configuration = PlansManager(dataset.plans).get_configuration(wanted.configuration)
+    return (
+        f"{wanted.plans} {wanted.configuration}, SHA-256 {dataset.plans_hash[:12]}, patch "
+        f"{'x'.join(map(str, configuration.patch_size))}, batch {configuration.batch_size}; "
+        f"channels {', '.join(dataset.dataset_json['channel_names'].values())}; labels "
+        f"{', '.join(dataset.dataset_json['labels'])}"
+    )
+
+
+def _iteration(dataset: Dataset, wanted: Wanted) -> str:
+    """Train one iteration and leave nothing behind."""
+    training, validation = fold_split(dataset, wanted.configuration, wanted.fold)
+    run = Run(
+        dataset=dataset.name,
+        configuration=wanted.configuration,
+        fold=wanted.fold,
+        trainer=wanted.trainer,
+        plans=wanted.plans,
+        device=wanted.device,
+        settings=FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1),
+        sites=(SiteSettings("check", dataset.name, tuple(training), tuple(validation)),),
+    )
+    folder = Path(nnUNet_results.require()) / ".preflight"
+    try:
+        with quiet():
+            trainer = build_trainer(run, dataset)
+            move_output(trainer, folder)
+            trainer.disable_checkpointing = True
+            trainer.site_cases = (training, validation or training)
+            trainer.initialize()
+            if wanted.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            loss = trainer.run_round(1e-6)
+            seconds = time.perf_counter() - started
+            trainer.close()
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
+    seen = f"loss {loss:+.3f}, {seconds:.0f} s with one validation iteration and starting loaders"
+    if wanted.device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory / _GIGABYTE
+        used = torch.cuda.max_memory_allocated() / _GIGABYTE
+        seen += f", {used:.1f} of {total:.1f} GB of {torch.cuda.get_device_name(0)}"
+    return seen
