@@ -33,6 +33,7 @@ from nnunetv2_cls.loader import ImageLoader
 from nnunetv2_cls.metrics import auroc
 from nnunetv2_cls.planning import adapted_plans
 from nnunetv2_cls.plots import plot_progress
+from nnunetv2_cls.testing import ClsTester
 from nnunetv2_cls.validation import join_summaries, validate
 
 _ROTATION = math.radians(15)
@@ -69,6 +70,8 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
     """Draw each class equally often."""
     class_weights: tuple[float, ...] | None = None
     """Of the cross-entropy."""
+    tester = ClsTester()
+    """How a comparison of federations tests its models."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,30 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Option
     if "settings" not in flags:
         return flags
     names = {a.dest for a in parser._actions if a.option_strings}  # no other way
-    return {**read_settings_file(flags["settings"], names - {"help", "settings"}), **flags}
+    content = read_settings_file(
+        flags["settings"],
+        names - {"help", "settings"},
+        tables=parser.get_default("tables") or (),
+        reduced=bool(flags.get("reduced")),
+    )
+    return {**content, **flags}
 
 
-def read_settings_file(path: Path, known: set[str]) -> Options:
+def read_settings_file(
+    path: Path, known: set[str], *, tables: Collection[str] = (), reduced: bool = False
+) -> Options:
     """Read a TOML file whose keys are flags, spelled with underscores.
+
+    Parameters
+    ----------
+    path
+        To read.
+    known
+        Keys that are allowed.
+    tables
+        Tables that are allowed besides, not looked into.
+    reduced
+        Let the table ``reduced`` of the file replace what it names.
 
     Raises
     ------
@@ -99,8 +118,13 @@ def read_settings_file(path: Path, known: set[str]) -> Options:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"--settings {path} cannot be read: {error}") from error
+    less = content.pop("reduced", None)
+    if reduced:
+        if not isinstance(less, dict):
+            raise SettingsError(f"--reduced: {path} has no table [reduced] that says what that is.")
+        content = _overlaid(content, less)
     for key in content:
-        if key not in known:
+        if key not in known and not (key in tables and isinstance(content[key], dict)):
             raise SettingsError(
                 f"--settings {path}: {key} is unknown; known are {', '.join(sorted(known))}."
             )
@@ -108,6 +132,16 @@ def read_settings_file(path: Path, known: set[str]) -> Options:
         if key in content:
             content[key] = path.parent / content[key]
     return content
+
+
+def _overlaid(content: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
+    """Replace values, table by table."""
+    merged = dict(content)
+    for key, value in over.items():
+        below = content.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = _overlaid(below or {}, value) if both else value
+    return merged
 
 
 def run_command(command: Callable[[], None]) -> None:

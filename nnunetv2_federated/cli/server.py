@@ -10,7 +10,12 @@ from pathlib import Path
 from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.cli.run import DEFAULT_CREDENTIALS
 from nnunetv2_federated.cli.train import train
-from nnunetv2_federated.cli.train_flags import add_federation_flags, add_network_flags
+from nnunetv2_federated.cli.train_flags import (
+    add_continue_flags,
+    add_federation_flags,
+    add_network_flags,
+    add_nnunet_flags,
+)
 from nnunetv2_federated.federation.errors import SettingsError
 
 
@@ -25,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", metavar="DATASET", help="id or name; its plans are here, its images need not")
     add("--configuration", metavar="NAME", help="such as 2d or 3d_fullres")
     add("--fold", metavar="FOLD", help="0 to 4, or all")
+    add_nnunet_flags(parser)
+    add_continue_flags(parser)
     add_federation_flags(parser)
     add_network_flags(parser)
     return parser

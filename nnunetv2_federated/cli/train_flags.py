@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_federated.cli.options import add_partition_flags
 from nnunetv2_federated.federation.settings import STRATEGIES, TRANSPORT_DTYPES
@@ -28,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="dataset id or name, configuration such as 2d or 3d_fullres, and fold (0 to 4, or "
         "all); with --site-datasets, DATASET may be left out",
     )
+    add_nnunet_flags(parser)
+    add_continue_flags(parser)
     add_partition_flags(parser)
     group = parser.add_argument_group("sites that exist already")
     group.add_argument("--sites-file", type=Path, metavar="JSON", help="{site: [case, ...]}")
@@ -35,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--site-datasets", nargs="+", metavar="ID", help="one dataset per site, same plans"
     )
     add_federation_flags(parser)
+    _add_runtime_flags(parser)
     add_network_flags(parser)
     return parser
 
@@ -72,12 +77,18 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", default=None, help="listen beyond this machine too")
 
 
-def _add_nnunet_flags(parser: argparse.ArgumentParser) -> None:
+def add_nnunet_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what nnUNetv2_train has, too, and a comparison as well."""
     add = parser.add_argument_group("as in nnUNetv2_train").add_argument
     add("-tr", dest="trainer", metavar="TRAINER", help="any nnU-Net trainer (nnUNetTrainer)")
     add("-p", dest="plans", metavar="PLANS", help="plans identifier (nnUNetPlans)")
     add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
     add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
+
+
+def add_continue_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what nnUNetv2_train has, too, about one training's checkpoints."""
+    add = parser.add_argument_group("one training, as in nnUNetv2_train").add_argument
     for flag, text in (
         ("--c", "continue where an earlier run stopped"),
         ("--val", "only validate, with checkpoint_final.pth"),
@@ -89,8 +100,7 @@ def _add_nnunet_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_federation_flags(parser: argparse.ArgumentParser) -> None:
-    """Add nnU-Net's flags, and those of the federation."""
-    _add_nnunet_flags(parser)
+    """Add the flags of a federation's settings."""
     add = parser.add_argument_group("federation").add_argument
     add("--settings", type=Path, metavar="TOML", help="file with any of these flags; flags win")
     for flag, kind, text in (
@@ -135,6 +145,17 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="skip the validation of the global model that precedes each round's training",
     )
+    add("--quiet", action="store_true", default=None, help="print errors only")
+    add(
+        "--reduced",
+        action="store_true",
+        default=None,
+        help="let the table [reduced] of the settings file replace what it names",
+    )
+
+
+def _add_runtime_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("runtime").add_argument
     add("--backend", choices=BACKENDS, help="in-process (default), or ray for several GPUs")
     add(
         "--prepare-only",
@@ -142,4 +163,25 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="check everything, write the run's folder and print the flwr run command",
     )
-    add("--quiet", action="store_true", default=None, help="print errors only")
+
+
+def as_flags(options: Mapping[str, Any]) -> list[str]:
+    """Spell options as this command's flags, the inverse of parsing."""
+    flags = []
+    for action in build_parser()._actions:  # no other way
+        value = options.get(action.dest)
+        if value is None or not action.option_strings:
+            continue
+        flag = action.option_strings[-1]
+        if action.nargs == 0:
+            given = value is getattr(action, "const", True)
+            flags += [flag] if given else []
+        elif isinstance(value, Mapping):
+            for key, number in value.items():
+                flags += [flag, f"{key}={number}"]
+        elif isinstance(value, list):
+            for item in value:
+                flags += [flag, str(item)]
+        else:
+            flags += [flag, str(value)]
+    return flags
