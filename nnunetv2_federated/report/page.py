@@ -1,0 +1,61 @@
+"""``report.html``: one file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from plotly.offline import get_plotlyjs
+
+from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
+from nnunetv2_federated.report.evidence import Evidence
+from nnunetv2_federated.report.figures import all_figures
+from nnunetv2_federated.report.pictures import draw_example
+from nnunetv2_federated.report.summary import (
+    SMALL_PRINT,
+    difference_rows,
+    headline_rows,
+    matrix_rows,
+    sent_rows,
+    versions,
+)
+
+
+def write_html(evidence: Evidence, path: Path) -> Path:
+    """Write the page; figures, their code and pictures are within it."""
+    templates = Environment(loader=PackageLoader(__package__ or __name__), autoescape=True)
+    figures = {
+        name: figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{name}",
+            config={"responsive": True, "displaylogo": False},
+        )
+        for name, figure in all_figures(evidence).items()
+    }
+    text = templates.get_template("report.html.j2").render(
+        evidence=evidence,
+        small_print=SMALL_PRINT,
+        headline=headline_rows(evidence),
+        matrix=matrix_rows(evidence),
+        differences=difference_rows(evidence),
+        sent=sent_rows(evidence),
+        fields=[[f.name for f in fields(message)] for message in (SiteDescription, TrainReport)],
+        settings=[
+            (name, value if isinstance(value, str) else json.dumps(value))
+            for name, value in evidence.settings.items()
+        ],
+        versions=versions(evidence),
+        figures=figures,
+        examples=[
+            (example, base64.b64encode(draw_example(example)).decode())
+            for example in evidence.examples
+        ],
+        plotly=get_plotlyjs(),
+    )
+    write_atomically(path, text)
+    return path

@@ -1,0 +1,143 @@
+"""The report of a comparison, as a reader meets it: a file, without a network."""
+
+from __future__ import annotations
+
+import shutil
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from nnunetv2_federated.report.evidence import Example, gather, what_left
+from nnunetv2_federated.report.page import write_html
+from nnunetv2_federated.report.summary import headline_rows, matrix_rows, write_markdown
+from nnunetv2_federated.training.testing import SegmentationTester
+
+ARMS = ["local/bern", "federated/fedavg", "federated/broken", "centralised"]
+
+
+def history(sites):
+    rounds = []
+    for index in range(3):
+        value = 0.2 * index + 0.3
+        own = {site: {"loss": -value, "dice": value} for site in sites}
+        rounds.append(
+            {
+                "round": index, "mean_site_loss": -value, "mean_site_dice": value,
+                "sites": own, "bytes_up": 2**21, "bytes_down": 2**21,
+                "global_model": {"loss": -value, "dice": value, "sites": own},
+                "seconds": {"round": 3.0, "training": 2.0},
+            }
+        )  # fmt: skip
+    known = {site: {"training_cases": 5, "versions": {"torch": "2"}} for site in sites}
+    return {"rounds": rounds, "sites": known, "versions": {"nnunetv2": "2.8.1"}}
+
+
+@pytest.fixture
+def evidence():
+    def records(value):
+        sites = ("bern", "bern", "lyon", "lyon", "rome", "rome")
+        return [
+            {"case": f"c{i}", "site": s, "metrics": {"Dice lung": value + i / 100}}
+            for i, s in enumerate(sites)
+        ]
+
+    square = np.zeros((20, 30), int)
+    square[5:15, 10:20] = 1
+    picture = np.linspace(0, 1, 600).reshape(20, 30)
+    return gather(
+        title="Dataset901_<Balls>, 2d",
+        arms=ARMS,
+        runs={
+            "local/bern": {(1, 0): records(0.5)},
+            "federated/fedavg": {(1, 0): records(0.7), (2, 0): records(0.8)},
+            "centralised": {(1, 0): records(0.75)},
+        },
+        failures={"federated/broken, seed 1, fold 0": "out of memory"},
+        histories={
+            ("local/bern", 1, 0): history(["bern"]),
+            ("federated/fedavg", 1, 0): history(["bern", "lyon"]),
+            ("federated/fedavg", 2, 0): history(["bern", "lyon"]),
+        },
+        sites=["bern", "lyon"],
+        external=["rome"],
+        unknown_site="test set",
+        counts={"bern": {"lung": 5}, "lyon": {"lung": 3, "background": 1}},
+        settings={"seeds": [1, 2]},
+        measure=SegmentationTester().measure,
+        examples=[Example("c0", "bern", "", picture, square, {"centralised": ("0.9", square)})],
+    )
+
+
+def test_the_tables_name_every_arm_and_why_one_failed(evidence):
+    header, rows = headline_rows(evidence)
+    assert header == ["model", "runs", "Dice", "Dice lung", "failed"]
+    assert rows[1] == ["federated/fedavg", "2", "0.7650 ± 0.0707", "0.7650 ± 0.0707", ""]
+    assert rows[2] == ["federated/broken", "0", "-", "-", "1: out of memory"]
+    header, rows = matrix_rows(evidence)
+    assert header[1:] == [
+        "bern, 2 cases", "lyon, 2 cases", "all sites, 4 cases", "rome (external), 2 cases"
+    ]  # fmt: skip
+    assert rows[2][1:] == ["failed"] * 4
+
+
+def test_what_a_site_sent_is_its_share_of_every_round(evidence):
+    assert [(s.site, s.rounds, s.mebibytes) for s in what_left(evidence.histories)] == [
+        ("bern", 3, 3.0),
+        ("lyon", 3, 3.0),
+    ]
+
+
+def test_markdown_links_pictures_that_show_something(evidence, tmp_path):
+    text = write_markdown(evidence, tmp_path).read_text()
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert f"({picture.name})" in text
+        assert plt.imread(picture)[..., :3].std() > 0.05
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the test extra")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def test_the_page_opens_without_a_network_and_its_figures_respond(evidence, tmp_path, browser):
+    path = write_html(evidence, tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.goto(path.as_uri())
+    assert page.locator(".js-plotly-plot .main-svg").first.is_visible()
+    assert page.locator(".js-plotly-plot").count() == 7
+    assert "<Balls>" in page.title()
+    assert page.locator("td.failed").count() == 5
+    server = page.locator("#figure-server")
+    lines = server.locator(".scatterlayer .trace")
+    drawn = lines.count()
+    server.locator(".legendtoggle").first.click()
+    page.wait_for_function(
+        "n => document.querySelectorAll('#figure-server .scatterlayer .trace').length < n",
+        arg=drawn,
+    )
+    assert errors == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_page_fits_a_phone_and_paper(evidence, tmp_path, browser):
+    path = write_html(evidence, tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": 375, "height": 700})
+    page.goto(path.as_uri())
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.emulate_media(media="print")
+    assert len(page.pdf(format="A4")) > 20_000
