@@ -160,11 +160,16 @@ def _styled(figure: Any) -> go.Figure:  # noqa: ANN401  # Plotly has no types
     figure.update_layout(
         template="plotly_white",
         font={"family": _FONT, "size": 13},
-        margin={"l": 10, "r": 10, "t": 60, "b": 40},
+        margin={"l": 10, "r": 10, "t": 90, "b": 40},
         legend={"orientation": "h", "y": -0.22},
         hovermode="closest",
         autosize=True,
     )
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
+    # rounds are whole numbers
+    longest = max(
+        (len(trace.x or ()) for trace in figure.data if trace.type == "scatter"), default=0
+    )
+    figure.update_xaxes(dtick=1 if longest <= 10 else None, selector={"title.text": "round"})
     return figure

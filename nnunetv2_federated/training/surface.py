@@ -23,8 +23,8 @@ def surface_metrics(
 ) -> dict[str, float]:
     """Compute the normalised surface Dice and the 95th percentile of the Hausdorff distance.
 
-    Nikolov et al. 2018, arXiv:1809.04430. Empty without MONAI; NaN or infinite where one of the
-    masks is empty.
+    Nikolov et al. 2018, arXiv:1809.04430. Empty without MONAI. Where one mask is empty NSD is 0
+    and HD95 NaN, which a mean leaves out.
 
     Parameters
     ----------
@@ -49,8 +49,9 @@ def surface_metrics(
     masks = [region_or_label_to_mask(seg, label) for seg in (truth, predicted)]
     if ignore_label is not None:
         masks = [mask & (truth != ignore_label) for mask in masks]
-    if not all(mask.any() for mask in masks):
-        return {"NSD": float("nan"), "HD95": float("nan")}
+    present = sum(bool(mask.any()) for mask in masks)
+    if present < 2:  # one of them empty: nothing agrees, and there is no distance
+        return {"NSD": 0.0 if present else float("nan"), "HD95": float("nan")}
     flat = truth.shape[1] == 1
     spacing = [float(x) for x in properties["spacing"]][1 if flat else 0 :]
     # (batch, class, ...); a 2D image has one plane

@@ -238,7 +238,7 @@ def test_settings_files_are_known_to_the_federation():
         kept = settings.FederationSettings(**{k: v for k, v in values.items() if k in known})
         assert (kept.rounds, kept.batch_size, kept.momentum) == (rounds, 12, 0.9)
         assert values["sites"] == sites
-        assert set(values) - known <= {"sites", "partition", "device"}
+        assert set(values) - known <= {"sites", "partition", "device", "reduced"}
 
 
 CLASSIFICATION = {
@@ -271,3 +271,18 @@ def test_classification_settings_are_those_of_the_presentation(name):
         kept.initial_lr,
         kept.momentum,
     ) == CLASSIFICATION[name]
+
+
+@pytest.mark.parametrize("name", ["presentation_segmentation", "presentation_resnet50"])
+def test_comparisons_are_known_to_the_command_and_can_be_reduced(name):
+    from nnunetv2_federated.cli.compare import build_parser  # noqa: PLC0415
+    from nnunetv2_federated.cli.options import parse  # noqa: PLC0415
+
+    path = str(EXAMPLES.with_name("comparison") / f"{name}.toml")
+    full, less = (
+        parse(build_parser(), ["901", "2d", "0", "--settings", path, *flags])
+        for flags in ([], ["--reduced"])
+    )
+    assert less["rounds"] < full["rounds"]
+    assert less["centralised"]["rounds"] < full["centralised"]["rounds"]
+    assert less["momentum"] == full["momentum"]
