@@ -1,0 +1,94 @@
+"""One command trains, tests and reports every arm; it continues, and shows what failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_federated.cli.compare import main
+
+pytestmark = pytest.mark.slow
+SHORT = ["--rounds", "1", "--iterations-per-epoch", "1", "--val-iterations", "1", "-device", "cpu"]
+
+
+def models(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder / "models").parent) for p in folder.rglob("tests.json"))
+
+
+def test_a_failed_arm_is_shown_and_tried_again(
+    dataset_2d: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del results
+    folder = tmp_path / "out"
+    argv = [dataset_2d, "2d", "0", "--sites", "2", "--arms", "federated", "centralised", *SHORT]
+    with pytest.raises(SystemExit) as exit_:
+        main([*argv, "-o", str(folder), "--external-site", "site_03"])
+    assert exit_.value.code == 2
+    assert "the sites are site_01, site_02" in capsys.readouterr().err
+    assert not folder.exists()
+
+    # a file where the training wants its folder
+    obstacle = folder / "models" / "centralised" / "seed_12345" / "fold_0" / "Dataset901_Balls"
+    federated = [*argv, "-o", str(folder)]
+    _begin(federated, folder, obstacle)
+    with pytest.raises(SystemExit) as exit_:
+        main(federated)
+    assert exit_.value.code == 1
+    assert "centralised, seed 12345, fold 0" in (folder / "report.html").read_text()
+    assert models(folder) == ["federated/fedavg/seed_12345/fold_0"]
+
+    obstacle.unlink()
+    # as a kill after the training of a model and before its test leaves it
+    (folder / "models/federated/fedavg/seed_12345/fold_0/tests.json").unlink()
+    main(federated)
+    assert len(models(folder)) == 2
+    assert "failed or are not finished" not in (folder / "report.html").read_text()
+
+
+def _begin(argv: list[str], folder: Path, obstacle: Path) -> None:
+    """Leave what a command leaves that was killed at once, and an obstacle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunetv2_federated.cli.compare.run_models", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(argv)
+    assert (folder / "comparison.json").is_file()
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("")
+
+
+def _killed(*_: object, **__: object) -> int:
+    raise KeyboardInterrupt
+
+
+def test_a_test_set_that_is_absent_is_one_line(
+    dataset_2d: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del results
+    with pytest.raises(SystemExit) as exit_:
+        main([dataset_2d, "2d", "0", "--test-set", *SHORT, "-o", str(tmp_path / "out")])
+    error = capsys.readouterr().err.strip()
+    assert exit_.value.code == 2
+    assert "imagesTs has no images" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_classifiers_are_compared_by_the_same_command(
+    dataset_cls: str, results: Path, tmp_path: Path
+) -> None:
+    del results
+    folder = tmp_path / "out"
+    main(
+        [
+            *(dataset_cls, "2d_cls", "0", "-tr", "nnUNetTrainerCls", "--test-set", "--sites", "2"),
+            *("--arms", "federated", "centralised", "--rounds", "1", "-device", "cpu"),
+            *("-o", str(folder)),
+        ]
+    )
+    arms = json.loads((folder / "comparison.json").read_text())["arms"]
+    # a pass over the mean site's 16 training cases in batches of 8, for every model
+    assert [arm["options"]["iterations_per_epoch"] for arm in arms] == [2, 2]
+    text = (folder / "report.md").read_text()
+    assert "| model | runs | AUROC | accuracy |" in text
+    assert "federated/fedavg | centralised | all sites | 10 |" in text
