@@ -432,7 +432,9 @@ def test_a_site_that_does_not_answer_is_named(min_replies):
     arrays = pack_weights(start_vector())
     messages = strategy.configure_train(1, arrays, ConfigRecord(), federation.grid)
     replies = list(federation.grid.send_and_receive(messages))
-    late = [r for r in replies if federation.sites[r.metadata.src_node_id].site != "bern"]
+    late = [
+        r for r in replies if federation.attendance.sites[r.metadata.src_node_id].site != "bern"
+    ]
     if min_replies is None:
         with pytest.raises(RoundError, match="bern: no reply"):
             strategy.aggregate_train(1, late)

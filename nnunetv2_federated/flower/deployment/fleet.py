@@ -70,7 +70,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 _LONGEST_PAUSE = 10.0
 _OVERLOADED = (502, 503, 504)
-_REFUSED = (401, 403, 412)
+_REFUSED = (401, 412)
+_RUN_ENDED = 403
 _UNWANTED = (400, 403, 404)
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 _MESSAGE_FILE = "message.pb"
@@ -351,6 +352,8 @@ def _refusal(server: Address, error: httpx.HTTPStatusError) -> str:
     status = error.response.status_code
     known = FlowerError.from_json(error.response.text)
     reason = f", {known.message}" if known is not None else ""
+    if status == _RUN_ENDED:
+        return f"{server}: the run ended before this site's answer came"
     if status in _REFUSED:
         return (
             f"{server} refuses this site (HTTP {status}{reason}): its key is not registered, or "
