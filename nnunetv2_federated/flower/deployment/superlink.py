@@ -46,6 +46,8 @@ POLL_SECONDS = 0.5
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
+_SITE_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+"""It went away while it was asked, or in the middle of its answer."""
 APP_FOLDER = Path(__file__).parents[1] / "app"
 
 
@@ -87,7 +89,7 @@ class NetworkGrid(HttpGrid):
                     continue
                 # the SuperLink's own errors do not say which node they are about
                 answer = Message(reply.error, reply_to=question)
-                if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                if reply.error.code in _SITE_LOST:
                     lost.append((time.monotonic() + self.patience, question, answer))
                 else:
                     yield answer
