@@ -1,0 +1,327 @@
+"""What a server and a site agree to and refuse, without a network."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from nnunetv2_federated.cli.site import read_site_file
+from nnunetv2_federated.cli.status import site_rows
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.messages import FullValidation, Proposal, TrainReport, TrainTask
+from nnunetv2_federated.federation.planning import check_code
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.desk import Desk, Limits
+from nnunetv2_federated.flower.deployment.process import only_one
+from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
+from nnunetv2_federated.flower.deployment.signing import sign, verify
+from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_weights
+from nnunetv2_federated.training.summary import pool_sites, summarise_site
+from nnunetv2_federated.training.trainer import _Steps
+
+# What is signed
+
+
+def question(text: str = "a", node: int = 7, run: int = 1, kind: str = "train") -> Message:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run, 1
+    weights = pack_weights(np.ones(3, np.float32))
+    content = RecordDict({ARRAYS: weights, CONFIG: ConfigRecord({"payload": text})})
+    return Message(content, node, kind)
+
+
+def test_what_the_coordinator_signed_is_accepted_without_the_signature() -> None:
+    key = Ed25519PrivateKey.generate()
+    message = question()
+    sign(message, key)
+
+    verify(message, key.public_key())
+
+    assert sorted(message.content) == [ARRAYS, CONFIG]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"text": "b"}, {"node": 8}, {"run": 2}, {"kind": "evaluate"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_signature_is_for_one_message(other: dict[str, Any]) -> None:
+    """Another payload, site, run or kind of question is not what was signed."""
+    key = Ed25519PrivateKey.generate()
+    signed, forged = question(), question(**other)
+    sign(signed, key)
+    forged.content["signature"] = signed.content["signature"]
+
+    with pytest.raises(SiteError, match="not the coordinator's for this message"):
+        verify(forged, key.public_key())
+
+
+def test_other_weights_another_key_and_no_signature_are_refused() -> None:
+    key = Ed25519PrivateKey.generate()
+    message = question()
+    with pytest.raises(SiteError, match="not signed"):
+        verify(message, key.public_key())
+    sign(message, key)
+    message.content[ARRAYS] = pack_weights(np.zeros(3, np.float32))
+    with pytest.raises(SiteError, match="not the coordinator's"):
+        verify(message, key.public_key())
+    message = question()
+    sign(message, key)
+    with pytest.raises(SiteError, match="not the coordinator's"):
+        verify(message, Ed25519PrivateKey.generate().public_key())
+
+
+# What a site agrees to
+
+
+def proposal(**changes: Any) -> Proposal:
+    content: dict[str, Any] = {
+        "started": "first",
+        "dataset": "Dataset901_Balls",
+        "configuration": "2d",
+        "fold": 0,
+        "trainer": "nnUNetTrainerFederated",
+        "plans": "nnUNetPlans",
+        "plans_hash": "0" * 64,
+        "position": 0,
+        "settings": asdict(FederationSettings(rounds=3)),
+    }
+    return Proposal(**content | changes)
+
+
+def test_an_approval_is_for_plans_and_settings_not_for_a_start_or_a_place() -> None:
+    approved = proposal().approval()
+
+    assert proposal(started="second", position=2).approval() == approved
+    for change in (
+        {"plans_hash": "1" * 64},
+        {"settings": asdict(FederationSettings(rounds=4))},
+        {"trainer": "nnUNetTrainer"},
+        {"fold": 1},
+    ):
+        assert proposal(**change).approval() != approved
+
+
+@pytest.mark.parametrize(
+    ("limits", "settings", "text"),
+    [
+        ({"max_rounds": 10}, {"rounds": 11}, "at most 10 rounds, the federation has 11"),
+        ({"max_local_epochs": 1}, {"local_epochs": 2}, "at most 1 local_epochs"),
+    ],
+)
+def test_a_site_gives_no_more_than_its_limits(
+    limits: dict[str, int], settings: dict[str, int], text: str
+) -> None:
+    with pytest.raises(SiteError, match=text):
+        Limits(**limits).check(FederationSettings(**settings), "bern")
+    Limits(**limits).check(FederationSettings(rounds=10), "bern")
+
+
+def test_a_site_stops_when_its_hours_are_given(tmp_path: Path) -> None:
+    settings = FederationSettings(rounds=3)
+    desk = Desk("bern", "901", tmp_path, "cpu", Limits(max_hours=2))
+    desk.check_task(TrainTask(0, 0.01, 1, 0), settings)
+    desk.spend(time.monotonic() - 3 * 3600)
+
+    with pytest.raises(SiteError, match="has given its 2 hours"):
+        desk.check_task(TrainTask(1, 0.01, 1, 0), settings)
+
+
+@pytest.mark.parametrize("task", [TrainTask(3, 0.01, 1, 0), TrainTask(-1, 0.01, 1, 0)])
+def test_a_round_that_was_not_agreed_to_is_refused(tmp_path: Path, task: TrainTask) -> None:
+    desk = Desk("bern", "901", tmp_path, "cpu")
+    with pytest.raises(SiteError, match="refused round"):
+        desk.check_task(task, FederationSettings(rounds=3))
+    with pytest.raises(SiteError, match="refused 5 local epochs"):
+        desk.check_task(TrainTask(0, 0.01, 5, 0), FederationSettings(rounds=3))
+
+
+@pytest.mark.parametrize("name", ["os.system", "torch.hub.load", "nnunetv2_cls.pretrained.main"])
+def test_plans_cannot_name_code_outside_the_networks(name: str) -> None:
+    good = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+
+    def plans(network: str, norm: str | None) -> dict[str, Any]:
+        architecture = {
+            "network_class_name": network,
+            "arch_kwargs": {"norm_op": norm, "dropout_op": None},
+            "_kw_requires_import": ["norm_op", "dropout_op"],
+        }
+        return {"configurations": {"2d": {"architecture": architecture}}}
+
+    check_code(plans(good, "torch.nn.InstanceNorm2d"), "bern")
+    check_code({"configurations": {"2d": {"inherits_from": "x"}}}, "bern")
+    for bad in (plans(name, None), plans(good, name)):
+        with pytest.raises(SiteError, match=r"bern: refused plans that name"):
+            check_code(bad, "bern")
+
+
+# Where a server listens
+
+
+def test_what_listens_beyond_this_machine_must_be_forced() -> None:
+    public = Address("192.0.2.7", 9092)
+    check_listening(Address("127.0.0.1", 9093), insecure=True, force=False)
+    check_listening(public, insecure=True, force=True)
+    with pytest.raises(SettingsError, match="could then register keys"):
+        check_listening(public, insecure=False, force=False)
+    with pytest.raises(SettingsError, match="can read and change all weights"):
+        check_listening(public, insecure=True, force=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("10.0.0.1", False),
+        ("a.org", False),
+    ],
+)
+def test_which_addresses_only_this_machine_can_reach(host: str, loopback: bool) -> None:
+    assert Address(host).loopback is loopback
+    assert Address(host, 9092).behind_proxy == Address("127.0.0.1", 9093)
+
+
+def test_credentials_without_sites_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no site's key there"):
+        ServerSettings(tmp_path, Address("localhost")).site_keys()
+
+
+# Files
+
+
+def test_the_bundle_can_be_read_as_it_is_handed_out(tmp_path: Path) -> None:
+    provision(tmp_path, Address("fl.example.org", 443), ["bern"])
+
+    settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
+
+    assert (settings.name, settings.server) == ("bern", Address("fl.example.org", 443))
+    assert settings.load_authority() == (tmp_path / "ca.crt").read_bytes()
+    assert settings.load_key().curve.name == "secp384r1"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("rounds = 3", "rounds is unknown; known are"),
+        ("max_rounds = 0", "must be a number above 0"),
+        ("max_hours = 'ten'", "must be a number above 0"),
+        ("]", "cannot be read"),
+    ],
+)
+def test_a_wrong_site_file_gets_one_line(tmp_path: Path, line: str, text: str) -> None:
+    provision(tmp_path, Address("localhost"), ["bern"])
+    path = tmp_path / "sites" / "bern" / "site.toml"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(SettingsError, match=text):
+        read_site_file(path)
+    path.write_text('name = "bern"\n')
+    with pytest.raises(SettingsError, match="server is missing"):
+        read_site_file(path)
+
+
+def test_a_site_runs_once(tmp_path: Path) -> None:
+    with (
+        only_one(tmp_path / "lock"),
+        pytest.raises(SettingsError, match="runs already"),
+        only_one(tmp_path / "lock"),
+    ):
+        pass
+    with only_one(tmp_path / "lock"):
+        pass
+
+
+# Rounds with a deadline
+
+
+def test_iterations_after_the_deadline_are_left_out() -> None:
+    steps = _Steps(seconds=-1.0)
+    assert not steps.over()  # one iteration is always done
+
+    steps.take({"loss": 4.0})
+    assert steps.over()
+    skipped = [steps.skip()["loss"] for _ in range(3)]
+
+    assert skipped == [4.0, 4.0, 4.0]
+    assert steps.completed == 0.25
+    assert not _Steps().over()
+
+
+@pytest.mark.parametrize("completed", [0, -0.5, 1.5, "1"])
+def test_a_site_cannot_claim_more_than_it_did(completed: object) -> None:
+    nothing = {"iterations": 0, "loss": 0.0, "tp": [], "fp": [], "fn": []}
+    with pytest.raises((TypeError, ValueError)):
+        TrainReport("bern", 1, 0.0, nothing, None, 0.0, completed)  # type: ignore[arg-type]
+
+
+# Validation at the sites
+
+
+def test_pooled_means_are_those_of_all_cases_together(tmp_path: Path) -> None:
+    def write(name: str, dices: list[float]) -> Path:
+        rows = [{"metrics": {"1": {"Dice": dice}}} for dice in dices]
+        seen = [dice for dice in dices if dice == dice]  # noqa: PLR0124  # not NaN
+        mean = sum(seen) / len(seen) if seen else float("nan")
+        folder = tmp_path / name / "validation"
+        folder.mkdir(parents=True)
+        content = {"foreground_mean": {"Dice": mean}, "mean": {"1": {"Dice": mean}}}
+        (folder / "summary.json").write_text(json.dumps({**content, "metric_per_case": rows}))
+        return tmp_path / name
+
+    nan = float("nan")
+    told = [
+        summarise_site("bern", 3, write("bern", [0.9, 0.6, nan])),
+        summarise_site("oslo", 1, write("oslo", [0.3])),
+        summarise_site("lyon", 1, write("lyon", [nan])),
+    ]
+
+    assert told[0].mean == {"1": {"Dice": [0.75, 2]}}
+    assert told[2].mean == {"1": {"Dice": [0.0, 0]}}
+    assert pool_sites(told)["foreground_mean"]["Dice"] == pytest.approx(0.6)  # 1.8 / 3
+    assert all("case" not in json.dumps(asdict(site)["mean"]) for site in told)
+
+
+def test_a_classifier_is_pooled_by_its_cases() -> None:
+    told = [
+        FullValidation("bern", 30, {"AUROC": 0.9}, {}),
+        FullValidation("oslo", 10, {"AUROC": 0.5}, {}),
+        FullValidation("lyon", 0, {}, {}),
+    ]
+    assert pool_sites(told)["foreground_mean"] == {"AUROC": pytest.approx(0.8)}
+
+
+# Status
+
+
+def test_status_says_who_answered_last() -> None:
+    def record(number: int, sites: list[str], failed: dict[str, str]) -> dict[str, Any]:
+        return {
+            "round": number,
+            "started": 1000.0 * number,
+            "seconds": {"round": 100.0},
+            "sites": dict.fromkeys(sites),
+            "failed": failed,
+        }
+
+    history = {
+        "sites": {"bern": {"training_cases": 5}, "oslo": {"training_cases": 7}},
+        "rounds": [
+            record(0, ["bern", "oslo"], {}),
+            record(1, ["bern"], {"oslo": "no reply"}),
+        ],
+    }
+
+    assert site_rows(history, now=1100.0 + 180) == [
+        ("bern", "5", "2", "round 2, 3 min ago", ""),
+        ("oslo", "7", "1", "round 1, 20 min ago", "round 2: no reply"),
+    ]
