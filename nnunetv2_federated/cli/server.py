@@ -34,7 +34,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_continue_flags(parser)
     add_federation_flags(parser)
     add_network_flags(parser)
-    parser.add_argument("--quiet", action="store_true", default=None, help="print errors only")
     return parser
 
 

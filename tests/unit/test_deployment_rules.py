@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,19 @@ def test_status_says_who_answered_last() -> None:
         ("bern", "5", "2", "round 2, 3 min ago", ""),
         ("oslo", "7", "1", "round 1, 20 min ago", "round 2: no reply"),
     ]
+
+
+def test_every_command_describes_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = entry_points(group="console_scripts")
+    ours = [s for s in scripts if s.value.startswith(("nnunetv2_federated.", "nnunetv2_cls."))]
+    for command in ours:
+        if command.name == "nnUNetv2_federated_trainer_folder":
+            continue  # prints a folder
+        monkeypatch.setattr("sys.argv", [command.name, "--help"])
+        with pytest.raises(SystemExit) as end:
+            command.load()()
+        assert end.value.code == 0
+        assert f"usage: {command.name}" in capsys.readouterr().out
+    assert len(ours) >= 14
