@@ -341,4 +341,4 @@ def test_every_command_describes_itself(
             command.load()()
         assert end.value.code == 0
         assert f"usage: {command.name}" in capsys.readouterr().out
-    assert len(ours) >= 14
+    assert len(ours) >= 13
