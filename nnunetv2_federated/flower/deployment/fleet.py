@@ -212,9 +212,9 @@ class Fleet:
 
     def answer(self, reply: Message) -> None:
         """Send the answer, and forget the question."""
-        reply.metadata.__dict__["_message_id"] = reply.object_id
         run_id = reply.metadata.run_id
         with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
             tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
             envelope = message_to_proto(
                 remove_content_from_message(reply) if reply.has_content() else reply

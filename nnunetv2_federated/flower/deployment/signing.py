@@ -7,12 +7,13 @@ run. A signature makes such a run useless: no site takes part in it.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 
@@ -90,6 +91,15 @@ def _digest(message: Message) -> bytes:
     for part in (metadata.run_id, metadata.dst_node_id, metadata.message_type):
         digest.update(f"{part}\n".encode())
     for name in sorted(message.content):
-        if name != SIGNATURE:
-            digest.update(f"{name} {message.content[name].object_id}\n".encode())
+        record = message.content[name]
+        if name == SIGNATURE:
+            continue
+        if not isinstance(record, ArrayRecord):
+            digest.update(f"{name} {record.object_id}\n".encode())
+            continue
+        # not by object_id: for that Flower would copy all weights into chunks first
+        for key, array in record.items():
+            what = [name, key, array.dtype, list(array.shape), array.stype, len(array.data)]
+            digest.update(json.dumps(what).encode())
+            digest.update(array.data)
     return digest.digest()
