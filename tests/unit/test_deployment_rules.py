@@ -15,12 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from nnunetv2_federated.cli.options import parse, pick
+from nnunetv2_federated.cli.server import build_parser
 from nnunetv2_federated.cli.site import read_site_file
 from nnunetv2_federated.cli.status import site_rows
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import FullValidation, Proposal, TrainReport, TrainTask
 from nnunetv2_federated.federation.planning import check_code
-from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.settings import FederationSettings, setting_names
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 from nnunetv2_federated.flower.deployment.desk import Desk, Limits
 from nnunetv2_federated.flower.deployment.process import only_one
@@ -240,6 +242,15 @@ def test_a_site_runs_once(tmp_path: Path) -> None:
         pass
     with only_one(tmp_path / "lock"):
         pass
+
+
+def test_the_example_of_a_server_holds_known_and_allowed_settings() -> None:
+    path = Path(__file__).parents[2] / "examples" / "deployment" / "federation.toml"
+
+    options = parse(build_parser(), ["--settings", str(path)])
+
+    assert FederationSettings(**pick(options, setting_names())).min_replies == 2
+    assert options["credentials"] == path.parent / "credentials" / "server"
 
 
 # Rounds with a deadline

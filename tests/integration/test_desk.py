@@ -1,0 +1,133 @@
+"""What a site says when a federation asks it to take part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.settings import FederationSettings, read_run
+from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
+from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
+from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
+from nnunetv2_federated.training.dataset import load_dataset
+
+CONTEXT = Context(1, 1, {}, RecordDict(), {})
+
+
+@pytest.fixture
+def desk(dataset_2d: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    opened = Desk("bern", dataset_2d, tmp_path / "work", "cpu", Limits(max_rounds=5))
+    yield opened
+    opened.pool.close()
+
+
+def proposal(**changes: Any) -> Proposal:
+    settings = FederationSettings(rounds=2, iterations_per_epoch=1, val_iterations=1, min_replies=2)
+    content: dict[str, Any] = {
+        "started": "first",
+        "dataset": "Dataset777_OfTheServer",
+        "configuration": "2d",
+        "fold": 0,
+        "trainer": "nnUNetTrainerFederated",
+        "plans": "nnUNetPlans",
+        "plans_hash": load_dataset("901").plans_hash,
+        "position": 2,
+        "settings": asdict(settings),
+    }
+    return Proposal(**content | changes)
+
+
+def test_a_site_trains_its_own_dataset_once_it_was_approved(desk: Desk) -> None:
+    asked = proposal()
+    with pytest.raises(NotApprovedError, match=f"not approved federation {asked.approval()[:12]}"):
+        desk.join(asked)
+    with pytest.raises(SiteError, match="has not joined"):
+        desk.find(CONTEXT)
+    assert desk.proposed() == asked
+
+    desk.approve(asked.approval())
+    desk.join(asked)
+    site = desk.find(CONTEXT)
+
+    assert desk.proposed() is None
+    assert site.run.dataset == "Dataset901_Balls"
+    assert site.describe().site == "bern"
+    assert site.run.settings.seed == FederationSettings.seed + 2  # as the third of the sites
+
+
+def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(desk: Desk) -> None:
+    desk.approve(proposal().approval())
+    desk.join(proposal())
+    folder = desk.find(CONTEXT).folder.parents[1]
+    (folder / "kept").touch()
+
+    desk.join(proposal())
+    assert (folder / "kept").exists()
+
+    desk.join(proposal(started="second"))
+    assert not (folder / "kept").exists()
+    assert read_run(folder).started == "second"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"plans_hash": "0" * 64}, "its plans nnUNetPlans have SHA-256"),
+        ({"plans": "nnUNetResEncUNetMPlans"}, "no dataset preprocessed for 2d"),
+        ({"configuration": "3d_fullres"}, "no dataset preprocessed for 3d_fullres"),
+        ({"fold": 17}, "fold 17"),
+        ({"trainer": "os.system"}, "trainer os.system is unknown"),
+        ({"settings": {"rounds": 2, "code": "x"}}, "unexpected keyword"),
+        ({"settings": {"rounds": -1}}, "rounds -1"),
+        ({"settings": {"rounds": 6}}, "at most 5 rounds"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name_and_without_a_path(
+    desk: Desk, changes: dict[str, Any], text: str
+) -> None:
+    asked = proposal(**changes)
+    desk.approve(asked.approval())
+    with pytest.raises(SiteError, match=text) as error:
+        desk.join(asked)
+    assert str(error.value).startswith("site bern")
+    assert "/" not in str(error.value)
+
+
+@pytest.mark.usefixtures("desk")
+def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
+    provision(tmp_path, Address("127.0.0.1", 9), ["bern"])
+    bundle = tmp_path / "sites" / "bern"
+    settings = SiteSettingsFile(
+        "bern",
+        Address("127.0.0.1", 9),  # nobody listens at the port "discard"
+        bundle / "ca.crt",
+        bundle / "site.key",
+        bundle / "coordinator.pub",
+        tmp_path / "work",
+    )
+
+    def findings(dataset: str) -> dict[str, bool]:
+        wanted = Wanted(dataset, "nnUNetPlans", "2d", 0, "nnUNetTrainer", "cpu")
+        return {finding.what: finding.good for finding in check_site(settings, wanted)}
+
+    assert findings("901") == {
+        "versions": True,
+        "key": True,
+        "server": False,
+        "disk": True,
+        "dataset": True,
+        "plans": True,
+        "one iteration on cpu": True,
+    }
+    assert findings("999")["dataset"] is False
+    assert not list((tmp_path / "results").glob("**/fold_0"))  # nothing is left behind
