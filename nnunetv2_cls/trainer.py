@@ -27,7 +27,7 @@ from nnunetv2.utilities.label_handling.label_handling import (
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_cls.dataset import preprocessed_labels, read_classes
+from nnunetv2_cls.dataset import ImageLabels, preprocessed_labels, read_classes
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.loader import ImageLoader
 from nnunetv2_cls.metrics import auroc
@@ -82,8 +82,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
         plans = adapted_plans(plans, configuration, self.model_name, self.batch_size_of_trainer)
-        self.image_labels = preprocessed_labels(plans["dataset_name"], dataset_json)
-        self.image_labels.check(_preprocessed_cases(plans, configuration))
+        self.image_labels = _image_labels(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
         self.num_epochs = self.epochs
@@ -251,11 +250,20 @@ def build_network(
     )
 
 
-def _preprocessed_cases(plans: dict[str, Any], configuration: str) -> list[str]:
+def _image_labels(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> ImageLabels:
+    """Read the labels of the preprocessed cases; none where there is no case.
+
+    So it is where a model is only kept: on a federation's server.
+    """
     data = PlansManager(plans).get_configuration(configuration).data_identifier
     folder = Path(nnUNet_preprocessed.require()) / plans["dataset_name"] / data
-    cases: list[str] = infer_dataset_class(str(folder)).get_identifiers(str(folder))
-    return cases
+    if not folder.is_dir():
+        return ImageLabels(read_classes(dataset_json), {})
+    labels = preprocessed_labels(plans["dataset_name"], dataset_json)
+    labels.check(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    return labels
 
 
 class nnUNetTrainerClsResNet34(nnUNetTrainerCls):  # noqa: N801

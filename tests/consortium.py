@@ -40,9 +40,16 @@ class Consortium:
     """A coordinator and hospitals: each a process with folders of its own, and no one's images."""
 
     def __init__(
-        self, folder: Path, dataset: Path, sites: dict[str, list[str]], host: str = "localhost"
+        self,
+        folder: Path,
+        dataset: Path,
+        sites: dict[str, list[str]],
+        host: str = "localhost",
+        configuration: str = "2d",
     ) -> None:
         self.folder = folder
+        self.dataset = dataset.name.removeprefix("Dataset")[:3]
+        self.configuration = configuration
         self.port = free_port()
         self.credentials = folder / "credentials"
         self.namespaces: dict[str, str] = {}
@@ -67,6 +74,10 @@ class Consortium:
         shutil.copytree(dataset / "gt_segmentations", target / "gt_segmentations")
         split = json.loads((dataset / "splits_final.json").read_text())[0]
         own = {part: [case for case in split[part] if case in cases] for part in split}
+        if (dataset / "labelsTr.json").is_file():
+            labels = json.loads((dataset / "labelsTr.json").read_text())
+            own_labels = {case: label for case, label in labels.items() if case in cases}
+            (target / "labelsTr.json").write_text(json.dumps(own_labels))
         (target / "splits_final.json").write_text(json.dumps([own]))
 
     def environment(self, name: str) -> dict[str, str]:
@@ -97,8 +108,8 @@ class Consortium:
     def start_server(self, *flags: str) -> None:
         self.start(
             "server",
-            *("nnunetv2_federated.cli.server", "--dataset", "901", "--configuration", "2d"),
-            *("--fold", "0", "-device", "cpu", *flags),
+            *("nnunetv2_federated.cli.server", "--dataset", self.dataset, "--fold", "0"),
+            *("--configuration", self.configuration, "-device", "cpu", *flags),
         )
 
     def start_proxy(self) -> None:
@@ -116,7 +127,9 @@ class Consortium:
     def start_site(self, site: str, *flags: str) -> None:
         bundle = self.credentials / "sites" / site / "site.toml"
         self.start(
-            site, "nnunetv2_federated.cli.site", "901", "--site", bundle, "-device", "cpu", *flags
+            site,
+            *("nnunetv2_federated.cli.site", self.dataset, "--site", bundle, "-device", "cpu"),
+            *flags,
         )
 
     def said(self, name: str) -> str:
@@ -129,7 +142,7 @@ class Consortium:
         found = re.search("federation ([0-9a-f]{12})", self.said(site))
         assert found is not None
         bundle = self.credentials / "sites" / site / "site.toml"
-        command = ["901", "--site", bundle, "--approve", found[1]]
+        command = [self.dataset, "--site", bundle, "--approve", found[1]]
         subprocess.run(
             [sys.executable, "-m", "nnunetv2_federated.cli.site", *command],
             env=self.environment(site),

@@ -230,3 +230,26 @@ def test_behind_a_proxy_only_the_fleet_api_is_reachable(
     finally:
         consortium.stop()
         network.close()
+
+
+def test_hospitals_train_a_classifier(
+    tmp_path: Path, dataset_cls: str, nnunet_folders: Path
+) -> None:
+    """The server has neither images nor labels."""
+    dataset = nnunet_folders / "preprocessed" / load_dataset(dataset_cls).name
+    cases = sorted(json.loads((dataset / "labelsTr.json").read_text()))
+    fold_split(load_dataset(dataset_cls), "2d_cls", 0)
+    sites = {"bern": cases[: len(cases) // 2], "oslo": cases[len(cases) // 2 :]}
+    consortium = Consortium(tmp_path, dataset, sites, configuration="2d_cls")
+    try:
+        consortium.start_server("--rounds", "2", "-tr", "nnUNetTrainerCls")
+        for site in sites:
+            consortium.start_site(site, "--approve-all")
+        assert consortium.wait_for_server() == 0, consortium.said("server")
+    finally:
+        consortium.stop()
+
+    summary = json.loads((consortium.result / "validation" / "summary.json").read_text())
+    assert summary["sites"].keys() == sites.keys()
+    assert 0 <= summary["foreground_mean"]["AUROC"] <= 1
+    assert "case_" not in json.dumps(summary)
