@@ -101,7 +101,7 @@ def remote_sites(options: Options) -> tuple[str, ...]:
     SettingsError
         If a site has no key, or flags for sites on this machine are given too.
     """
-    network = ("credentials", "listen", "remote_sites", "insecure", "force")
+    network = ("credentials", "listen", "remote_sites", "force")
     if "server" not in options:
         given = [name for name in network if name in options]
         if given:
@@ -134,11 +134,8 @@ def server_settings(options: Options) -> ServerSettings:
     public = Address.of(options["server"])
     default = public if public.loopback else public.behind_proxy
     listen = Address.of(options["listen"]) if "listen" in options else default
-    insecure = bool(options.get("insecure"))
-    check_listening(listen, insecure=insecure, force=bool(options.get("force")))
-    return ServerSettings(
-        Path(options.get("credentials", DEFAULT_CREDENTIALS)), listen, insecure=insecure
-    )
+    check_listening(listen, force=bool(options.get("force")))
+    return ServerSettings(Path(options.get("credentials", DEFAULT_CREDENTIALS)), listen)
 
 
 def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options:

@@ -68,12 +68,6 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long a round waits for sites that are not connected (600)",
     )
-    add(
-        "--insecure",
-        action="store_true",
-        default=None,
-        help="plain HTTP, no keys: whoever is on the way can read and change all weights",
-    )
     add("--force", action="store_true", default=None, help="listen beyond this machine too")
 
 

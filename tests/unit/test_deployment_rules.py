@@ -172,12 +172,10 @@ def test_plans_cannot_name_code_outside_the_networks(name: str) -> None:
 
 def test_what_listens_beyond_this_machine_must_be_forced() -> None:
     public = Address("192.0.2.7", 9092)
-    check_listening(Address("127.0.0.1", 9093), insecure=True, force=False)
-    check_listening(public, insecure=True, force=True)
+    check_listening(Address("127.0.0.1", 9093), force=False)
+    check_listening(public, force=True)
     with pytest.raises(SettingsError, match="could then register keys"):
-        check_listening(public, insecure=False, force=False)
-    with pytest.raises(SettingsError, match="can read and change all weights"):
-        check_listening(public, insecure=True, force=False)
+        check_listening(public, force=False)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
-    RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
@@ -94,7 +93,7 @@ class Fleet:
     key
         The site's; the public half was registered with the SuperLink.
     authority
-        PEM of the certificate authority; ``None`` for plain HTTP, where a site registers itself.
+        PEM of the certificate authority.
     inbox
         Folder for the message being answered.
     max_bytes
@@ -114,7 +113,7 @@ class Fleet:
         self,
         server: Address,
         key: ec.EllipticCurvePrivateKey,
-        authority: bytes | None,
+        authority: bytes,
         inbox: Path,
         *,
         max_bytes: int,
@@ -124,14 +123,13 @@ class Fleet:
         self._public_key = public_key_to_bytes(key.public_key())
         self._client = FleetHttpClient.from_server_address(
             str(server),
-            authority is None,
-            authority,
+            insecure=False,
+            root_certificates=authority,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
             ],
         )
-        self._registers_itself = authority is None
         self._inbox = inbox
         self._node_file = inbox.with_name("node")
         self._max_bytes = max_bytes
@@ -141,11 +139,6 @@ class Fleet:
         self._heartbeat = HeartbeatSender(self._beat)
 
     def __enter__(self) -> Self:
-        if self._registers_itself:
-            with contextlib.suppress(httpx.HTTPStatusError):  # it is registered already
-                self._call(
-                    self._client.RegisterNode, RegisterNodeFleetRequest(public_key=self._public_key)
-                )
         request = ActivateNodeRequest(
             public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )

@@ -27,7 +27,6 @@ class ServerSettings:
     credentials: Path
     """The folder ``server`` that ``nnUNetv2_federated_provision`` made."""
     listen: Address
-    insecure: bool = False
 
     def site_keys(self) -> dict[str, Path]:
         """Public key of each site, by name.
@@ -46,7 +45,7 @@ class ServerSettings:
         return keys
 
 
-def check_listening(listen: Address, *, insecure: bool, force: bool) -> None:
+def check_listening(listen: Address, *, force: bool) -> None:
     """Refuse what would open the server to more than its sites.
 
     Raises
@@ -56,11 +55,6 @@ def check_listening(listen: Address, *, insecure: bool, force: bool) -> None:
     """
     if listen.loopback or force:
         return
-    if insecure:
-        raise SettingsError(
-            f"--insecure with --listen {listen}: whoever is on the way can read and change all "
-            "weights. Listen on 127.0.0.1, use certificates, or add --force."
-        )
     raise SettingsError(
         f"--listen {listen}: Flower's control API would be open to whoever reaches it, who could "
         "then register keys. Listen on 127.0.0.1 behind the proxy (server/nginx.conf), or add "
@@ -97,20 +91,16 @@ def serve_run(
         If the SuperLink cannot be started, or the federation fails.
     """
     signing_key = load_signing_key(server.credentials / COORDINATOR_KEY)
-    if not server.insecure:
-        check_validity(server.credentials / "server.crt")
+    check_validity(server.credentials / "server.crt")
     keys = server.site_keys()
     model = GlobalModel(run, trainer)
-    link = SuperLink(
-        folder / "superlink", server.credentials, server.listen, insecure=server.insecure
-    )
+    link = SuperLink(folder / "superlink", server.credentials, server.listen)
     error: BaseException | None = None
     try:
         link.start()
         observer.say(f"the server listens at {server.listen}")
-        if not server.insecure:
-            for name in run.remote_sites:
-                link.register(name, keys[name])
+        for name in run.remote_sites:
+            link.register(name, keys[name])
         grid = link.acquire_run(signing_key)
         if run.settings.min_replies is None:  # every site is needed: wait for one that was lost
             grid.patience = run.settings.wait_for_sites

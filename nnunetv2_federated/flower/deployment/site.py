@@ -46,7 +46,6 @@ class SiteSettingsFile:
     """For messages being answered, approvals and the log."""
     limits: Limits = field(default_factory=Limits)
     max_message_mb: float = DEFAULT_MAX_MESSAGE_MB
-    insecure: bool = False
 
     def load_key(self) -> ec.EllipticCurvePrivateKey:
         """Read the site's private key.
@@ -64,16 +63,14 @@ class SiteSettingsFile:
             raise SettingsError(f"key {self.key} is not the key nnUNetv2_federated_provision made.")
         return key
 
-    def load_authority(self) -> bytes | None:
-        """Read the authority's certificate; ``None`` for plain HTTP.
+    def load_authority(self) -> bytes:
+        """Read the authority's certificate.
 
         Raises
         ------
         SettingsError
             If it cannot be read.
         """
-        if self.insecure:
-            return None
         try:
             return self.ca.read_bytes()
         except OSError as error:

@@ -13,12 +13,14 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import run_from_proto
@@ -31,6 +33,7 @@ from flwr.proto.runtime_pb2 import (
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -61,9 +64,16 @@ class NetworkGrid(HttpGrid):
     patience = 0.0
     """Seconds to wait for a node that was lost while it was asked."""
 
+    sites: Mapping[bytes, str]
+    """Names of the sites, by their public keys."""
+
     def site_names(self) -> dict[int, str]:
-        """Names under which the connected sites' keys were registered, by node id."""
-        return {node.node_id: node.name for node in self.get_nodes()}
+        """Names of the connected sites, by node id; who has another key is left out."""
+        return {
+            node.node_id: self.sites[node.public_key]
+            for node in self.get_nodes()
+            if node.public_key in self.sites
+        }
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -134,34 +144,26 @@ class SuperLink:
         ``server`` of what :func:`.credentials.provision` made.
     listen
         Where it listens; beyond loopback only behind a proxy.
-    insecure
-        Plain HTTP, without node keys.
     """
 
-    def __init__(
-        self, folder: Path, credentials: Path, listen: Address, *, insecure: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, credentials: Path, listen: Address) -> None:
         self._folder = folder
         self._credentials = credentials
         self._listen = listen
-        self._insecure = insecure
+        self._sites: dict[bytes, str] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._secret = secrets.token_bytes(32)
         secret_file = folder / "superexec.secret"
         secret_file.touch(0o600)
         secret_file.write_bytes(self._secret)
-        tls: list[str | Path] = ["--insecure"]
-        if not insecure:
-            tls = [
-                *("--ssl-certfile", credentials / "server.crt"),
-                *("--ssl-keyfile", credentials / "server.key"),
-                *("--ssl-ca-certfile", credentials / "ca.crt", "--enable-supernode-auth"),
-            ]
         self._child = Child(
             [
                 *("flower-superlink", "--host", listen.host, "--port", str(listen.port)),
                 *("--isolation", "process", "--database", folder / "state.db"),
-                *("--superexec-auth-secret-file", secret_file, *tls),
+                *("--superexec-auth-secret-file", secret_file, "--enable-supernode-auth"),
+                *("--ssl-certfile", credentials / "server.crt"),
+                *("--ssl-keyfile", credentials / "server.key"),
+                *("--ssl-ca-certfile", credentials / "ca.crt"),
             ],
             folder / "superlink.log",
             flower_environment(folder / "flwr"),
@@ -169,8 +171,8 @@ class SuperLink:
         self._write_connection()
 
     @property
-    def _authority(self) -> bytes | None:
-        return None if self._insecure else (self._credentials / "ca.crt").read_bytes()
+    def _authority(self) -> bytes:
+        return (self._credentials / "ca.crt").read_bytes()
 
     @property
     def _address(self) -> str:
@@ -230,6 +232,8 @@ class SuperLink:
         code, output = run_tool(command, flower_environment(self._folder / "flwr"))
         if code != 0 and "already" not in output:
             raise SettingsError(f"the key {public_key} cannot be registered: {output}")
+        key = load_ssh_public_key(public_key.read_bytes())
+        self._sites[public_key_to_bytes(cast(EllipticCurvePublicKey, key))] = site
 
     def acquire_run(self, key: Ed25519PrivateKey) -> NetworkGrid:
         """Create a run, and take it over as the process that executes it.
@@ -243,10 +247,11 @@ class SuperLink:
         code, output = run_tool(command, flower_environment(self._folder / "flwr"))
         if code != 0:
             raise FederationError(f"the run cannot be created: {output}")
+        token = self._acquire_token()
         grid = NetworkGrid(
-            self._address, self._insecure, self._authority, token=self._acquire_token()
+            self._address, insecure=False, root_certificates=self._authority, token=token
         )
-        grid.signing_key = key
+        grid.signing_key, grid.sites = key, self._sites
         received = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id = received.task_id
         TaskIdentity.run_id, TaskIdentity.node_id = received.run.run_id, received.context.node_id
@@ -256,7 +261,7 @@ class SuperLink:
     def _acquire_token(self) -> str:
         client = RuntimeHttpClient.from_server_address(
             server_address=self._address,
-            insecure=self._insecure,
+            insecure=False,
             root_certificates=self._authority,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperExec"),
@@ -312,13 +317,9 @@ class SuperLink:
     def _write_connection(self) -> None:
         home = self._folder / "flwr"
         home.mkdir(exist_ok=True)
-        tls = (
-            "insecure = true"
-            if self._insecure
-            else (f'root-certificates = "{(self._credentials / "ca.crt").resolve()}"')
-        )
         (home / "config.toml").write_text(
-            f'[superlink.server]\naddress = "{self._address}"\n{tls}\n'
+            f'[superlink.server]\naddress = "{self._address}"\n'
+            f'root-certificates = "{(self._credentials / "ca.crt").resolve()}"\n'
         )
 
 
