@@ -9,7 +9,12 @@ from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.flower.client_app import make_client_app
 from nnunetv2_federated.flower.in_process import InProcessGrid
-from nnunetv2_federated.flower.planning import PlanningSettings, plan_and_prepare
+from nnunetv2_federated.flower.planning import (
+    PlanningSettings,
+    plan_together,
+    prepare_sites,
+    survey_sites,
+)
 from nnunetv2_federated.training.planning import PlanSettings, find_planner
 from nnunetv2_federated.training.raw_site import RawSite
 
@@ -70,7 +75,10 @@ def _plan(options: Options) -> None:
         raise SettingsError(f"-d {' '.join(options['datasets'])}: a dataset is named twice.")
     app = make_client_app(find_raw=lambda context: sites[int(context.node_config["partition-id"])])
     grid = InProcessGrid(app, len(sites), {})
-    plans = plan_and_prepare(grid, list(grid.get_node_ids()), settings, print)
+    surveys = survey_sites(grid, list(grid.get_node_ids()))
+    task = plan_together(grid, surveys, settings, print)
+    prepare_sites(grid, task, surveys, print)
+    plans = task.plans
     print(
         "now train with: nnUNetv2_train_federated --site-datasets "
         f"{' '.join(options['datasets'])} {settings.configurations[0]} 0"

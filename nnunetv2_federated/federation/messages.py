@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from nnunetv2_federated.federation.errors import SiteError
 
@@ -113,9 +113,46 @@ class SiteDescription(_Payload):
     versions: dict[str, str] = field(default_factory=dict)
 
 
+class _Agreement(_Payload):
+    """What a site that is not on the server's machine takes part in only once it was approved."""
+
+    what: ClassVar[str]
+    """In words, for the site's engineer."""
+    of_each_start: ClassVar[tuple[str, ...]] = ()
+    """Fields that an approval does not cover."""
+
+    def approval(self) -> str:
+        """SHA-256 of all that is the same for every site and every start: what a site approves."""
+        content: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # as above
+        content = {k: v for k, v in content.items() if k not in self.of_each_start}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
-class Proposal(_Payload):
-    """What a site is asked to take part in, when it is not on the server's machine."""
+class PlanProposal(_Agreement):
+    """Asks a site to be planned for: to be fingerprinted, and to preprocess with the plans."""
+
+    what = "planning"
+
+    dataset: str
+    """The server's name for it; a site's own may differ."""
+    planner: dict[str, Any]
+    """nnU-Net's planner and its options."""
+    configurations: list[str]
+    """What to preprocess at most."""
+    min_cases: int | None
+    """Fewest cases in a bin of the fingerprint, ``None`` for the finest bins."""
+    verify_dataset_integrity: bool
+    replace_plans: bool
+    """Replace plans of the same name that differ."""
+
+
+@dataclass(frozen=True)
+class Proposal(_Agreement):
+    """Asks a site to take part in a training."""
+
+    what = "federation"
+    of_each_start = ("started", "position")
 
     started: str
     """Identifies the run: a new one starts from nothing, the same one continues."""
@@ -131,11 +168,6 @@ class Proposal(_Payload):
     """Of the site among all, from 0: its random numbers begin from it."""
     settings: dict[str, Any]
     """Of the federation, see :class:`.settings.FederationSettings`."""
-
-    def approval(self) -> str:
-        """SHA-256 of all that is the same for every site and every start: what a site approves."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("started", "position")}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

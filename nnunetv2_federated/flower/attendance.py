@@ -42,7 +42,12 @@ class Attendance:
         self._expected = {"network": manifest, "plans": plans_hash}
         self._here: dict[int, SiteDescription] = {}
         self._roll = RollCall(
-            grid, run.remote_sites, "join", self._proposal, self._read, observer.say
+            grid,
+            run.remote_sites,
+            "join",
+            question=self._proposal,
+            read=self._read,
+            say=observer.say,
         )
 
     @property

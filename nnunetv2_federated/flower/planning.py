@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -27,6 +27,8 @@ from nnunetv2_federated.training.planning import PlanSettings, plan, site_finger
 
 Say = Callable[[str], None]
 Answer = TypeVar("Answer")
+Surveys = Mapping[int, SiteSurvey]
+"""What the sites declare, by node."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,28 @@ class PlanningSettings:
     preprocess: bool = True
 
 
-def plan_and_prepare(
-    grid: Grid, nodes: Sequence[int], settings: PlanningSettings, say: Say
-) -> dict[str, Any]:
-    """Plan once for all sites, and let each preprocess with that plan.
+def survey_sites(grid: Grid, nodes: Sequence[int]) -> Surveys:
+    """Ask what the dataset of each site declares; no image is read.
 
-    Nothing is changed at any site before all of them agreed, were fingerprinted, and said that they
-    can take the plan.
+    Raises
+    ------
+    SiteError
+        If a site fails; names it.
+    """
+    return _ask(grid, {node: f"node {node}" for node in nodes}, "survey", SiteSurvey.from_json)
+
+
+def plan_together(
+    grid: Grid, surveys: Surveys, settings: PlanningSettings, say: Say
+) -> PrepareTask:
+    """Fingerprint all sites and plan once for them; nothing is changed anywhere.
 
     Parameters
     ----------
     grid
         Reaches the sites.
-    nodes
-        Their node ids.
+    surveys
+        What each site declares, by node.
     settings
         How to plan.
     say
@@ -64,21 +74,18 @@ def plan_and_prepare(
 
     Returns
     -------
-    dict
-        The federation's plans, without ``dataset_name``.
+    PrepareTask
+        The federation's plans, for :func:`prepare_sites`.
 
     Raises
     ------
     SiteError
-        If a site fails, differs from the others or cannot take the plan; names the site.
+        If a site fails or differs from the others; names the site.
     SettingsError
         If the planner is unknown or none of the configurations is planned.
     """
-    ask = _Questions(grid, {node: f"node {node}" for node in nodes})
-    surveys = ask.all("survey", SiteSurvey.from_json)
-    ask.names = {node: survey.site for node, survey in surveys.items()}
     declared = check_agreement(list(surveys.values()))
-    cases = sum(survey.cases for survey in surveys.values())
+    cases = count_cases(surveys)
     for survey in surveys.values():
         say(f"{survey.site}: {survey.cases} training cases")
         if survey.cases < (settings.min_cases or 5):
@@ -89,7 +96,9 @@ def plan_and_prepare(
     task = FingerprintTask(
         samples_per_case(cases), settings.min_cases, settings.verify_dataset_integrity
     )
-    fingerprints = ask.all("fingerprint", SiteFingerprint.from_json, task.to_json())
+    fingerprints = _ask(
+        grid, _names(surveys), "fingerprint", SiteFingerprint.from_json, task.to_json()
+    )
     for node, fingerprint in fingerprints.items():
         _check_fingerprint(fingerprint, surveys[node])
     pooled = pool_sites(list(fingerprints.values()))
@@ -114,15 +123,21 @@ def plan_and_prepare(
         check_only=True,
     )
     say(f"{plans['plans_name']} for {cases} cases, SHA-256 {prepare.sha256[:12]}")
-    ask.all("prepare", PrepareReport.from_json, prepare.to_json())
-    _prepare(ask, replace(prepare, check_only=False), surveys, say)
-    return plans
+    return prepare
 
 
-def _prepare(
-    ask: _Questions, task: PrepareTask, surveys: Mapping[int, SiteSurvey], say: Say
-) -> None:
-    reports = ask.all("prepare", PrepareReport.from_json, task.to_json())
+def prepare_sites(grid: Grid, task: PrepareTask, surveys: Surveys, say: Say) -> None:
+    """Let each site preprocess with the plans, once all of them said that they can take them.
+
+    Raises
+    ------
+    SiteError
+        If a site cannot take the plans (nothing is changed anywhere then), or fails; names it.
+    """
+    names = _names(surveys)
+    _ask(grid, names, "prepare", PrepareReport.from_json, task.to_json())
+    task = replace(task, check_only=False)
+    reports = _ask(grid, names, "prepare", PrepareReport.from_json, task.to_json())
     for node, report in reports.items():
         site = surveys[node].site
         if report.sha256 != task.sha256:
@@ -138,6 +153,11 @@ def _prepare(
         say(f"{site}: prepared{': ' + done if done else ''}")
 
 
+def count_cases(surveys: Surveys) -> int:
+    """Training cases of all sites."""
+    return sum(survey.cases for survey in surveys.values())
+
+
 def _check_fingerprint(fingerprint: SiteFingerprint, survey: SiteSurvey) -> None:
     for field, theirs, expected in (
         ("site", fingerprint.site, survey.site),
@@ -150,32 +170,30 @@ def _check_fingerprint(fingerprint: SiteFingerprint, survey: SiteSurvey) -> None
             )
 
 
-@dataclass
-class _Questions:
+def _names(surveys: Surveys) -> dict[int, str]:
+    return {node: survey.site for node, survey in surveys.items()}
+
+
+def _ask(
+    grid: Grid,
+    names: Mapping[int, str],
+    query: str,
+    read: Callable[[str], Answer],
+    payload: str | None = None,
+) -> dict[int, Answer]:
     """Ask all sites the same, and name the site that fails."""
-
-    grid: Grid
-    names: dict[int, str]
-
-    def all(
-        self, query: str, read: Callable[[str], Answer], payload: str | None = None
-    ) -> dict[int, Answer]:
-        messages = []
-        for node in self.names:
-            content = (
-                RecordDict() if payload is None else RecordDict({CONFIG: pack_payload(payload)})
-            )
-            messages.append(Message(content, node, f"query.{query}"))
-        answers = {}
-        for answer in self.grid.send_and_receive(messages, timeout=PHASE_SECONDS):
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                raise SiteError(answer.error.reason)
-            try:
-                answers[node] = read(unpack_payload(answer.content))
-            except SiteError as error:
-                raise SiteError(f"site {self.names[node]}: {error}") from error
-        silent = [name for node, name in self.names.items() if node not in answers]
-        if silent:
-            raise SiteError(f"no answer to {query} from site {', '.join(silent)}")
-        return dict(sorted(answers.items()))
+    content = RecordDict() if payload is None else RecordDict({CONFIG: pack_payload(payload)})
+    messages = [Message(RecordDict(dict(content)), node, f"query.{query}") for node in names]
+    answers = {}
+    for answer in grid.send_and_receive(messages, timeout=PHASE_SECONDS):
+        node = answer.metadata.src_node_id
+        if answer.has_error():
+            raise SiteError(answer.error.reason)
+        try:
+            answers[node] = read(unpack_payload(answer.content))
+        except SiteError as error:
+            raise SiteError(f"site {names[node]}: {error}") from error
+    silent = [name for node, name in names.items() if node not in answers]
+    if silent:
+        raise SiteError(f"no answer to {query} from site {', '.join(silent)}")
+    return dict(sorted(answers.items()))

@@ -44,6 +44,7 @@ class RollCall(Generic[Answer]):
         grid: Grid,
         sites: Sequence[str],
         query: str,
+        *,
         question: Callable[[str], str],
         read: Callable[[str, str], Answer],
         say: Callable[[str], None],

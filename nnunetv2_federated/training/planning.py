@@ -72,15 +72,7 @@ def plan(
             return chosen
 
     WithoutImages.__name__ = settings.planner  # the plans tell it
-    dataset_json = {
-        "channel_names": declared["channel_names"],
-        "labels": declared["labels"],
-        "file_ending": declared["file_ending"],
-        "numTraining": fingerprint.cases,
-        "dataset": {},
-    }
-    if declared["regions_class_order"] is not None:
-        dataset_json["regions_class_order"] = declared["regions_class_order"]
+    dataset_json = {**dataset_json_of(declared, fingerprint.cases), "dataset": {}}
     with _dataset_without_images(dataset_json, nnunet_fingerprint(fingerprint)), quiet():
         try:
             plans, _ = plan_experiment_dataset(
@@ -96,6 +88,19 @@ def plan(
     del plans["dataset_name"]
     plain: dict[str, Any] = json.loads(json.dumps(plans))
     return plain
+
+
+def dataset_json_of(declared: Mapping[str, Any], cases: int) -> dict[str, Any]:
+    """Return the ``dataset.json`` of a federation's dataset, from what its sites declare alike."""
+    content = {
+        "channel_names": declared["channel_names"],
+        "labels": declared["labels"],
+        "file_ending": declared["file_ending"],
+        "numTraining": cases,
+    }
+    if declared["regions_class_order"] is not None:
+        content["regions_class_order"] = declared["regions_class_order"]
+    return content
 
 
 def find_planner(name: str) -> type[ExperimentPlanner]:

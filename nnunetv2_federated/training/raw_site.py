@@ -73,8 +73,10 @@ class RawSite:
     a path. Those go to the site's log.
     """
 
+    dataset: str
+    """Name of the dataset."""
     name: str
-    """Name of the dataset, which is the name of the site."""
+    """Of the site."""
     fingerprint_processes: int = 8
     preprocessing_processes: Mapping[str, int] = field(default_factory=dict)
     """By configuration; nnU-Net's default for any other."""
@@ -83,10 +85,12 @@ class RawSite:
     def open(
         cls,
         name_or_id: str,
+        *,
+        site: str | None = None,
         fingerprint_processes: int = 8,
         preprocessing_processes: Mapping[str, int] | None = None,
     ) -> RawSite:
-        """Find a raw dataset.
+        """Find a raw dataset; a site without a name of its own has the dataset's.
 
         Raises
         ------
@@ -101,15 +105,15 @@ class RawSite:
                 f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
                 "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
             )
-        return cls(name, fingerprint_processes, preprocessing_processes or {})
+        return cls(name, site or name, fingerprint_processes, preprocessing_processes or {})
 
     @property
     def _raw(self) -> Path:
-        return Path(nnUNet_raw.require()) / self.name
+        return Path(nnUNet_raw.require()) / self.dataset
 
     @property
     def _preprocessed(self) -> Path:
-        return Path(nnUNet_preprocessed.require()) / self.name
+        return Path(nnUNet_preprocessed.require()) / self.dataset
 
     def survey(self) -> SiteSurvey:
         """Tell what the dataset declares."""
@@ -158,15 +162,11 @@ class RawSite:
             if task.check_only:
                 return PrepareReport(self.name, task.sha256, {})
             name = task.plans["plans_name"]
-            self._preprocessed.mkdir(parents=True, exist_ok=True)
-            save_json(self._dataset_json(), str(self._preprocessed / "dataset.json"), False)
-            self._install_fingerprint(task.fingerprint)
-            plans_file = self._preprocessed / f"{name}.json"
-            save_json({"dataset_name": self.name, **task.plans}, str(plans_file), sort_keys=False)
+            plans_file = install_plans(self._preprocessed, task, self._dataset_json())
             self._copy_splits()
             with quiet():
                 preprocess_dataset(
-                    int(self.name[len("Dataset") :][:3]),
+                    int(self.dataset[len("Dataset") :][:3]),
                     name,
                     task.configurations,
                     [
@@ -185,24 +185,8 @@ class RawSite:
         check_names(task.plans, self.name)
         check_code(task.plans, self.name)
         check_declared(self.survey(), task.declared, "the federation")
-        name = task.plans["plans_name"]
-        plans_file = self._preprocessed / f"{name}.json"
-        if plans_file.is_file() and not task.replace_plans:
-            present = hash_plans(load_json(str(plans_file)))
-            if present != task.sha256:
-                raise SiteError(
-                    f"site {self.name}: has other plans named {name} already (hash "
-                    f"{present[:12]}, the federation's {task.sha256[:12]}); nothing was changed. "
-                    "Choose another name with -overwrite_plans_name, or --replace-plans."
-                )
-
-    def _install_fingerprint(self, fingerprint: dict[str, Any]) -> None:
-        """Keep what stock planning left there before: it describes this site's own cases."""
-        path = self._preprocessed / _FINGERPRINT
-        kept = path.with_name("dataset_fingerprint_of_site.json")
-        if path.is_file() and not kept.exists() and load_json(str(path)) != fingerprint:
-            path.replace(kept)
-        save_json(fingerprint, str(path))
+        if problem := other_plans(self._preprocessed, task):
+            raise SiteError(f"site {self.name}: {problem}")
 
     def _copy_splits(self) -> None:
         """Take the raw dataset's own folds, as nnU-Net's planner does."""
@@ -262,6 +246,44 @@ class RawSite:
             raise SiteError(
                 f"site {self.name}: {type(error).__name__}; the site's log says more."
             ) from error
+
+
+def other_plans(folder: Path, task: PrepareTask) -> str | None:
+    """Say so if a preprocessed dataset has other plans of that name, which are to be kept."""
+    name = task.plans["plans_name"]
+    plans_file = folder / f"{name}.json"
+    if task.replace_plans or not plans_file.is_file():
+        return None
+    present = hash_plans(load_json(str(plans_file)))
+    if present == task.sha256:
+        return None
+    return (
+        f"has other plans named {name} already (hash {present[:12]}, the federation's "
+        f"{task.sha256[:12]}); nothing was changed. Choose another name with "
+        "-overwrite_plans_name, or --replace-plans."
+    )
+
+
+def install_plans(folder: Path, task: PrepareTask, dataset_json: Mapping[str, Any]) -> Path:
+    """Write the federation's plans and fingerprint into a preprocessed dataset.
+
+    What stock planning left there before is kept: it describes the site's own cases.
+
+    Returns
+    -------
+    Path
+        The file of the plans.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(dict(dataset_json), str(folder / "dataset.json"), sort_keys=False)
+    path = folder / _FINGERPRINT
+    kept = path.with_name("dataset_fingerprint_of_site.json")
+    if path.is_file() and not kept.exists() and load_json(str(path)) != task.fingerprint:
+        path.replace(kept)
+    save_json(task.fingerprint, str(path))
+    plans_file = folder / f"{task.plans['plans_name']}.json"
+    save_json({"dataset_name": folder.name, **task.plans}, str(plans_file), sort_keys=False)
+    return plans_file
 
 
 def _reader_writer(dataset_json: dict[str, Any], cases: dict[str, dict[str, Any]]) -> type:
