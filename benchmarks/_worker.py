@@ -188,7 +188,7 @@ def aggregation(replies: int, parameters: int) -> Result:
     cases = tuple(SiteSettings(site.site, "", ("case",), ()) for site in sites.values())
     run = Run("", "2d", 0, "", "", "cpu", settings, cases)
     attendance = Attendance(grid, run, "", "", Observer())
-    attendance.sites = sites
+    attendance.sites.update(sites)
     strategy = PolyLRStrategy(
         build_strategy("fedavg", {}), settings, 0.01, attendance, streaming=True
     )

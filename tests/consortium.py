@@ -44,9 +44,12 @@ class Consortium:
         folder: Path,
         dataset: Path,
         sites: dict[str, list[str]],
+        *,
         host: str = "localhost",
         configuration: str = "2d",
+        raw: Path | None = None,
     ) -> None:
+        """Give each site its cases of a preprocessed dataset; of ``raw``, if that is given."""
         self.folder = folder
         self.dataset = dataset.name.removeprefix("Dataset")[:3]
         self.configuration = configuration
@@ -55,9 +58,23 @@ class Consortium:
         self.namespaces: dict[str, str] = {}
         provision(self.credentials, Address(host, self.port), list(sites))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        if raw is not None:
+            for site, cases in sites.items():
+                self._hand_out(site, raw, cases)
+            return
         self._prepare("server", dataset, None)
         for site, cases in sites.items():
             self._prepare(site, dataset, cases)
+
+    def _hand_out(self, site: str, raw: Path, cases: list[str]) -> None:
+        target = self.folder / site / "raw" / raw.name
+        for part in ("imagesTr", "labelsTr"):
+            (target / part).mkdir(parents=True)
+            for file in (raw / part).iterdir():
+                if file.name[: len(cases[0])] in cases:
+                    shutil.copyfile(file, target / part / file.name)
+        content = json.loads((raw / "dataset.json").read_text())
+        (target / "dataset.json").write_text(json.dumps(content | {"numTraining": len(cases)}))
 
     def _prepare(self, name: str, dataset: Path, cases: list[str] | None) -> None:
         target = self.folder / name / "preprocessed" / dataset.name
@@ -112,6 +129,13 @@ class Consortium:
             *("--configuration", self.configuration, "-device", "cpu", *flags),
         )
 
+    def start_planning(self, *flags: str) -> None:
+        self.start(
+            "server",
+            *("nnunetv2_federated.cli.plan", "-d", "Dataset901_Balls", "-c", self.configuration),
+            *("--server", f"localhost:{self.port}", *flags),
+        )
+
     def start_proxy(self) -> None:
         folder = self.credentials / "server"
         with (self.folder / "proxy.out").open("ab") as out:
@@ -139,10 +163,9 @@ class Consortium:
     def approve(self, site: str) -> None:
         """Wait until the site was asked, and agree, as its engineer would."""
         wait_for(lambda: "asked to take part" in self.said(site), f"proposal at {site}")
-        found = re.search("federation ([0-9a-f]{12})", self.said(site))
-        assert found is not None
+        found = re.findall("part in [a-z]+ ([0-9a-f]{12}): look", self.said(site))
         bundle = self.credentials / "sites" / site / "site.toml"
-        command = [self.dataset, "--site", bundle, "--approve", found[1]]
+        command = [self.dataset, "--site", bundle, "--approve", found[-1]]
         subprocess.run(
             [sys.executable, "-m", "nnunetv2_federated.cli.site", *command],
             env=self.environment(site),

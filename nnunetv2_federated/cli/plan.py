@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_federated.cli.options import Options, parse, run_command
-from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.cli.run import networked, server_settings, sites_with_keys
+from nnunetv2_federated.cli.train import stopping_as_interrupt
+from nnunetv2_federated.cli.train_flags import add_network_flags
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.messages import PrepareTask
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.client_app import make_client_app
+from nnunetv2_federated.flower.deployment.server import serve_planning
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.planning import (
     PlanningSettings,
@@ -15,6 +25,7 @@ from nnunetv2_federated.flower.planning import (
     prepare_sites,
     survey_sites,
 )
+from nnunetv2_federated.training.dataset import check_environment, find_name
 from nnunetv2_federated.training.planning import PlanSettings, find_planner
 from nnunetv2_federated.training.raw_site import RawSite
 
@@ -51,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="replace plans of the same name that differ",
     )
+    add_network_flags(parser)
     return parser
 
 
@@ -63,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _plan(options: Options) -> None:
     settings = _settings(options)
     find_planner(settings.plan.planner)
+    if networked(options):
+        _plan_over_network(options, settings)
+        return
     processes = _processes(options, settings.configurations)
     npfp = options.get("npfp", RawSite.fingerprint_processes)
     if npfp < 1:
@@ -78,11 +93,52 @@ def _plan(options: Options) -> None:
     surveys = survey_sites(grid, list(grid.get_node_ids()))
     task = plan_together(grid, surveys, settings, print)
     prepare_sites(grid, task, surveys, print)
-    plans = task.plans
+    _say_next(f"--site-datasets {' '.join(options['datasets'])}", task, settings)
+
+
+def _plan_over_network(options: Options, settings: PlanningSettings) -> None:
+    """Plan with sites on other machines; their processes and datasets are their own affair."""
+    for name in ("npfp", "np"):
+        if name in options:
+            raise SettingsError(f"-{name} with --server: each site says it for itself (-np).")
+    wait = options.get("wait_for_sites", FederationSettings.wait_for_sites)
+    if not wait > 0:
+        raise SettingsError(f"--wait-for-sites {wait}: must be above 0 (seconds).")
+    check_environment(nnUNet_preprocessed)
+    name = _server_dataset(options["datasets"])
+    try:
+        with stopping_as_interrupt():
+            task = serve_planning(
+                Path(nnUNet_preprocessed.require()) / name,
+                server_settings(options),
+                sites_with_keys(options),
+                settings,
+                wait_for_sites=wait,
+                say=print,
+            )
+    except KeyboardInterrupt as stop:
+        raise FederationError("stopped; the same command begins again") from stop
+    _say_next(f"--server {options['server']} {name}", task, settings)
+
+
+def _server_dataset(named: Sequence[str]) -> str:
+    """Return the dataset that gets the plans; it need not exist, only have a name."""
+    if len(named) > 1:
+        raise SettingsError(f"-d {' '.join(named)} with --server: name the server's one dataset.")
+    name = find_name(named[0]) or named[0]
+    if not re.fullmatch(r"Dataset\d{3}_\w+", name):
+        raise SettingsError(
+            f"-d {name}: the server has no dataset of this id; give a whole name, as in "
+            "Dataset501_Name."
+        )
+    return name
+
+
+def _say_next(sites: str, task: PrepareTask, settings: PlanningSettings) -> None:
+    name = task.plans["plans_name"]
     print(
-        "now train with: nnUNetv2_train_federated --site-datasets "
-        f"{' '.join(options['datasets'])} {settings.configurations[0]} 0"
-        + (f" -p {plans['plans_name']}" if plans["plans_name"] != "nnUNetPlans" else "")
+        f"now train with: nnUNetv2_train_federated {sites} {settings.configurations[0]} 0"
+        + (f" -p {name}" if name != "nnUNetPlans" else "")
     )
 
 

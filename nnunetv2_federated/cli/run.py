@@ -101,11 +101,7 @@ def remote_sites(options: Options) -> tuple[str, ...]:
     SettingsError
         If a site has no key, or flags for sites on this machine are given too.
     """
-    network = ("credentials", "listen", "remote_sites", "force")
-    if "server" not in options:
-        given = [name for name in network if name in options]
-        if given:
-            raise SettingsError(f"--{given[0].replace('_', '-')}: is for --server HOST:PORT only.")
+    if not networked(options):
         return ()
     for name in (*_chosen(options), "backend", "prepare_only"):
         if name in options:
@@ -113,6 +109,31 @@ def remote_sites(options: Options) -> tuple[str, ...]:
                 f"--{name.replace('_', '-')} with --server: the sites are on other machines, each "
                 "with a dataset of its own; keep one of the two."
             )
+    return sites_with_keys(options)
+
+
+def networked(options: Options) -> bool:
+    """Whether the sites are on other machines.
+
+    Raises
+    ------
+    SettingsError
+        If a flag makes sense only then, and they are not.
+    """
+    for name in ("credentials", "listen", "remote_sites", "force"):
+        if name in options and "server" not in options:
+            raise SettingsError(f"--{name.replace('_', '-')}: is for --server HOST:PORT only.")
+    return "server" in options
+
+
+def sites_with_keys(options: Options) -> tuple[str, ...]:
+    """Return the remote sites that were chosen, by default all that have a key.
+
+    Raises
+    ------
+    SettingsError
+        If one has none.
+    """
     known = server_settings(options).site_keys()
     chosen = tuple(sorted(options.get("remote_sites", known)))
     unknown = [name for name in chosen if name not in known]

@@ -12,6 +12,7 @@ from nnunetv2_federated.cli.run import DEFAULT_CREDENTIALS
 from nnunetv2_federated.cli.train import train
 from nnunetv2_federated.cli.train_flags import (
     add_continue_flags,
+    add_deadline_flag,
     add_federation_flags,
     add_network_flags,
     add_nnunet_flags,
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_continue_flags(parser)
     add_federation_flags(parser)
     add_network_flags(parser)
+    add_deadline_flag(parser)
     return parser
 
 

@@ -23,9 +23,8 @@ from nnunetv2_federated.cli.options import Options, fold_number, parse, run_comm
 from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.messages import Proposal
 from nnunetv2_federated.flower.deployment.credentials import Address
-from nnunetv2_federated.flower.deployment.desk import Desk, Limits
+from nnunetv2_federated.flower.deployment.desk import Agreement, Desk, Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
 from nnunetv2_federated.flower.deployment.process import only_one
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile, serve
@@ -45,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "sent to it.",
     )
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="id or name, planned and preprocessed here")
+    add("dataset", metavar="DATASET", help="id or name; raw, or planned and preprocessed here")
     add(
         "--site",
         type=Path,
@@ -54,12 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the bundle the coordinator handed out",
     )
     add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
+    add("-np", type=int, metavar="N", help="processes, when it is planned for (nnU-Net's)")
     add(
         "--approve",
         nargs="?",
         const=_ASK,
         metavar="HASH",
-        help="agree to a federation, and end: without HASH show what was proposed and ask",
+        help="agree to what was proposed, and end: without HASH show it and ask",
     )
     add(
         "--approve-all",
@@ -89,6 +89,7 @@ def _site(options: Options) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     settings = read_site_file(options["site"])
     desk = Desk(settings.name, options["dataset"], settings.work, "cpu", settings.limits)
+    desk.processes = _processes(options)
     if "approve" in options:
         _approve(desk, options["approve"])
         return
@@ -99,7 +100,7 @@ def _site(options: Options) -> None:
     if find_name(options["dataset"]) is None:
         raise SettingsError(
             f"dataset {options['dataset']} is unknown here: give the id or name of a dataset under "
-            "nnUNet_preprocessed."
+            "nnUNet_preprocessed, or under nnUNet_raw to be planned for."
         )
     desk.device = choose_device(options.get("device"))
     if "approve_all" in options:
@@ -191,15 +192,22 @@ def _approve(desk: Desk, wanted: str) -> None:
     print(f"approved {wanted[:12]}")
 
 
-def _ask(proposal: Proposal) -> bool:
-    shown = {k: v for k, v in dataclasses.asdict(proposal).items() if k != "started"}
+def _processes(options: Options) -> int | None:
+    number: int | None = options.get("np")
+    if number is not None and number < 1:
+        raise SettingsError(f"-np {number}: must be at least 1.")
+    return number
+
+
+def _ask(agreement: Agreement) -> bool:
+    shown = {k: v for k, v in dataclasses.asdict(agreement).items() if k != "started"}
     print(json.dumps(shown, indent=2))
-    print(f"federation {proposal.approval()}")
+    print(f"{agreement.what} {agreement.approval()}")
     return input("take part? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _accept(proposal: Proposal) -> bool:
-    _say(f"agrees to federation {proposal.approval()[:12]}, as --approve-all says")
+def _accept(agreement: Agreement) -> bool:
+    _say(f"agrees to {agreement.what} {agreement.approval()[:12]}, as --approve-all says")
     return True
 
 

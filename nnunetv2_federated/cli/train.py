@@ -122,9 +122,13 @@ def _run(run: Run, folder: Path, options: Options, trainer: FederatedRounds) -> 
 @contextlib.contextmanager
 def stopping_as_interrupt() -> Iterator[None]:
     """Let a service manager's SIGTERM end a command as Ctrl-C does."""
+    here = os.getpid()
 
     def interrupt(number: int, frame: object) -> None:
-        del number, frame
+        del frame
+        if os.getpid() != here:  # forked from here, as nnU-Net's pools are: ended by them
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_federation_flags(parser)
     _add_runtime_flags(parser)
     add_network_flags(parser)
+    add_deadline_flag(parser)
     return parser
 
 
@@ -61,14 +62,20 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
         "else loopback, one port above, for the proxy of nginx.conf)",
     )
     add("--remote-sites", nargs="+", metavar="NAME", help="who takes part (all with a key)")
-    add("--round-deadline", type=float, metavar="SECONDS", help="longest a round may take (none)")
     add(
         "--wait-for-sites",
         type=float,
         metavar="SECONDS",
-        help="how long a round waits for sites that are not connected (600)",
+        help="how long to wait for sites that are not connected (600)",
     )
     add("--force", action="store_true", default=None, help="listen beyond this machine too")
+
+
+def add_deadline_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the deadline of a round over a network."""
+    parser.add_argument(
+        "--round-deadline", type=float, metavar="SECONDS", help="longest a round may take (none)"
+    )
 
 
 def add_nnunet_flags(parser: argparse.ArgumentParser) -> None:

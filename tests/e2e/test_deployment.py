@@ -113,6 +113,52 @@ def test_whatever_is_killed_the_weights_are_those_of_an_undisturbed_run(
 
 
 @pytest.mark.slow
+def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
+    tmp_path: Path, dataset_2d: str, nnunet_folders: Path
+) -> None:
+    """No plans anywhere at first; a site is killed as it reads its images, then the server."""
+    dataset = nnunet_folders / "preprocessed" / load_dataset(dataset_2d).name
+    sites = {"bern": SITES["bern"] + SITES["oslo"], "lyon": SITES["lyon"]}
+    consortium = Consortium(tmp_path, dataset, sites, raw=nnunet_folders / "raw" / dataset.name)
+    try:
+        consortium.start_planning()
+        for site in sites:
+            consortium.start_site(site, "-np", "1")
+        for site in sites:
+            consortium.approve(site)
+        consortium.wait_until("bern", "reads all images")
+        consortium.kill("bern")
+        consortium.start_site("bern", "-np", "1")
+        consortium.wait_until("lyon", "preprocesses with")
+        consortium.kill("server")
+        consortium.start_planning()
+        assert consortium.wait_for_server() == 0, consortium.said("server")
+
+        plans = [
+            json.loads((folder / "nnUNetPlans.json").read_text())
+            for folder in tmp_path.glob(f"*/preprocessed/{dataset.name}")
+        ]
+        assert len(plans) == 3
+        assert plans[0] == plans[1] == plans[2]
+        stock = json.loads((dataset / "nnUNetPlans.json").read_text())
+        assert plans[0]["configurations"] == stock["configurations"]
+        assert "bern: prepared: 2d 8 cases" in consortium.said("server")
+
+        consortium.start_server("--rounds", "1", "--iterations-per-epoch", "2")
+        for site in sites:
+            consortium.approve(site)
+        assert consortium.wait_for_server() == 0, consortium.said("server")
+    finally:
+        consortium.stop()
+
+    history = json.loads((consortium.result / "federation.json").read_text())
+    assert {name: site["training_cases"] for name, site in history["sites"].items()} == {
+        "bern": 6,
+        "lyon": 3,
+    }
+
+
+@pytest.mark.slow
 def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites(
     consortium: Consortium,
 ) -> None:

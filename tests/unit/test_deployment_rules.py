@@ -20,11 +20,19 @@ from nnunetv2_federated.cli.server import build_parser
 from nnunetv2_federated.cli.site import read_site_file
 from nnunetv2_federated.cli.status import site_rows
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.messages import FullValidation, Proposal, TrainReport, TrainTask
+from nnunetv2_federated.federation.messages import (
+    FingerprintTask,
+    FullValidation,
+    PlanProposal,
+    PrepareTask,
+    Proposal,
+    TrainReport,
+    TrainTask,
+)
 from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import FederationSettings, setting_names
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
-from nnunetv2_federated.flower.deployment.desk import Desk, Limits
+from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
 from nnunetv2_federated.flower.deployment.process import only_one
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.flower.deployment.signing import sign, verify
@@ -86,6 +94,55 @@ def test_other_weights_another_key_and_no_signature_are_refused() -> None:
 # What a site agrees to
 
 
+def plan_proposal(**changes: Any) -> PlanProposal:
+    content: dict[str, Any] = {
+        "dataset": "Dataset901_Balls",
+        "planner": {"planner": "ExperimentPlanner"},
+        "configurations": ["2d"],
+        "min_cases": 5,
+        "verify_dataset_integrity": False,
+        "replace_plans": False,
+    }
+    return PlanProposal(**content | changes)
+
+
+def prepare_task(**changes: Any) -> PrepareTask:
+    content: dict[str, Any] = {
+        "plans": {},
+        "sha256": "",
+        "fingerprint": {},
+        "declared": {},
+        "configurations": ["2d"],
+        "replace_plans": False,
+        "check_only": True,
+    }
+    return PrepareTask(**content | changes)
+
+
+def test_a_site_is_planned_for_as_it_approved_and_not_otherwise(tmp_path: Path) -> None:
+    desk = Desk("bern", "901", tmp_path, "cpu")
+    with pytest.raises(SiteError, match="has not agreed to be planned for"):
+        desk.check_fingerprint(FingerprintTask(100, 5, False))
+    with pytest.raises(NotApprovedError, match="has not approved planning"):
+        desk.join_planning(plan_proposal())
+    asked = desk.proposed()
+    assert asked == plan_proposal()
+    desk.approve(asked.approval())
+    desk.join_planning(plan_proposal())
+    assert desk.proposed() is None
+
+    desk.check_fingerprint(FingerprintTask(100, 5, False))
+    desk.check_prepare(prepare_task())
+    with pytest.raises(SiteError, match="refused a fingerprint of other bins"):
+        desk.check_fingerprint(FingerprintTask(100, None, False))
+    with pytest.raises(SiteError, match="refused to preprocess 3d_fullres"):
+        desk.check_prepare(prepare_task(configurations=["2d", "3d_fullres"]))
+    with pytest.raises(SiteError, match="refused to replace plans"):
+        desk.check_prepare(prepare_task(replace_plans=True))
+    with pytest.raises(NotApprovedError):
+        desk.join_planning(plan_proposal(min_cases=None))
+
+
 def proposal(**changes: Any) -> Proposal:
     content: dict[str, Any] = {
         "started": "first",
@@ -129,11 +186,17 @@ def test_a_site_gives_no_more_than_its_limits(
     Limits(**limits).check(FederationSettings(rounds=10), "bern")
 
 
-def test_a_site_stops_when_its_hours_are_given(tmp_path: Path) -> None:
+def test_a_site_stops_when_its_hours_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = FederationSettings(rounds=3)
     desk = Desk("bern", "901", tmp_path, "cpu", Limits(max_hours=2))
     desk.check_task(TrainTask(0, 0.01, 1, 0), settings)
-    desk.spend(time.monotonic() - 3 * 3600)
+    clock = iter([0.0, 3 * 3600.0])
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "monotonic", lambda: next(clock))
+        with desk.spending():
+            pass
 
     with pytest.raises(SiteError, match="has given its 2 hours"):
         desk.check_task(TrainTask(1, 0.01, 1, 0), settings)

@@ -1,1 +1,1 @@
-"""A federation over a network: credentials of the server and the sites."""
+"""A federation over a network: what the server and the sites need beyond one machine's."""

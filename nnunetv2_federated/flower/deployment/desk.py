@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from flwr.app import Context
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.history import write_atomically
-from nnunetv2_federated.federation.messages import Proposal, TrainTask
+from nnunetv2_federated.federation.messages import (
+    FingerprintTask,
+    PlanProposal,
+    PrepareTask,
+    Proposal,
+    TrainTask,
+)
 from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import (
     RUN_FILE,
@@ -27,13 +34,16 @@ from nnunetv2_federated.federation.settings import (
 )
 from nnunetv2_federated.flower.launch import federation_folder
 from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
+from nnunetv2_federated.training.raw_site import DEFAULT_PROCESSES, RawSite
 from nnunetv2_federated.training.site import Site, SitePool
 from nnunetv2_federated.training.trainer import federated_trainer
 
 logger = logging.getLogger(__name__)
 
 PROPOSED, APPROVED, SPENT = "proposed.json", "approved.json", "spent.json"
-_CURRENT = "current.json"
+_CURRENT, _PLANNING = "current.json", "planning.json"
+
+Agreement = Proposal | PlanProposal
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,9 @@ class Desk:
     limits
         What the site gives at most.
     ask
-        Shown a federation that is not approved yet, says whether to take part.
+        Shown what is not approved yet, says whether to take part.
+    processes
+        For fingerprints and preprocessing; nnU-Net's defaults if ``None``.
     """
 
     site: str
@@ -92,19 +104,22 @@ class Desk:
     device: str
     limits: Limits = field(default_factory=Limits)
     pool: SitePool = field(default_factory=SitePool)
-    ask: Callable[[Proposal], bool] | None = None
+    ask: Callable[[Agreement], bool] | None = None
+    processes: int | None = None
 
     def approve(self, approval: str) -> None:
         """Remember that the site takes part in what has this hash."""
         approved = sorted({*self._read(APPROVED, []), approval})
         self._write(APPROVED, approved)
 
-    def proposed(self) -> Proposal | None:
+    def proposed(self) -> Agreement | None:
         """Return what was asked last and is not approved."""
         content = self._read(PROPOSED, None)
-        if content is None or Proposal(**content).approval() in self._read(APPROVED, []):
+        if content is None:
             return None
-        return Proposal(**content)
+        kind = Proposal if content["what"] == Proposal.what else PlanProposal
+        proposal = kind(**content["content"])
+        return None if self._approved(proposal) else proposal
 
     def join(self, proposal: Proposal) -> None:
         """Take part in a federation that was approved and fits; prepare its folder.
@@ -124,14 +139,7 @@ class Desk:
                 "together, or copy the federation's plans and preprocess again"
             )
         check_code(dataset.plans, self.site)
-        approval = proposal.approval()
-        if approval not in self._read(APPROVED, []):
-            self._write(PROPOSED, asdict(proposal))
-            if self.ask is None or not self.ask(proposal):
-                raise NotApprovedError(
-                    f"site {self.site} has not approved federation {approval[:12]} yet"
-                )
-            self.approve(approval)
+        self._agree(proposal)
         run = self._run(proposal, settings, dataset)
         folder = federation_folder(run)
         if not _is_of(folder, proposal.started):
@@ -141,6 +149,75 @@ class Desk:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RUN_FILE, run.to_json())
         self._write(_CURRENT, {"folder": str(folder)})
+
+    def join_planning(self, proposal: PlanProposal) -> None:
+        """Be planned for, if that was approved.
+
+        Raises
+        ------
+        SiteError
+            If it is not.
+        """
+        self._agree(proposal)
+        self._write(_PLANNING, asdict(proposal))
+
+    def find_raw(self, context: Context) -> RawSite:
+        """Return the site's raw dataset, once planning was joined."""
+        del context
+        self._planning()
+        try:
+            return RawSite.open(
+                self.dataset,
+                site=self.site,
+                fingerprint_processes=self.processes or RawSite.fingerprint_processes,
+                preprocessing_processes=dict.fromkeys(DEFAULT_PROCESSES, self.processes)
+                if self.processes
+                else None,
+            )
+        except SettingsError as error:
+            logger.exception("no raw dataset")
+            raise SiteError(
+                f"site {self.site}: no raw dataset; the site's log says more"
+            ) from error
+
+    def check_fingerprint(self, task: FingerprintTask) -> None:
+        """Raise ``SiteError`` if a fingerprint finer than what was approved is asked for."""
+        approved = self._planning()
+        if task.min_cases != approved.min_cases:
+            raise SiteError(f"site {self.site}: refused a fingerprint of other bins than approved")
+
+    def check_prepare(self, task: PrepareTask) -> None:
+        """Raise ``SiteError`` if more would be changed at the site than was approved."""
+        approved = self._planning()
+        for configuration in task.configurations:
+            if configuration not in approved.configurations:
+                raise SiteError(
+                    f"site {self.site}: refused to preprocess {configuration[:40]}, which was not "
+                    "approved"
+                )
+        if task.replace_plans and not approved.replace_plans:
+            raise SiteError(f"site {self.site}: refused to replace plans, which was not approved")
+
+    def _planning(self) -> PlanProposal:
+        content = self._read(_PLANNING, None)
+        if content is None:
+            raise SiteError(f"site {self.site} has not agreed to be planned for")
+        return PlanProposal(**content)
+
+    def _approved(self, agreement: Agreement) -> bool:
+        return agreement.approval() in self._read(APPROVED, [])
+
+    def _agree(self, agreement: Agreement) -> None:
+        """Raise ``NotApprovedError`` until it was approved."""
+        if self._approved(agreement):
+            return
+        self._write(PROPOSED, {"what": agreement.what, "content": asdict(agreement)})
+        if self.ask is None or not self.ask(agreement):
+            raise NotApprovedError(
+                f"site {self.site} has not approved {agreement.what} {agreement.approval()[:12]} "
+                "yet"
+            )
+        self.approve(agreement.approval())
 
     def find(self, context: Context) -> Site:
         """Return the living site of the federation joined last."""
@@ -162,16 +239,22 @@ class Desk:
             raise SiteError(f"site {self.site}: refused round {task.server_round}")
         if task.local_epochs != settings.local_epochs:
             raise SiteError(f"site {self.site}: refused {task.local_epochs} local epochs")
-        spent = self._read(SPENT, {"hours": 0.0})["hours"]
-        if self.limits.max_hours is not None and spent >= self.limits.max_hours:
+        if self.limits.max_hours is not None and self._spent() >= self.limits.max_hours:
             raise SiteError(
                 f"site {self.site} has given its {self.limits.max_hours:g} hours of training"
             )
 
-    def spend(self, started: float) -> None:
-        """Add the time since ``started`` (``time.monotonic``) to what the site has given."""
-        spent = self._read(SPENT, {"hours": 0.0})["hours"]
-        self._write(SPENT, {"hours": spent + (time.monotonic() - started) / 3600})
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Add the time within to what the site has given."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._write(SPENT, {"hours": self._spent() + (time.monotonic() - started) / 3600})
+
+    def _spent(self) -> float:
+        return float(self._read(SPENT, {"hours": 0.0})["hours"])
 
     def _settings(self, proposal: Proposal) -> FederationSettings:
         try:

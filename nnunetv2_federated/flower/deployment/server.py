@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.flower.deployment.credentials import (
@@ -14,9 +18,18 @@ from nnunetv2_federated.flower.deployment.credentials import (
     check_validity,
 )
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
-from nnunetv2_federated.flower.deployment.superlink import SuperLink
+from nnunetv2_federated.flower.deployment.superlink import NetworkGrid, SuperLink
+from nnunetv2_federated.flower.planning import (
+    PlanningSettings,
+    count_cases,
+    plan_together,
+    prepare_sites,
+)
+from nnunetv2_federated.flower.roll_call import RollCall
 from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.planning import dataset_json_of
+from nnunetv2_federated.training.raw_site import install_plans, other_plans
 from nnunetv2_federated.training.trainer import FederatedRounds
 
 
@@ -62,6 +75,128 @@ def check_listening(listen: Address, *, force: bool) -> None:
     )
 
 
+@contextmanager
+def open_grid(
+    folder: Path, server: ServerSettings, sites: Iterable[str], say: Callable[[str], None]
+) -> Iterator[NetworkGrid]:
+    """Start a SuperLink and let the sites' keys in; stop it at the end.
+
+    Parameters
+    ----------
+    folder
+        For the SuperLink's files.
+    server
+        Credentials and address.
+    sites
+        Names of those that may connect.
+    say
+        Told where it listens.
+
+    Yields
+    ------
+    NetworkGrid
+        Reaches the sites.
+
+    Raises
+    ------
+    FederationError
+        If the SuperLink cannot be started.
+    """
+    signing_key = load_signing_key(server.credentials / COORDINATOR_KEY)
+    check_validity(server.credentials / "server.crt")
+    keys = server.site_keys()
+    link = SuperLink(folder, server.credentials, server.listen)
+    error: BaseException | None = None
+    try:
+        link.start()
+        say(f"the server listens at {server.listen}")
+        for name in sites:
+            link.register(name, keys[name])
+        grid = link.acquire_run(signing_key)
+        heartbeat = link.keep_alive(grid)
+        try:
+            yield grid
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            link.finish(grid, error)
+            heartbeat.stop()
+    finally:
+        link.stop()
+
+
+def serve_planning(
+    folder: Path,
+    server: ServerSettings,
+    sites: Sequence[str],
+    settings: PlanningSettings,
+    *,
+    wait_for_sites: float,
+    say: Callable[[str], None],
+) -> PrepareTask:
+    """Plan together with sites on other machines, and let them prepare.
+
+    Parameters
+    ----------
+    folder
+        The preprocessed dataset of the server, for the plans.
+    server
+        Credentials and address.
+    sites
+        Names of those that are planned for; all are needed.
+    settings
+        How to plan.
+    wait_for_sites
+        Seconds to wait for a site, at the start and when it was lost.
+    say
+        Told what happens.
+
+    Raises
+    ------
+    RoundError
+        If not all sites are there in time.
+    SiteError
+        If a site fails, differs from the others or cannot take the plans; names it.
+    SettingsError
+        If the server has other plans of that name, or the planner refuses.
+    """
+    proposal = PlanProposal(
+        dataset=folder.name,
+        planner=asdict(settings.plan),
+        configurations=list(settings.configurations) if settings.preprocess else [],
+        min_cases=settings.min_cases,
+        verify_dataset_integrity=settings.verify_dataset_integrity,
+        replace_plans=settings.replace_plans,
+    )
+    files = folder / "planning"
+    with open_grid(files, server, sites, say) as grid:
+        grid.patience = wait_for_sites
+        roll = RollCall(
+            grid,
+            sites,
+            "survey",
+            question=lambda _: proposal.to_json(),
+            read=_read_survey,
+            say=say,
+        )
+        roll.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
+        task = plan_together(grid, roll.answers, settings, say)
+        if problem := other_plans(folder, task):
+            raise SettingsError(f"the server {problem}")
+        prepare_sites(grid, task, roll.answers, say)
+        install_plans(folder, task, dataset_json_of(task.declared, count_cases(roll.answers)))
+    shutil.rmtree(files)
+    return task
+
+
+def _read_survey(payload: str, site: str) -> SiteSurvey:
+    survey = SiteSurvey.from_json(payload)
+    if survey.site != site:
+        raise SiteError(f"the key of {site} was used by a site that calls itself {survey.site}")
+    return survey
+
+
 def serve_run(
     run: Run, folder: Path, server: ServerSettings, observer: Observer, trainer: FederatedRounds
 ) -> Path:
@@ -90,33 +225,14 @@ def serve_run(
     FederationError
         If the SuperLink cannot be started, or the federation fails.
     """
-    signing_key = load_signing_key(server.credentials / COORDINATOR_KEY)
-    check_validity(server.credentials / "server.crt")
-    keys = server.site_keys()
     model = GlobalModel(run, trainer)
-    link = SuperLink(folder / "superlink", server.credentials, server.listen)
-    error: BaseException | None = None
     try:
-        link.start()
-        observer.say(f"the server listens at {server.listen}")
-        for name in run.remote_sites:
-            link.register(name, keys[name])
-        grid = link.acquire_run(signing_key)
-        if run.settings.min_replies is None:  # every site is needed: wait for one that was lost
-            grid.patience = run.settings.wait_for_sites
-        heartbeat = link.keep_alive(grid)
-        try:
+        with open_grid(folder / "superlink", server, run.remote_sites, observer.say) as grid:
+            if run.settings.min_replies is None:  # every site is needed: wait for one that was lost
+                grid.patience = run.settings.wait_for_sites
             Server(grid, run, model, observer).run()
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            link.finish(grid, error)
-            heartbeat.stop()
     except KeyboardInterrupt as stop:
         raise FederationError(
             "stopped; the same command with --c continues after the last finished round"
         ) from stop
-    finally:
-        link.stop()
     return folder.parent

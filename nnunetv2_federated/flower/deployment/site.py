@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
-from nnunetv2_federated.federation.messages import Proposal, TrainTask
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.messages import (
+    FingerprintTask,
+    PlanProposal,
+    PrepareTask,
+    Proposal,
+    TrainTask,
+)
 from nnunetv2_federated.flower.client_app import make_client_app
 from nnunetv2_federated.flower.deployment.credentials import Address
-from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
+from nnunetv2_federated.flower.deployment.desk import (
+    Agreement,
+    Desk,
+    Limits,
+    NotApprovedError,
+)
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.signing import load_verifying_key, verify
 from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, reply, unpack_payload
@@ -132,44 +143,68 @@ def _answer(app: ClientApp, coordinator: Any, message: Message, site: str) -> Me
 
 
 def _build_app(desk: Desk, say: Say) -> ClientApp:
-    def guard(
-        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
-    ) -> Message:
-        """Let a round through only if it belongs to what was approved, and count its time."""
+    """Build the app every site runs; only what was approved gets through to it."""
+    agree = _Agreeing(say)
+    app = make_client_app(
+        desk.find, desk.find_raw, [_guard_planning(desk, agree, say), _guard_training(desk, say)]
+    )
+
+    @app.query("join")
+    def join(message: Message, context: Context) -> Message:
+        proposal = Proposal.from_json(unpack_payload(message.content))
+        agree(proposal, functools.partial(desk.join, proposal))
+        return reply(message, desk.find(context).describe().to_json())
+
+    return app
+
+
+class _Agreeing:
+    """Join what was approved; say once that somebody has to look at what was not."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._asked: set[str] = set()
+
+    def __call__(self, agreement: Agreement, join: Callable[[], None]) -> None:
+        what = f"{agreement.what} {agreement.approval()[:12]}"
+        try:
+            join()
+        except NotApprovedError:
+            if what not in self._asked:
+                self._asked.add(what)
+                self._say(f"asked to take part in {what}: look at it and approve it with --approve")
+            raise
+        self._say(f"takes part in {what}")
+
+
+def _guard_planning(desk: Desk, agree: _Agreeing, say: Say) -> Mod:
+    def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        kind = message.metadata.message_type
+        if kind == "query.survey":
+            proposal = PlanProposal.from_json(unpack_payload(message.content))
+            agree(proposal, functools.partial(desk.join_planning, proposal))
+        elif kind == "query.fingerprint":
+            desk.check_fingerprint(FingerprintTask.from_json(unpack_payload(message.content)))
+            say("reads all images and masks for the fingerprint")
+        elif kind == "query.prepare":
+            task = PrepareTask.from_json(unpack_payload(message.content))
+            desk.check_prepare(task)
+            if not task.check_only:
+                say(f"preprocesses with the federation's plans, SHA-256 {task.sha256[:12]}")
+        return call_next(message, context)
+
+    return guard
+
+
+def _guard_training(desk: Desk, say: Say) -> Mod:
+    def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if message.metadata.message_type != MessageType.TRAIN:
             return call_next(message, context)
         task = TrainTask.from_json(unpack_payload(message.content))
         settings = desk.find(context).run.settings
         desk.check_task(task, settings)
         say(f"round {task.server_round + 1} of {settings.rounds}, learning rate {task.lr:.5f}")
-        started = time.monotonic()
-        try:
+        with desk.spending():
             return call_next(message, context)
-        finally:
-            desk.spend(started)
 
-    asked: set[str] = set()
-    app = make_client_app(desk.find, functools.partial(_no_planning, desk.site), [guard])
-
-    @app.query("join")
-    def join(message: Message, context: Context) -> Message:
-        proposal = Proposal.from_json(unpack_payload(message.content))
-        try:
-            desk.join(proposal)
-        except NotApprovedError:
-            if proposal.approval() not in asked:
-                asked.add(proposal.approval())
-                say(
-                    f"asked to take part in federation {proposal.approval()[:12]}: look at it and "
-                    "approve it with --approve"
-                )
-            raise
-        say(f"takes part in federation {proposal.approval()[:12]}")
-        return reply(message, desk.find(context).describe().to_json())
-
-    return app
-
-
-def _no_planning(site: str, context: Context) -> Any:  # noqa: ANN401
-    del context
-    raise SiteError(f"site {site}: plans are made before, not over the network")
+    return guard
