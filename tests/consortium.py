@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -160,12 +159,13 @@ class Consortium:
         file = self.folder / f"{name}.out"
         return file.read_text() if file.is_file() else ""
 
-    def approve(self, site: str) -> None:
+    def approve(self, site: str, what: str = "federation") -> None:
         """Wait until the site was asked, and agree, as its engineer would."""
-        wait_for(lambda: "asked to take part" in self.said(site), f"proposal at {site}")
-        found = re.findall("part in [a-z]+ ([0-9a-f]{12}): look", self.said(site))
+        asked = f"asked to take part in {what} "
+        wait_for(lambda: asked in self.said(site), f"{what} at {site}")
+        found = self.said(site).split(asked)[-1][:12]
         bundle = self.credentials / "sites" / site / "site.toml"
-        command = [self.dataset, "--site", bundle, "--approve", found[-1]]
+        command = [self.dataset, "--site", bundle, "--approve", found]
         subprocess.run(
             [sys.executable, "-m", "nnunetv2_federated.cli.site", *command],
             env=self.environment(site),

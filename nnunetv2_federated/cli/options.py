@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -152,3 +153,8 @@ def run_command(command: Callable[[], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         bad_input = isinstance(error, SettingsError | CheckpointError)
         raise SystemExit(2 if bad_input else 1) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"error: {error}: make room; what was finished is whole", file=sys.stderr)
+        raise SystemExit(1) from None

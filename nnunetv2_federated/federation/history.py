@@ -73,8 +73,12 @@ def _plain(value: object) -> object:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that a reader, or a kill, never meets half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_history(path: Path, header: Record, rounds: Sequence[Record]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from nnunetv2_federated.training import local_state
+
 
 def save_as_stock(save: Callable[[Any], None], filename: str, trainer_name: str) -> None:
     """Let nnU-Net write its checkpoint, then store it under another trainer's name, atomically.
@@ -21,7 +23,4 @@ def save_as_stock(save: Callable[[Any], None], filename: str, trainer_name: str)
     buffer.seek(0)
     checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # written a line above
     checkpoint["trainer_name"] = trainer_name
-    path = Path(filename)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(checkpoint, temporary)
-    temporary.replace(path)
+    local_state.save(Path(filename), checkpoint)

@@ -49,10 +49,21 @@ def restore_randomness(snapshot: dict[str, Any]) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a state so that a kill at any moment leaves the old one or the new one."""
+    """Write a state so that a kill at any moment leaves the old one or the new one.
+
+    Raises
+    ------
+    OSError
+        If there is no room; nothing of the attempt is left.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:  # torch, given a path, would not say that it is full
+            torch.save(state, file)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
         for site in sites:
             consortium.start_site(site, "-np", "1")
         for site in sites:
-            consortium.approve(site)
+            consortium.approve(site, "planning")
         consortium.wait_until("bern", "reads all images")
         consortium.kill("bern")
         consortium.start_site("bern", "-np", "1")

@@ -24,10 +24,11 @@ from typing import Self, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message
-from flwr.app.message import remove_content_from_message
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import message_to_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -63,6 +64,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.flower.records import SITE_FAILED
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +150,9 @@ class Fleet:
             self._node = self._still_active()
             if not self._node.node_id:
                 raise LostError(_refusal(self._server, error)) from error
-        self._node_file.parent.mkdir(parents=True, exist_ok=True)
-        self._node_file.write_text(str(self._node.node_id))
+        with contextlib.suppress(OSError):  # it only saves a minute after a kill
+            self._node_file.parent.mkdir(parents=True, exist_ok=True)
+            self._node_file.write_text(str(self._node.node_id))
         self._heartbeat.start()
         return self
 
@@ -184,7 +187,7 @@ class Fleet:
         """
         kept = self._kept()
         if kept is not None:
-            yield self._open(kept)
+            yield from self._opened(kept)
         while not self._stopped():
             if self._lost.is_set():
                 raise LostError("the server does not know this site's connection any more")
@@ -198,10 +201,28 @@ class Fleet:
             try:
                 with self._losing():
                     self._keep(received)
-                yield self._open(received)
-            except SiteError:
-                logger.exception("a message was refused")
-                self._forget()
+            except (SiteError, OSError) as error:
+                self._refuse(received, error)
+                continue
+            yield from self._opened(received)
+
+    def _opened(self, received: PullMessagesResponse) -> Iterator[Message]:
+        try:
+            message = self._open(received)
+        except SiteError as error:
+            self._refuse(received, error)
+            return
+        yield message
+
+    def _refuse(self, received: PullMessagesResponse, error: SiteError | OSError) -> None:
+        """Answer that the message could not be taken, and why."""
+        logger.error("a message was refused", exc_info=error)
+        self._forget()
+        metadata = metadata_from_proto(received.messages_list[0].metadata)
+        self._identify(metadata.run_id)
+        question = make_message(metadata=metadata, content=RecordDict())
+        reason = str(error) if isinstance(error, SiteError) else reason_of(error)
+        self.answer(Message(Error(SITE_FAILED, reason), reply_to=question))
 
     def answer(self, reply: Message) -> None:
         """Send the answer, and forget the question."""
@@ -288,9 +309,13 @@ class Fleet:
         if not isinstance(message, Message):
             raise SiteError("refused: not a message")
         message.metadata.__dict__["_message_id"] = tree.object_id
-        TaskIdentity.task_id = 1
-        TaskIdentity.run_id, TaskIdentity.node_id = metadata.run_id, self._node.node_id
+        self._identify(metadata.run_id)
         return message
+
+    def _identify(self, run_id: int) -> None:
+        """Say, where Flower looks for it, whose messages are built here."""
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id, TaskIdentity.node_id = run_id, self._node.node_id
 
     def _forget(self) -> None:
         # first what says that there is a message
@@ -335,6 +360,11 @@ class Fleet:
                 raise LostError("stopped")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def reason_of(error: OSError) -> str:
+    """Say what the machine refused, without the path: that is for the site's log."""
+    return f"{error.strerror or type(error).__name__}; the site's log says more"
 
 
 def _heartbeat(node: Node) -> SendNodeHeartbeatRequest:

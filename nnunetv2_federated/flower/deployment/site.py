@@ -32,7 +32,7 @@ from nnunetv2_federated.flower.deployment.desk import (
     Limits,
     NotApprovedError,
 )
-from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
+from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError, reason_of
 from nnunetv2_federated.flower.deployment.signing import load_verifying_key, verify
 from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, reply, unpack_payload
 
@@ -134,8 +134,7 @@ def _answer(app: ClientApp, coordinator: Any, message: Message, site: str) -> Me
         return Message(Error(SITE_FAILED, str(error)), reply_to=message)
     except OSError as error:
         logger.exception("failed")
-        reason = f"site {site}: {error.strerror or type(error).__name__}; its log says more"
-        return Message(Error(SITE_FAILED, reason), reply_to=message)
+        return Message(Error(SITE_FAILED, f"site {site}: {reason_of(error)}"), reply_to=message)
     except Exception as error:  # its text could name a case or a path: the log has it
         logger.exception("failed")
         reason = f"site {site}: {type(error).__name__}; the site's log says more"
