@@ -106,9 +106,11 @@ class Consortium:
         }
 
     def start(self, name: str, *command: str | Path) -> None:
+        """Run a module, or a script."""
+        module = [] if Path(command[0]).suffix == ".py" else ["-m"]
         with (self.folder / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
-                [*self.inside(name), sys.executable, "-m", *command],
+                [*self.inside(name), sys.executable, *module, *command],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from consortium import SHORT, SITES, Consortium, Network, wait_for
+from consortium import SHORT, SITES, Consortium, Network, run_all, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 
@@ -184,6 +185,54 @@ def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites
 
     assert consortium.wait_for_server(200) == 1
     assert "are required (--min-replies)" in consortium.said("server").split("\n")[-2]
+
+
+@pytest.mark.slow
+def test_a_federation_goes_on_with_the_sites_that_are_well(
+    tmp_path: Path, dataset_2d: str, nnunet_folders: Path
+) -> None:
+    """One answers garbage of every kind, one takes only small messages, one's disk is full."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a disk that is full")
+    dataset = nnunet_folders / "preprocessed" / load_dataset(dataset_2d).name
+    fold_split(load_dataset(dataset_2d), "2d", 0)
+    consortium = Consortium(tmp_path, dataset, {**SITES, "rome": SITES["lyon"]})
+    bundles = consortium.credentials / "sites"
+    (bundles / "rome" / "work").mkdir()
+    with (bundles / "lyon" / "site.toml").open("a") as file:
+        file.write("\nmax_message_mb = 1\n")
+    run_all(f"mount -t tmpfs -o size=1M tmpfs {bundles / 'rome' / 'work'}")
+    try:
+        consortium.start_server(
+            *("--rounds", "6", "--iterations-per-epoch", "1", "--val-iterations", "1"),
+            *("--min-replies", "1", "--no-global-validation"),
+        )
+        for site in ("bern", "lyon", "rome"):
+            consortium.start_site(site, "--approve-all")
+        consortium.start(
+            "oslo", Path(__file__).parents[1] / "garbage_site.py", bundles / "oslo" / "site.toml"
+        )
+        assert consortium.wait_for_server() == 0, consortium.said("server")
+    finally:
+        consortium.stop()
+        run_all(f"umount {bundles / 'rome' / 'work'}")
+
+    rounds = json.loads((consortium.result / "federation.json").read_text())["rounds"]
+    garbage = [record["failed"]["oslo"] for record in rounds]
+    expected = (
+        r"sent \d+ weights instead of",
+        r"sent \d+ weights instead of",
+        "weights are not finite",
+        "float16",
+        "truncated",
+        "not a valid TrainReport",
+    )
+    for said, pattern in zip(garbage, expected, strict=True):
+        assert re.search(pattern, said), said
+    for record in rounds:
+        assert list(record["sites"]) == ["bern"]
+        assert "refused: a message of more than 1048576 bytes" in record["failed"]["lyon"]
+        assert "No space left on device" in record["failed"]["rome"]
 
 
 def test_a_site_answers_nobody_but_the_coordinator(consortium: Consortium) -> None:

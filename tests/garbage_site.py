@@ -1,0 +1,61 @@
+"""A site that answers its rounds with garbage of every kind; its argument is a site.toml."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+from nnunetv2_federated.cli.site import read_site_file
+from nnunetv2_federated.flower.deployment import site
+from nnunetv2_federated.flower.deployment.desk import Desk
+from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload, pack_weights
+
+
+def truncated(record: ArrayRecord) -> ArrayRecord:
+    array = next(iter(record.values()))
+    return ArrayRecord({"weights": Array(array.dtype, array.shape, array.stype, array.data[:-100])})
+
+
+def spoil(kind: str, content: RecordDict) -> RecordDict:
+    weights = next(iter(content[ARRAYS].values())).numpy()
+    if kind == "nan":
+        weights = weights.copy()
+        weights[7] = np.nan
+    spoiled = {
+        "short": lambda: {ARRAYS: pack_weights(weights[:-1])},
+        "huge": lambda: {ARRAYS: pack_weights(np.tile(weights, 10))},
+        "nan": lambda: {ARRAYS: pack_weights(weights)},
+        "float16": lambda: {ARRAYS: pack_weights(weights, "float16")},
+        "truncated": lambda: {ARRAYS: truncated(content[ARRAYS])},
+        "no payload": lambda: {CONFIG: pack_payload("{")},
+    }
+    return RecordDict({**content, **spoiled[kind]()})
+
+
+KINDS = ("short", "huge", "nan", "float16", "truncated", "no payload")
+
+
+def main() -> None:
+    settings = read_site_file(Path(sys.argv[1]))
+    desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
+    say = functools.partial(print, flush=True)
+    honest, kinds = site._answer, itertools.chain(KINDS, itertools.repeat("nan"))
+
+    def answer(app, coordinator, message: Message, name: str) -> Message:
+        reply = honest(app, coordinator, message, name)
+        if message.metadata.message_type == "train" and reply.has_content():
+            reply.content = spoil(next(kinds), reply.content)
+        return reply
+
+    site._answer = answer
+    site.serve(settings, desk, say, threading.Event())
+
+
+if __name__ == "__main__":
+    main()
