@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import time
 from dataclasses import asdict
 from importlib.metadata import entry_points
@@ -19,6 +21,7 @@ from nnunetv2_federated.cli.options import parse, pick
 from nnunetv2_federated.cli.server import build_parser
 from nnunetv2_federated.cli.site import read_site_file
 from nnunetv2_federated.cli.status import site_rows
+from nnunetv2_federated.cli.train import stopping_as_interrupt
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
@@ -292,6 +295,13 @@ def test_a_wrong_site_file_gets_one_line(tmp_path: Path, line: str, text: str) -
     path.write_text('name = "bern"\n')
     with pytest.raises(SettingsError, match="server is missing"):
         read_site_file(path)
+
+
+def test_a_worker_forked_by_a_command_ends_when_its_pool_says_so() -> None:
+    with stopping_as_interrupt():
+        assert callable(signal.getsignal(signal.SIGTERM))
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL
 
 
 def test_a_site_runs_once(tmp_path: Path) -> None:

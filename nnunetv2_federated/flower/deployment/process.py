@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import logging
 import os
 import signal
@@ -106,6 +105,8 @@ def only_one(lock: Path) -> Iterator[None]:
     SettingsError
         If another process holds it.
     """
+    import fcntl  # noqa: PLC0415  # not on Windows, where other commands of ours run
+
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
