@@ -180,6 +180,8 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, Mapping):
             for key, number in value.items():
                 flags += [flag, f"{key}={number}"]
+        elif isinstance(value, list) and action.nargs is not None:
+            flags += [flag, *map(str, value)]
         elif isinstance(value, list):
             for item in value:
                 flags += [flag, str(item)]

@@ -22,6 +22,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
+from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
@@ -29,6 +30,8 @@ from nnunetv2_federated.training.site import quiet
 
 _CLOCKS_MAY_DIFFER = 60.0
 _WARN_DAYS = 30
+_PATIENCE = 10.0
+"""Seconds for one connection."""
 _GIGABYTE = 2**30
 _FREE_GIGABYTES = 5.0
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
@@ -87,36 +90,50 @@ def _look(what: str, find: Callable[[], str]) -> Finding:
 
 def _check_server(settings: SiteSettingsFile) -> Iterator[Finding]:
     server = settings.server
-    try:
-        with socket.create_connection((server.host, server.port), timeout=10):
-            pass
-    except OSError as error:
-        seen = f"{server}: {error}; is the port right, the server started, the firewall open?"
-        yield Finding("server", False, seen)
+    reached = _look("server", lambda: _reach(server))
+    yield reached
+    if not reached.good:
         return
-    yield Finding("server", True, f"{server} can be reached")
     try:
         context = ssl.create_default_context(cadata=settings.ca.read_text())
-        with (
-            socket.create_connection((server.host, server.port), timeout=10) as plain,
-            context.wrap_socket(plain, server_hostname=server.host) as secured,
-        ):
-            certificate = secured.getpeercert() or {}
     except (OSError, ValueError) as error:
-        yield Finding("certificate", False, f"{error}")
+        yield Finding("certificate", False, f"ca {settings.ca} cannot be read: {error}")
         return
+    secured = _look("certificate", lambda: _certificate(server, context))
+    yield secured
+    if secured.good:
+        yield _look("clock", lambda: _clock(server, context))
+
+
+def _reach(server: Address) -> str:
+    try:
+        socket.create_connection((server.host, server.port), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise SettingsError(
+            f"{server}: {error}; is the port right, the server started, the firewall open?"
+        ) from error
+    return f"{server} can be reached"
+
+
+def _certificate(server: Address, context: ssl.SSLContext) -> str:
+    with (
+        socket.create_connection((server.host, server.port), timeout=_PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname=server.host) as secured,
+    ):
+        certificate = secured.getpeercert() or {}
     until = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
     days = (until - time.time()) / 86400
     day = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d")
-    yield Finding("certificate", days > _WARN_DAYS, f"valid until {day}, {days:.0f} days")
-    yield _look("clock", lambda: _clock(settings))
+    seen = f"valid until {day}, {days:.0f} days"
+    if days < _WARN_DAYS:
+        raise SettingsError(f"{seen}: ask the coordinator to renew it")
+    return seen
 
 
-def _clock(settings: SiteSettingsFile) -> str:
+def _clock(server: Address, context: ssl.SSLContext) -> str:
     """Compare clocks: a signed request that is too old is refused."""
-    context = ssl.create_default_context(cadata=settings.ca.read_text())
     try:
-        response = httpx.get(f"https://{settings.server}/v1/fleet/", verify=context, timeout=10)
+        response = httpx.get(f"https://{server}/v1/fleet/", verify=context, timeout=_PATIENCE)
     except httpx.HTTPError as error:
         raise SettingsError(str(error)) from error
     said = response.headers.get("date")

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -54,6 +55,25 @@ _SITE_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 APP_FOLDER = Path(__file__).parents[1] / "app"
 
 
+@dataclass(frozen=True)
+class _Lost:
+    """A node that went away, and what it was asked."""
+
+    until: float
+    """When to give it up (``time.monotonic``)."""
+    question: Message
+    answer: Message
+    """For who asked, if it does not come back."""
+
+    @property
+    def node(self) -> int:
+        return self.question.metadata.dst_node_id
+
+    def asked_again(self) -> Message:
+        content = {k: v for k, v in self.question.content.items() if k != SIGNATURE}
+        return Message(RecordDict(content), self.node, self.question.metadata.message_type)
+
+
 class NetworkGrid(HttpGrid):
     """Flower's Grid, which signs what it sends and passes replies on as they come.
 
@@ -84,7 +104,7 @@ class NetworkGrid(HttpGrid):
         """
         end = None if timeout is None else time.monotonic() + timeout
         waiting = self._send(messages)
-        lost: list[tuple[float, Message, Message]] = []
+        lost: list[_Lost] = []
         while (waiting or lost) and (end is None or time.monotonic() < end):
             lost, back = self._look_for(lost)
             waiting |= self._send(back)
@@ -100,11 +120,12 @@ class NetworkGrid(HttpGrid):
                 # the SuperLink's own errors do not say which node they are about
                 answer = Message(reply.error, reply_to=question)
                 if reply.error.code in _SITE_LOST:
-                    lost.append((time.monotonic() + self.patience, question, answer))
+                    lost.append(_Lost(time.monotonic() + self.patience, question, answer))
                 else:
                     yield answer
-            yield from [answer for until, _, answer in lost if until <= time.monotonic()]
-            lost = [entry for entry in lost if entry[0] > time.monotonic()]
+            now = time.monotonic()
+            yield from [site.answer for site in lost if site.until <= now]
+            lost = [site for site in lost if site.until > now]
 
     def _send(self, messages: Iterable[Message]) -> dict[str, Message]:
         signed = list(messages)
@@ -113,24 +134,13 @@ class NetworkGrid(HttpGrid):
         ids = list(self.push_messages(signed))
         return {name: message for name, message in zip(ids, signed, strict=True) if name}
 
-    def _look_for(
-        self, lost: list[tuple[float, Message, Message]]
-    ) -> tuple[list[tuple[float, Message, Message]], list[Message]]:
+    def _look_for(self, lost: list[_Lost]) -> tuple[list[_Lost], list[Message]]:
         """Return who is lost still, and what to ask those who are back."""
         if not lost:
             return [], []
         online = set(self.get_node_ids())
-        still = [entry for entry in lost if entry[1].metadata.dst_node_id not in online]
-        back = [
-            Message(
-                RecordDict({k: v for k, v in question.content.items() if k != SIGNATURE}),
-                question.metadata.dst_node_id,
-                question.metadata.message_type,
-            )
-            for _, question, _ in lost
-            if question.metadata.dst_node_id in online
-        ]
-        return still, back
+        still = [site for site in lost if site.node not in online]
+        return still, [site.asked_again() for site in lost if site.node in online]
 
 
 class SuperLink:
@@ -278,7 +288,7 @@ class SuperLink:
                 )
                 if response.token:
                     return response.token
-                time.sleep(0.2)
+                time.sleep(_LOOK_SECONDS)
         finally:
             client.close()
         raise FederationError("the SuperLink does not hand out the run it was given")
