@@ -29,6 +29,7 @@ from nnunetv2_federated.federation.comparison import Comparison, open_comparison
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import STRATEGIES
 from nnunetv2_federated.training.dataset import check_environment
+from nnunetv2_federated.training.tracking import stay_local
 
 DESCRIPTION = """Train each site alone, the federation, and one model on all cases, with the same
 steps, seeds and data; test every model at every site; write report.html, report.md and PNGs. May be
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _compare(options: Options) -> None:
     use_trainer_folder()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    stay_local()
     target = list(options.get("target", []))
     if len(target) < 3:
         raise SettingsError(

@@ -29,6 +29,7 @@ from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
 from nnunetv2_federated.flower.deployment.process import only_one
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile, serve
 from nnunetv2_federated.training.dataset import check_environment, find_name
+from nnunetv2_federated.training.tracking import stay_local
 
 _ASK = "ask"
 _HASH_LENGTH = 64
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _site(options: Options) -> None:
     use_trainer_folder()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    stay_local()
     settings = read_site_file(options["site"])
     desk = Desk(settings.name, options["dataset"], settings.work, "cpu", settings.limits)
     desk.processes = _processes(options)

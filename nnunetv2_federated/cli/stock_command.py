@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train_flags import build_parser
 from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.training.build import configure
+from nnunetv2_federated.training.tracking import close_trackers
 from nnunetv2_federated.training.trainer import FederatedRounds
 
 SETTINGS_VARIABLE = "nnUNet_federated_settings"
@@ -44,6 +46,7 @@ def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
         )
         folder = prepare(run, resume="c" in options)
         send_logs_to(Path(self.output_folder) / "federation.log")
+        atexit.register(close_trackers, self)  # nnUNetv2_train has yet to validate
         with ConsoleObserver(run.settings.rounds) as console:
             configure(self, run)
             launch(run, folder, observer=console, trainer=self)

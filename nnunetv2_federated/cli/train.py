@@ -24,6 +24,7 @@ from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
+from nnunetv2_federated.training.tracking import close_trackers, stay_local
 from nnunetv2_federated.training.trainer import FederatedRounds
 from nnunetv2_federated.training.validation import validate
 
@@ -65,6 +66,7 @@ def train(options: Options) -> None:
     """Train as the flags say."""
     use_trainer_folder()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    stay_local()
     dataset, configuration, fold = read_target(options)
     if options.get("c") and options.get("val"):
         raise SettingsError("--c --val: continue the training, or only validate; not both.")
@@ -91,7 +93,10 @@ def train(options: Options) -> None:
             f"--federation-config 'num-supernodes={len(run.sites)} client-resources-num-cpus=1'"
         )
         return
-    _run(run, folder, options, trainer)
+    try:
+        _run(run, folder, options, trainer)
+    finally:
+        close_trackers(trainer)
 
 
 def _run(run: Run, folder: Path, options: Options, trainer: FederatedRounds) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,46 @@ def server_side(validations: Mapping[str, Validation]) -> Record:
         **_pooled(list(validations.values())),
         "sites": {site: _pooled([v]) for site, v in validations.items()},
     }
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings, each with its path: ``settings/rounds``."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
+
+
+def round_numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a round says of its sites, its traffic and its time, by path.
+
+    ``sites/<name>/dice`` is the locally trained model's, ``sites/<name>/global_model/dice`` the
+    global model's there. Why a site failed is left out: the text of an error may name a case.
+    """
+    validated = (record["global_model"] or {}).get("sites", {})
+    names = sorted({*record["participants"], *record["sites"], *validated})
+    tree = {
+        "seconds": record["seconds"],
+        "bytes_down": record["bytes_down"],
+        "bytes_up": record["bytes_up"],
+        "failed_sites": len(record["failed"]),
+        "sites": {
+            name: {
+                **record["sites"].get(name, {}),
+                "failed": int(name in record["failed"]),
+                "global_model": validated.get(name, {}),
+            }
+            for name in names
+        },
+    }
+    numbers: dict[str, float] = {}
+    for path, value in leaves(tree):
+        if isinstance(value, list):  # nnU-Net's spelling of classes
+            numbers |= {f"{path}/class_{i}": v for i, v in enumerate(value, 1)}
+        else:
+            numbers[path] = value
+    return {path: float(value) for path, value in numbers.items() if math.isfinite(value)}
 
 
 def _plain(value: object) -> object:

@@ -20,6 +20,7 @@ from nnunetv2_federated.flower.strategies import build_strategy
 from nnunetv2_federated.training.build import results_not_writable
 from nnunetv2_federated.training.dataset import check_environment
 from nnunetv2_federated.training.site import SitePool
+from nnunetv2_federated.training.tracking import wanted_trackers
 from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
 
 BACKENDS = ("in-process", "ray")
@@ -39,7 +40,8 @@ def federation_folder(run: Run) -> Path:
 
 
 def check(run: Run, backend: str = "in-process") -> None:
-    """Raise ``SettingsError`` if Ray is wanted and absent, or the strategy refuses its options."""
+    """Raise ``SettingsError`` for what is wanted and absent, or options the strategy refuses."""
+    wanted_trackers()
     if backend == "ray":
         check_ray()
     build_strategy(run.settings.strategy, run.settings.strategy_options)
@@ -65,8 +67,8 @@ def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> P
     Raises
     ------
     SettingsError
-        If the strategy refuses its options, Ray is wanted and absent, or the results folder
-        cannot be written.
+        If the strategy refuses its options, Ray or a tracker is wanted and absent, or the results
+        folder cannot be written.
     """
     check(run, backend)
     folder = federation_folder(run)
@@ -101,7 +103,8 @@ def launch(
     observer
         Told what happens.
     trainer
-        An uninitialised trainer to hold the global model; ``None`` to build one.
+        An uninitialised trainer to hold the global model, whose trackers stay open for its
+        validation; ``None`` to build one.
 
     Returns
     -------

@@ -66,7 +66,12 @@ def make_server_app(
     def main(grid: Grid, context: Context) -> None:
         folder = run_folder(context)
         run = read_run(folder)
-        Server(grid, run, GlobalModel(run, trainer), observer or Observer()).run()
+        model = GlobalModel(run, trainer)
+        try:
+            Server(grid, run, model, observer or Observer()).run()
+        finally:
+            if trainer is None:  # whoever gave one closes it, after the validation
+                model.close()
 
     return app
 
@@ -96,6 +101,8 @@ class Server:
             self.model.load_pretrained(self._run.pretrained_weights)
             self._sent = self.model.vector
         self.observer.run_started(len(self.rounds), self.settings.rounds)
+        for place in self.model.open_trackers(self._header()):
+            self.observer.say(f"tracked in {place}")
         self._attendance.gather()
         self.model.write_metadata()
         strategy = PolyLRStrategy(
@@ -227,8 +234,8 @@ class Server:
     def _sites(self) -> list[SiteDescription]:
         return list(self._attendance.sites.values())
 
-    def _write_report(self) -> None:
-        header = {
+    def _header(self) -> Record:
+        return {
             "dataset": self._run.dataset,
             "configuration": self._run.configuration,
             "fold": self._run.fold,
@@ -241,17 +248,19 @@ class Server:
             "versions": {
                 name: version(name) for name in ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
             },
-            "sites": {
-                site.site: {
-                    "training_cases": site.training_cases,
-                    "validation_cases": site.validation_cases,
-                    "versions": site.versions,
-                }
-                for site in self._sites
-            },
+        }
+
+    def _write_report(self) -> None:
+        sites = {
+            site.site: {
+                "training_cases": site.training_cases,
+                "validation_cases": site.validation_cases,
+                "versions": site.versions,
+            }
+            for site in self._sites
         }
         path = self._folder / "federation.json"
-        write_history(path, header, self.rounds)
+        write_history(path, {**self._header(), "sites": sites}, self.rounds)
         plot_federation(self.rounds, self._folder / "federation.png")
 
 

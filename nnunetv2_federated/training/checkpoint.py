@@ -15,12 +15,14 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
+from nnunetv2_federated.federation.history import round_numbers
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
+from nnunetv2_federated.training.tracking import Tracker, close_trackers, open_trackers
 from nnunetv2_federated.training.trainer import FederatedRounds
 from nnunetv2_federated.training.weights import (
     batchnorm_tensors,
@@ -31,6 +33,17 @@ from nnunetv2_federated.training.weights import (
 )
 
 STATE_FILE = "state.pt"
+_TRAINER_SETTINGS = (
+    "initial_lr",
+    "weight_decay",
+    "oversample_foreground_percent",
+    "probabilistic_oversampling",
+    "num_iterations_per_epoch",
+    "num_val_iterations_per_epoch",
+    "num_epochs",
+    "enable_deep_supervision",
+)
+"""What nnU-Net tells its W&B logger."""
 
 
 class GlobalModel:
@@ -81,10 +94,35 @@ class GlobalModel:
         save_json(self.trainer.dataset_json, str(base / "dataset.json"), sort_keys=False)
         shutil.copyfile(self._fingerprint, base / "dataset_fingerprint.json")
 
+    def open_trackers(self, settings: Mapping[str, Any]) -> list[str]:
+        """Start or continue the runs of trackers that are switched on; return where they are.
+
+        Whoever built the trainer closes them, after the validation.
+        """
+        trainer = self.trainer
+        title = (
+            f"{trainer.plans_manager.dataset_name} {type(trainer).__name__} "
+            f"{trainer.configuration_name} fold {trainer.fold}"
+        )
+        trainer_settings = {name: getattr(trainer, name) for name in _TRAINER_SETTINGS}
+        trainer_settings["batch_size"] = trainer.configuration_manager.batch_size
+        config = {**settings, "hparas": trainer_settings}  # nnU-Net's spelling
+        trackers = open_trackers(self.folder, title, config, trainer.current_epoch)
+        trainer.logger.loggers.extend(trackers)
+        return [tracker.place for tracker in trackers]
+
+    @property
+    def _trackers(self) -> list[Tracker]:
+        return [item for item in self.trainer.logger.loggers if isinstance(item, Tracker)]
+
+    def close(self) -> None:
+        """End the runs of the trackers."""
+        close_trackers(self.trainer)
+
     def log_round(
         self, weights: Vector, record: Mapping[str, Any], validated: Mapping[str, Any]
     ) -> None:
-        """Take one finished round into nnU-Net's log, plots and best checkpoint."""
+        """Take one finished round into nnU-Net's log, plots, trackers and best checkpoint."""
         trainer = self.trainer
         epoch = trainer.current_epoch
         values = {
@@ -100,13 +138,20 @@ class GlobalModel:
             trainer.print_to_log_file(f"Round {epoch}, learning rate {record['lr']:.5f}")
             for key, value in values.items():
                 trainer.logger.log(key, value, epoch)
+            for key, value in round_numbers(record).items():
+                for tracker in self._trackers:  # nnU-Net's own log has a fixed set of keys
+                    tracker.log(key, value, epoch)
             trainer.on_epoch_end()
+            for tracker in self._trackers:
+                tracker.flush()
 
     def finish(self, weights: Vector) -> None:
         """Write ``checkpoint_final.pth``."""
         with quiet():
             load_vector(self.trainer.network, weights)
             self.trainer.on_train_end()
+        for tracker in self._trackers:
+            tracker.finished = True
 
     def validate(self, *, best: bool = False, npz: bool = False) -> tuple[str, float]:
         """Run the trainer's full validation of the fold; return :func:`read_headline`."""
@@ -119,6 +164,13 @@ class GlobalModel:
         """Write ``validation/summary.json``, of a validation done elsewhere."""
         (self.folder / "validation").mkdir(exist_ok=True)
         save_json(summary, str(self.folder / "validation" / "summary.json"), sort_keys=False)
+        self.log_headline()
+
+    def log_headline(self) -> None:
+        """Tell trackers the validation's result, which nnU-Net does for its own validation."""
+        metric, value = read_headline(self.folder)
+        name = "foreground_dice" if metric == "Dice" else metric
+        self.trainer.logger.log_summary(f"final_val/{name}", value)
 
     def load_checkpoint(self, *, best: bool = False) -> None:
         """Load the final or best weights, or keep the present ones where none are written.

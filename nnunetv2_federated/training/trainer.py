@@ -17,6 +17,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import Validation
 from nnunetv2_federated.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.training.dataset import find_trainer
+from nnunetv2_federated.training.tracking import untracked
 
 if TYPE_CHECKING:
 
@@ -211,6 +212,17 @@ class FederatedRounds(_Base):
             self._started = False
 
     # seams of nnUNetTrainer
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
+    ) -> None:
+        with untracked():  # a federation is one run: GlobalModel starts it
+            super().__init__(plans, configuration, fold, dataset_json, device)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ServerLR]:  # noqa: D102
         optimizer, _ = super().configure_optimizers()

@@ -48,4 +48,5 @@ def validate(
     # a trainer that writes another summary joins them itself
     join = getattr(model.trainer, "join_summaries", join_summaries)
     (folder / "summary.json").write_text(json.dumps(join(summaries), indent=4))
+    model.log_headline()
     return read_headline(model.folder)
