@@ -228,6 +228,8 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         del save_probabilities  # they are few: always written
         _, cases = self.do_split()
         summary = validate(self, sorted(cases))
+        for name, value in summary["foreground_mean"].items():
+            self.logger.log_summary(f"final_val/{name}", value)
         self.print_to_log_file("Validation complete", also_print_to_console=True)
         self.print_to_log_file(json.dumps(summary["foreground_mean"]), also_print_to_console=True)
 
