@@ -13,6 +13,7 @@ import torch
 import torchvision
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from conftest import plan_and_preprocess, write_dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nnunetv2_cls.cli.plan import main as plan_main
 from nnunetv2_cls.cli.predict import main as predict_main
@@ -79,9 +80,19 @@ def test_one_site_equals_the_central_trainer(train_cls: Callable, nnunet_folders
 
 
 def test_a_federation_of_classifiers_ends_in_predictions(
-    train_cls: Callable, nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train_cls: Callable,
+    nnunet_folders: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("nnUNet_tensorboard_enabled", "1")
     fold = train_cls("--sites", 3, "--rounds", 6, "--local-epochs", 2)
+
+    events = EventAccumulator(str(fold / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("final_val/AUROC")[0].value == 1
+    assert len(events.Scalars("sites/site_01/dice")) == 6
 
     for part, cases in (("validation", 8), ("test", 10)):
         summary = json.loads((fold / part / "summary.json").read_text())

@@ -8,7 +8,12 @@ import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import leaves, round_numbers
-from nnunetv2_federated.training.tracking import _allowed, untracked, wanted_trackers
+from nnunetv2_federated.training.tracking import (
+    _allowed,
+    open_trackers,
+    untracked,
+    wanted_trackers,
+)
 
 RECORD = {
     "participants": ["bern", "oslo", "lyon"],
@@ -102,3 +107,13 @@ def test_the_switch_is_as_before_after_a_trainer_was_built(
         with untracked():
             assert os.environ["nnUNet_wandb_enabled"] == "0"  # noqa: SIM112
         assert os.environ.get("nnUNet_wandb_enabled") == value  # noqa: SIM112
+
+
+def test_a_server_that_is_away_is_told_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("nnUNet_mlflow_enabled", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(SettingsError, match="nnUNet_mlflow_enabled, http://127"):
+        open_trackers(tmp_path / "dataset" / "model" / "fold_0", "title", {}, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from mlflow.entities import Run as MLflowRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nnunetv2_federated.cli.run import build_run
-from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.tracking import MLflowTracker
 
 Train = Callable[..., Path]
 ROUNDS = 2
@@ -112,29 +114,21 @@ def test_a_federation_is_one_run_also_when_it_was_interrupted(
         assert b"sites/site_02/dice" in path.read_bytes()
     everything = [*(fold / "tensorboard").iterdir(), *started, results / "mlflow.db"]
     assert not any(b"case_" in path.read_bytes() for path in everything)
+    an_outage_costs_no_point(fold, tracked.info.run_id, client, results / "mlflow.db")
 
 
-@pytest.mark.usefixtures("switched_on")
-def test_a_classifier_is_followed_and_a_tracker_that_is_away_is_one_line(
-    dataset_cls: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
-    monkeypatch.setenv("nnUNet_wandb_enabled", "0")
-    target = [dataset_cls, "2d_cls", "0", "-tr", "nnUNetTrainerCls", "-device", "cpu", "--quiet"]
-    flags = ["--sites", "2", "--rounds", "1"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(SystemExit) as exit_:
-        main([*target, *flags])
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert exit_.value.code == 2
-    assert error.startswith("error: nnUNet_mlflow_enabled, http://127.0.0.1:9: ")
-    monkeypatch.setenv("nnUNet_mlflow_enabled", "0")
-
-    main([*target, *flags])
-
-    events = EventAccumulator(str(next(results.glob("*/*/fold_0/tensorboard"))))
-    events.Reload()
-    keys = events.Tags()["scalars"]
-    assert {"final_val/AUROC", "train_losses", "sites/site_01/dice"} <= set(keys)
-    assert not (results / "mlflow.db").exists()
+def an_outage_costs_no_point(fold: Path, run: str, client: MlflowClient, store: Path) -> None:
+    """Take the store's table away while a round is written."""
+    before = len(client.get_metric_history(run, "train_losses"))
+    tracker = MLflowTracker(fold, "", run, ROUNDS)
+    tracker.log("train_losses", 0.5, ROUNDS)
+    with contextlib.closing(sqlite3.connect(store)) as other:
+        other.execute("ALTER TABLE metrics RENAME TO elsewhere")
+        tracker.flush()
+        other.execute("ALTER TABLE elsewhere RENAME TO metrics")
+    assert len(client.get_metric_history(run, "train_losses")) == before
+    tracker.log("train_losses", 0.4, ROUNDS + 1)
+    tracker.close()
+    points = client.get_metric_history(run, "train_losses")[before:]
+    assert [(p.step, p.value) for p in points] == [(ROUNDS, 0.5), (ROUNDS + 1, 0.4)]
+    assert client.get_run(run).info.status == "FAILED"  # the rounds were not said to be done
