@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def _options() -> Options:
 
 
 def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
-    """Return the trainer with a ``run_training`` that runs a whole federation."""
+    """Return the trainer with a ``run_training`` that runs a whole federation, then validates."""
 
     def run_training(self: FederatedRounds) -> None:
         options = _options()
@@ -46,9 +45,19 @@ def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
         )
         folder = prepare(run, resume="c" in options)
         send_logs_to(Path(self.output_folder) / "federation.log")
-        atexit.register(close_trackers, self)  # nnUNetv2_train has yet to validate
         with ConsoleObserver(run.settings.rounds) as console:
             configure(self, run)
-            launch(run, folder, observer=console, trainer=self)
+            try:
+                launch(run, folder, observer=console, trainer=self)
+            except BaseException:
+                close_trackers(self)
+                raise
 
-    return type(trainer.__name__, (trainer,), {"run_training": run_training})
+    def perform_actual_validation(self: FederatedRounds, save_probabilities: bool = False) -> None:
+        try:
+            trainer.perform_actual_validation(self, save_probabilities)
+        finally:
+            close_trackers(self)  # nnUNetv2_train ends here; at exit MLflow no longer writes
+
+    seams = {"run_training": run_training, "perform_actual_validation": perform_actual_validation}
+    return type(trainer.__name__, (trainer,), seams)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import plan_and_preprocess, write_dataset
+from mlflow import MlflowClient
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 
 from nnunetv2_federated.cli.run import build_run
@@ -217,6 +218,7 @@ def test_stock_train_command_runs_the_federation(
         **os.environ,
         "nnUNet_extTrainer": os.pathsep.join(trainer_folders()),
         "nnUNet_federated_settings": str(settings),
+        "nnUNet_mlflow_enabled": "1",
     }
     stock = "from nnunetv2.run.run_training import run_training_entry as run; run()"
     argv = [dataset_2d, "2d", "0", "-tr", "nnUNetTrainerFederated", "-device", "cpu"]
@@ -224,6 +226,10 @@ def test_stock_train_command_runs_the_federation(
     fold = next(results.glob("*/*/fold_0"))
     assert len(history(fold)["sites"]) == 2
     assert (fold / "validation" / "summary.json").is_file()
+    client = MlflowClient(tracking_uri=f"sqlite:///{results / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("nnunet").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert "final_val/foreground_dice" in run.data.metrics
 
 
 @pytest.fixture
