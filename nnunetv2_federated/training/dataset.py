@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,14 +140,14 @@ def fold_split(
     Raises
     ------
     SettingsError
-        If the fold does not exist.
+        If the fold does not exist, or there are too few cases for nnU-Net's five.
     """
     cases = preprocessed_cases(check_configuration(dataset, configuration))
     if fold == "all":
         return cases, cases
     splits_file = dataset.folder / "splits_final.json"
     if not splits_file.is_file():
-        save_json(generate_crossval_split(cases, seed=12345, n_splits=5), str(splits_file))
+        _write_splits(dataset, cases, splits_file)
     splits = load_json(splits_file)
     if not (isinstance(fold, int) and 0 <= fold < len(splits)):
         raise SettingsError(
@@ -154,6 +155,19 @@ def fold_split(
             "(splits_final.json), or all."
         )
     return sorted(splits[fold]["train"]), sorted(splits[fold]["val"])
+
+
+def _write_splits(dataset: Dataset, cases: list[str], path: Path) -> None:
+    try:
+        splits = generate_crossval_split(cases, seed=12345, n_splits=5)
+    except ValueError as error:
+        raise SettingsError(
+            f"{dataset.name} has {len(cases)} cases, nnU-Net's five folds need five: use fold all, "
+            f"or write {path} yourself."
+        ) from error
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # sites may share a dataset
+    save_json(splits, str(temporary))
+    temporary.replace(path)
 
 
 def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_federated.cli.partition import main as partition_main
 from nnunetv2_federated.cli.train import main
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.training.dataset import fold_split, load_dataset
 
 BAD = {
     "unknown dataset": (["999", "2d", "0"], "dataset 999 is unknown"),
@@ -87,6 +91,21 @@ def test_a_bad_sites_file_is_refused(
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
     assert not results.exists()
+
+
+def test_too_few_cases_for_five_folds_are_refused(dataset_2d: str, tmp_path: Path) -> None:
+    dataset = load_dataset(dataset_2d)
+    cases = [f"case_{index:02d}" for index in range(4)]
+    images = dataset.folder / "nnUNetPlans_2d"
+    (tmp_path / images.name).mkdir()
+    for file in images.iterdir():
+        if file.name[:7] in cases:
+            shutil.copyfile(file, tmp_path / images.name / file.name)
+    few = replace(dataset, folder=tmp_path)
+
+    with pytest.raises(SettingsError, match="has 4 cases, nnU-Net's five folds need five"):
+        fold_split(few, "2d", 0)
+    assert fold_split(few, "2d", "all") == (cases, cases)
 
 
 def test_unwritable_results_are_refused(
