@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from conftest import plan_and_preprocess
 from consortium import SHORT, SITES, Consortium, Network, run_all, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
@@ -27,6 +32,9 @@ from nnunetv2_federated.training.dataset import fold_split, load_dataset
 
 pytestmark = pytest.mark.deployment
 
+CHEST_XRAYS = Path(__file__).parents[3] / "shared" / "data" / "cxr_lung.tar"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "segmentation"
+
 
 @pytest.fixture
 def consortium(tmp_path: Path, dataset_2d: str, nnunet_folders: Path) -> Iterator[Consortium]:
@@ -37,15 +45,52 @@ def consortium(tmp_path: Path, dataset_2d: str, nnunet_folders: Path) -> Iterato
     running.stop()
 
 
+@pytest.fixture
+def chest_xrays(
+    tmp_path: Path, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, dict[str, list[str]]]:
+    """A few real chest X-rays of three centres, planned; and which centre has which."""
+    if not CHEST_XRAYS.is_file():
+        pytest.skip(f"{CHEST_XRAYS} is not there")
+    with tarfile.open(CHEST_XRAYS) as archive:
+        archive.extractall(tmp_path, filter="data")
+    manifest = tmp_path / "cxr_lung" / "manifest.csv"
+    with manifest.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    kept, seen = [], Counter[tuple[str, str]]()
+    for row in rows:
+        seen[row["site"], row["split"]] += 1
+        if seen[row["site"], row["split"]] <= {"train": 8, "val": 2, "test": 1}[row["split"]]:
+            kept.append(row)
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(kept)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    raw = import_module("convert_cxr_lung").convert(manifest.parent, 906, 64)
+    plan_and_preprocess(906, ["2d"])
+    dataset = nnunet_folders / "preprocessed" / raw.name
+    shutil.copyfile(raw / "splits_final.json", dataset / "splits_final.json")
+    centres: dict[str, list[str]] = {}
+    for row in kept:
+        if row["split"] != "test":
+            centres.setdefault(row["site"], []).append(row["case"])
+    return dataset, centres
+
+
 def trained_here(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: str,
+    sites: dict[str, list[str]],
+    *flags: str,
 ) -> tuple[dict[str, torch.Tensor], Path]:
     """Train the same federation in this process, undisturbed."""
     monkeypatch.setenv("nnUNet_results", str(folder / "here"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     sites_file = folder / "sites.json"
-    sites_file.write_text(json.dumps(SITES))
-    main(["901", "2d", "0", "--sites-file", str(sites_file), "-device", "cpu", *flags])
+    sites_file.write_text(json.dumps(sites))
+    main([dataset, "2d", "0", "--sites-file", str(sites_file), "-device", "cpu", *flags])
     result = next((folder / "here").glob("*/*/fold_0"))
     return weights(result), result
 
@@ -61,17 +106,23 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_hospitals_train_together_as_if_they_were_one_machine(
-    consortium: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.realdata
+def test_three_real_centres_train_together_as_if_they_were_one_machine(
+    chest_xrays: tuple[Path, dict[str, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    consortium.start_server(*SHORT)
-    for site in SITES:
-        consortium.start_site(site)
-    for site in SITES:
-        consortium.approve(site)
-    assert consortium.wait_for_server() == 0, consortium.said("server")
+    dataset, centres = chest_xrays
+    consortium = Consortium(tmp_path, dataset, centres)
+    try:
+        consortium.start_server(*SHORT)
+        for site in centres:
+            consortium.start_site(site)
+        for site in centres:
+            consortium.approve(site)
+        assert consortium.wait_for_server() == 0, consortium.said("server")
+    finally:
+        consortium.stop()
 
-    theirs, here = trained_here(tmp_path, monkeypatch, *SHORT)
+    theirs, here = trained_here(tmp_path, monkeypatch, "906", centres, *SHORT)
 
     assert_same(weights(consortium.result), theirs)
     pooled, together = (
@@ -80,6 +131,19 @@ def test_hospitals_train_together_as_if_they_were_one_machine(
     )
     assert pooled["mean"]["1"]["Dice"] == pytest.approx(together["mean"]["1"]["Dice"])
     assert "metric_per_case" not in pooled
+
+    test_images = Path(os.environ["nnUNet_raw"]) / dataset.name / "imagesTs"  # noqa: SIM112
+    subprocess.run(
+        [
+            *("nnUNetv2_predict", "-i", test_images, "-o", tmp_path / "predicted"),
+            *("-d", "906", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerFederated"),
+            *("-device", "cpu", "-npp", "1", "-nps", "1"),
+        ],
+        env=consortium.environment("server"),
+        check=True,
+        capture_output=True,
+    )
+    assert len(list((tmp_path / "predicted").glob("*.png"))) == len(centres)
 
 
 @pytest.mark.slow
@@ -105,7 +169,7 @@ def test_whatever_is_killed_the_weights_are_those_of_an_undisturbed_run(
     consortium.start_site("lyon", "--approve-all")
     assert consortium.wait_for_server() == 0, consortium.said("server")
 
-    theirs, _ = trained_here(tmp_path, monkeypatch, *rounds)
+    theirs, _ = trained_here(tmp_path, monkeypatch, "901", SITES, *rounds)
 
     assert_same(weights(consortium.result), theirs)
     history = json.loads((consortium.result / "federation.json").read_text())["rounds"]

@@ -21,9 +21,12 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.cli.trainer_folder import trainer_folders
+from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.flower.launch import launch, prepare
+from nnunetv2_federated.training.site import SitePool
 from nnunetv2_federated.training.validation import join_summaries
+from nnunetv2_federated.training.weights import to_vector
 
 Train = Callable[..., Path]
 
@@ -278,3 +281,33 @@ def test_joined_summaries_average_over_cases() -> None:
     assert joined["mean"]["1"]["Dice"] == pytest.approx(0.6)
     assert joined["foreground_mean"]["Dice"] == pytest.approx(0.6)
     assert len(joined["metric_per_case"]) == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_site_whose_augmentation_worker_was_killed_is_built_anew(
+    dataset_2d: str, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round fails with an error; the next goes on with the momentum of the last good one."""
+    del results
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    options = {"sites": 2, "rounds": 3, "iterations_per_epoch": 12, "val_iterations": 1}
+    run = build_run(options, dataset_2d, "2d", 0, "cpu")
+    folder = prepare(run)
+    pool = SitePool()
+    try:
+        site = pool.get(run, 0, folder)
+        weights, _ = site.train(TrainTask(0, 0.01, 1, 0), to_vector(site.trainer.network))
+        workers = site.trainer.dataloader_train._processes
+        assert len(workers) == 2
+        workers[0].kill()
+        with pytest.raises(RuntimeError, match="workers are no longer alive"):
+            site.train(TrainTask(1, 0.01, 1, 0), weights)
+
+        again = pool.get(run, 0, folder)
+        assert again is not site
+        again.train(TrainTask(1, 0.01, 1, 0), weights)
+        state = again.trainer.optimizer.state_dict()["state"]
+        assert all("momentum_buffer" in entry for entry in state.values())
+        assert again.trainer.current_epoch == 2
+    finally:
+        pool.close()
