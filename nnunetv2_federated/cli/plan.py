@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def _plan_over_network(options: Options, settings: PlanningSettings) -> None:
                 sites_with_keys(options),
                 settings,
                 wait_for_sites=wait,
-                say=print,
+                say=functools.partial(print, flush=True),
             )
     except KeyboardInterrupt as stop:
         raise FederationError("stopped; the same command begins again") from stop
