@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parameters", type=int, default=PARAMETERS)
     parser.add_argument("--transport-dtype", default="float32")
+    parser.add_argument("--superlink-database", type=Path)
     options = parser.parse_args()
     dtype = options.transport_dtype
     names = [f"site_{number}" for number in range(options.sites)]
@@ -97,7 +98,7 @@ def main() -> None:
         folder = Path(base)
         provision(folder, server, names)
         credentials = folder / "server"
-        link = SuperLink(folder / "link", credentials, server)
+        link = SuperLink(folder / "link", credentials, server, options.superlink_database)
         link.start()
         processes = []
         try:
@@ -120,7 +121,7 @@ def main() -> None:
             for process in processes:
                 process.kill()
                 process.join()
-            link.stop()
+            link.stop(done=True)
     print(
         f"{options.parameters:,} parameters, {dtype}, {len(names)} sites: median "
         f"{np.median(seconds):.1f} s a round ({', '.join(f'{s:.1f}' for s in seconds)})"

@@ -129,7 +129,7 @@ def read_settings_file(
             raise SettingsError(
                 f"--settings {path}: {key} is unknown; known are {', '.join(sorted(known))}."
             )
-    for key in ("case_table", "sites_file", "credentials"):
+    for key in ("case_table", "sites_file", "credentials", "superlink_database"):
         if key in content:
             content[key] = path.parent / content[key]
     return content

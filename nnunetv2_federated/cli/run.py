@@ -120,7 +120,7 @@ def networked(options: Options) -> bool:
     SettingsError
         If a flag makes sense only then, and they are not.
     """
-    for name in ("credentials", "listen", "remote_sites", "force"):
+    for name in ("credentials", "listen", "remote_sites", "superlink_database", "force"):
         if name in options and "server" not in options:
             raise SettingsError(f"--{name.replace('_', '-')}: is for --server HOST:PORT only.")
     return "server" in options
@@ -156,7 +156,11 @@ def server_settings(options: Options) -> ServerSettings:
     default = public if public.loopback else public.behind_proxy
     listen = Address.of(options["listen"]) if "listen" in options else default
     check_listening(listen, force=bool(options.get("force")))
-    return ServerSettings(Path(options.get("credentials", DEFAULT_CREDENTIALS)), listen)
+    return ServerSettings(
+        Path(options.get("credentials", DEFAULT_CREDENTIALS)),
+        listen,
+        options.get("superlink_database"),
+    )
 
 
 def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options:

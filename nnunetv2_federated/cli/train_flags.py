@@ -68,6 +68,13 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for sites that are not connected (600)",
     )
+    add(
+        "--superlink-database",
+        type=Path,
+        metavar="FOLDER",
+        help="for the weights in flight (default: with the SuperLink's log); fastest in memory, "
+        "as /dev/shm/federation",
+    )
     add("--force", action="store_true", default=None, help="listen beyond this machine too")
 
 

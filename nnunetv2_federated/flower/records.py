@@ -87,8 +87,10 @@ def _view(data: bytes, expected: str) -> NDArray[Any]:
         vector = np.frombuffer(data, dtype, offset=header.tell())
     except ValueError as error:
         raise SiteError(f"its weights cannot be read: {error}") from error
-    if dtype != _DTYPE_ON_THE_WAY.get(expected, expected) or shape != vector.shape:
+    if dtype != _DTYPE_ON_THE_WAY.get(expected, expected) or len(shape) != 1:
         raise SiteError(f"expected a flat {expected} vector, got {dtype} {shape}")
+    if shape != vector.shape:
+        raise SiteError(f"its weights are truncated: {vector.size} of {shape[0]}")
     return vector
 
 

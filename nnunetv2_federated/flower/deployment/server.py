@@ -40,6 +40,8 @@ class ServerSettings:
     credentials: Path
     """The folder ``server`` that ``nnUNetv2_federated_provision`` made."""
     listen: Address
+    database: Path | None = None
+    """Folder for the SuperLink's database; ``None`` to keep it with its log."""
 
     def site_keys(self) -> dict[str, Path]:
         """Public key of each site, by name.
@@ -105,8 +107,9 @@ def open_grid(
     signing_key = load_signing_key(server.credentials / COORDINATOR_KEY)
     check_validity(server.credentials / "server.crt")
     keys = server.site_keys()
-    link = SuperLink(folder, server.credentials, server.listen)
+    link = SuperLink(folder, server.credentials, server.listen, server.database)
     error: BaseException | None = None
+    done = False
     try:
         link.start()
         say(f"the server listens at {server.listen}")
@@ -122,8 +125,9 @@ def open_grid(
         finally:
             link.finish(grid, error)
             heartbeat.stop()
+        done = True
     finally:
-        link.stop()
+        link.stop(done=done)
 
 
 def serve_planning(

@@ -154,9 +154,15 @@ class SuperLink:
         ``server`` of what :func:`.credentials.provision` made.
     listen
         Where it listens; beyond loopback only behind a proxy.
+    database
+        Folder for its database, which holds the weights in flight; ``None`` for ``folder``.
     """
 
-    def __init__(self, folder: Path, credentials: Path, listen: Address) -> None:
+    def __init__(
+        self, folder: Path, credentials: Path, listen: Address, database: Path | None = None
+    ) -> None:
+        self._database = (database or folder) / f"superlink_{listen.port}.db"
+        self._database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self._credentials = credentials
         self._listen = listen
@@ -169,7 +175,7 @@ class SuperLink:
         self._child = Child(
             [
                 *("flower-superlink", "--host", listen.host, "--port", str(listen.port)),
-                *("--isolation", "process", "--database", folder / "state.db"),
+                *("--isolation", "process", "--database", self._database),
                 *("--superexec-auth-secret-file", secret_file, "--enable-supernode-auth"),
                 *("--ssl-certfile", credentials / "server.crt"),
                 *("--ssl-keyfile", credentials / "server.key"),
@@ -320,9 +326,12 @@ class SuperLink:
             )
         grid.close()
 
-    def stop(self) -> None:
-        """End it."""
+    def stop(self, *, done: bool = False) -> None:
+        """End it; the database of a run that is done is deleted, it is as large as its messages."""
         self._child.stop()
+        if done:
+            for file in self._database.parent.glob(f"{self._database.name}*"):
+                file.unlink()
 
     def _write_connection(self) -> None:
         home = self._folder / "flwr"
