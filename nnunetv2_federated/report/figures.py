@@ -13,11 +13,17 @@ from nnunetv2_federated.report.partition import PALETTE
 from nnunetv2_federated.report.statistics import ALL_SITES
 
 _FONT = "system-ui, sans-serif"
+_SYMBOLS = ("circle", "square", "diamond", "x")
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:
     """Give each arm a colour, the same in every figure."""
     return {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(arms)}
+
+
+def repeats(arms: Sequence[str]) -> dict[str, int]:
+    """How often each arm's colour was given before: such arms are told apart by their markers."""
+    return {arm: i // len(PALETTE) for i, arm in enumerate(arms)}
 
 
 def all_figures(evidence: Evidence) -> dict[str, go.Figure]:
@@ -77,14 +83,16 @@ def curves(
 ) -> go.Figure:
     """Loss and Dice by round, a line for each arm."""
     figure = make_subplots(1, 2, subplot_titles=("validation loss", "validation Dice"))
+    again = repeats(evidence.arms)
     for arm, colour in colours(evidence.arms).items():
         for column, name in enumerate(("loss", "dice"), 1):
             x, y, std = curve(evidence.histories, arm, *prefix, key + name)
             if any(value is not None for value in y):
                 figure.add_scatter(
                     x=x, y=y, name=arm, legendgroup=arm, showlegend=column == 2,
-                    mode="lines+markers" if len(x) < 30 else "lines",
+                    mode="lines+markers" if len(x) < 30 or again[arm] else "lines",
                     line={"color": colour, "dash": _dash(arm)}, row=1, col=column,
+                    marker={"symbol": _SYMBOLS[again[arm] % len(_SYMBOLS)], "size": 8},
                     customdata=[None if s is None else f" ± {s:.4f}" for s in std],
                     hovertemplate="round %{x}: %{y:.4f}%{customdata}",
                 )  # fmt: skip

@@ -15,9 +15,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_federated.report.evidence import Evidence, Example, Image, curve
-from nnunetv2_federated.report.figures import colours
+from nnunetv2_federated.report.figures import colours, repeats
 
 REFERENCE, PREDICTION = "#56B4E9", "#E69F00"
+_MARKERS = ("", "o", "s", "^")
+_SIDES = {
+    "client side: models after local training, mean over sites": ("mean_site_{}",),
+    "server side: the global model": ("global_model", "{}"),
+}
 
 
 def save_pictures(evidence: Evidence, folder: Path) -> list[str]:
@@ -106,21 +111,40 @@ def _matrix(evidence: Evidence) -> Figure | None:
     return figure
 
 
+def _spelled(keys: tuple[str, ...], name: str) -> list[str]:
+    return [key.format(name) for key in keys]
+
+
 def _curves(evidence: Evidence) -> Figure | None:
     if not evidence.histories:
         return None
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    sides = {
+        title: keys
+        for title, keys in _SIDES.items()
+        if any(
+            value is not None
+            for arm in evidence.arms
+            for value in curve(evidence.histories, arm, *_spelled(keys, "loss"))[1]
+        )
+    }
+    if not sides:
+        return None
+    figure = Figure(figsize=(1 + 5 * len(sides), 7), layout="constrained")
     FigureCanvasAgg(figure)
-    panels: Any = figure.subplots(2, 2, sharex=True)
+    panels: Any = figure.subplots(2, len(sides), sharex=True, squeeze=False)
+    again = repeats(evidence.arms)
     for arm, colour in colours(evidence.arms).items():
+        style = "-" if arm.startswith("federated") else "--"
+        marker = _MARKERS[again[arm] % len(_MARKERS)]
         for row, name in enumerate(("loss", "dice")):
-            for column, keys in enumerate(((f"mean_site_{name}",), ("global_model", name))):
-                x, means, _ = curve(evidence.histories, arm, *keys)
+            for column, keys in enumerate(sides.values()):
+                x, means, _ = curve(evidence.histories, arm, *_spelled(keys, name))
                 y = [np.nan if v is None else v for v in means]
-                style = "-" if arm.startswith("federated") else "--"
-                panels[row][column].plot(x, y, style, color=colour, label=_plain(arm))
-    panels[0][0].set_title("client side: models after local training, mean over sites")
-    panels[0][1].set_title("server side: the global model")
+                panels[row][column].plot(
+                    x, y, style, marker=marker, markersize=5, color=colour, label=_plain(arm)
+                )
+    for axes, title in zip(panels[0], sides, strict=True):
+        axes.set_title(title)
     for row, name in zip(panels, ("loss", "Dice"), strict=True):
         for axes in row:
             axes.set_ylabel(f"validation {name}")
@@ -129,6 +153,6 @@ def _curves(evidence: Evidence) -> Figure | None:
     for axes in panels[1]:
         axes.set_xlabel("round")
         axes.set_ylim(0, 1)
-    handles, labels = panels[0][1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(sides), fontsize=8)
     return figure

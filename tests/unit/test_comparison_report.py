@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from nnunetv2_federated.report.evidence import Example, gather, what_left
+from nnunetv2_federated.report.figures import colours, repeats
 from nnunetv2_federated.report.page import write_html
+from nnunetv2_federated.report.partition import PALETTE
 from nnunetv2_federated.report.summary import headline_rows, matrix_rows, write_markdown
 from nnunetv2_federated.training.testing import SegmentationTester
 
@@ -141,3 +143,11 @@ def test_the_page_fits_a_phone_and_paper(evidence, tmp_path, browser):
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.emulate_media(media="print")
     assert len(page.pdf(format="A4")) > 20_000
+
+
+def test_arms_that_share_a_colour_differ_in_their_markers():
+    arms = [f"federated/{number}" for number in range(2 * len(PALETTE) + 1)]
+    looks = list(zip(colours(arms).values(), repeats(arms).values(), strict=True))
+
+    assert len(set(looks)) == len(arms)
+    assert repeats(arms)["federated/0"] == 0
