@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from nnunetv2_federated.cli.options import parse, pick
@@ -36,6 +37,7 @@ from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import FederationSettings, setting_names
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
+from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.process import only_one
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.flower.deployment.signing import sign, verify
@@ -295,6 +297,24 @@ def test_a_wrong_site_file_gets_one_line(tmp_path: Path, line: str, text: str) -
     path.write_text('name = "bern"\n')
     with pytest.raises(SettingsError, match="server is missing"):
         read_site_file(path)
+
+
+@pytest.mark.parametrize("error", [ObjectPushError("a", 1, "b"), ObjectPullError("a", "gone")])
+def test_a_superlink_killed_between_parts_of_a_message_is_a_lost_connection(
+    tmp_path: Path, error: Exception
+) -> None:
+    provision(tmp_path, Address("localhost"), ["bern"])
+    settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
+    fleet = Fleet(
+        settings.server,
+        settings.load_key(),
+        settings.load_authority(),
+        tmp_path / "inbox",
+        max_bytes=1,
+    )
+
+    with pytest.raises(LostError, match="lost a part of the message"), fleet._losing():
+        raise error
 
 
 def test_a_worker_forked_by_a_command_ends_when_its_pool_says_so() -> None:

@@ -52,6 +52,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -342,6 +344,8 @@ class Fleet:
             if forget and error.response.status_code in _UNWANTED:
                 self._forget()  # its run has ended: nobody waits for the answer
             raise LostError(_refusal(self._server, error)) from error
+        except (ObjectPushError, ObjectPullError) as error:  # it was killed in between
+            raise LostError(f"{self._server} lost a part of the message") from error
 
     def _call(self, method: Callable[[Request], Response], request: Request) -> Response:
         """Call until there is an answer: networks come back, and so do servers."""
