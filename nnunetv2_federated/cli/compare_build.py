@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from nnunetv2_federated.training.dataset import (
     fold_split,
     load_dataset,
 )
+from nnunetv2_federated.training.environment import environment
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.sites import (
     partition_dataset,
@@ -105,16 +105,8 @@ def build_comparison(
 @contextmanager
 def _scratch_results() -> Iterator[Path]:
     """Let nnU-Net's trainers, which write when they are built, write into nothing."""
-    before = os.environ.get("nnUNet_results")  # noqa: SIM112  # nnU-Net's spelling
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["nnUNet_results"] = folder  # noqa: SIM112
-        try:
-            yield Path(folder)
-        finally:
-            if before is None:
-                del os.environ["nnUNet_results"]  # noqa: SIM112
-            else:
-                os.environ["nnUNet_results"] = before  # noqa: SIM112
+    with tempfile.TemporaryDirectory() as folder, environment(nnUNet_results=folder):
+        yield Path(folder)
 
 
 def _sites(

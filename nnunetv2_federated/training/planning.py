@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.fingerprint import SiteFingerprint, nnunet_fingerprint
+from nnunetv2_federated.training.environment import environment
 from nnunetv2_federated.training.site import quiet
 
 _DATASET = "Dataset001_Federation"
@@ -147,14 +147,5 @@ def _dataset_without_images(
             fingerprint, str(places["nnUNet_preprocessed"] / _DATASET / "dataset_fingerprint.json")
         )
         # nnUNet_n_proc_DA=0, good for training, would become torch.set_num_threads(0)
-        ours = {**{name: str(place) for name, place in places.items()}, "nnUNet_n_proc_DA": "1"}
-        before = {name: os.environ.get(name) for name in ours}
-        os.environ.update(ours)
-        try:
+        with environment(nnUNet_n_proc_DA="1", **{name: str(p) for name, p in places.items()}):
             yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name)
-                else:
-                    os.environ[name] = value

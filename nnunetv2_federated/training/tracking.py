@@ -19,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import leaves, write_atomically
+from nnunetv2_federated.training.environment import environment
 
 logger = logging.getLogger(__name__)
 
@@ -44,23 +45,9 @@ def stay_local() -> None:
         os.environ.setdefault(variable, value)
 
 
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def untracked() -> contextlib.AbstractContextManager[None]:
     """Let nnU-Net build a trainer without the W&B run that its logger would start."""
-    return _environment(nnUNet_wandb_enabled="0")
+    return environment(nnUNet_wandb_enabled="0")
 
 
 class Tracker:
@@ -107,7 +94,7 @@ class WandbTracker(WandbLogger, Tracker):
         if mode == "offline":
             os.environ.setdefault("WANDB_SILENT", "true")
         try:
-            with _environment(nnUNet_wandb_mode=mode):
+            with environment(nnUNet_wandb_mode=mode):
                 super().__init__(str(folder), memory is not None)
         except (wandb.Error, OSError, ValueError, StopIteration) as error:
             raise SettingsError(f"nnUNet_wandb_enabled, mode {mode}: {error}") from error
