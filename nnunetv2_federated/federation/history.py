@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,9 +113,19 @@ def _plain(value: object) -> object:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that a reader, or a kill, never meets half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+    """Give a place to write what then replaces ``path``; if the disk is full, nothing is left.
+
+    Processes that write the same file at a time need a ``suffix`` each.
+    """
+    temporary = path.with_name(path.name + suffix)
+    try:
+        yield temporary
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nnunetv2_federated.federation.history import replacing
+
 
 def _series(rounds: Sequence[Mapping[str, Any]], *keys: str) -> tuple[list[int], list[float]]:
     """Round numbers (counted from 1) and values, where there is a value."""
@@ -61,9 +63,8 @@ def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
     # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
     with matplotlib.style.context("default"):
         figure = _draw(rounds)
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
 
 
 def _draw(rounds: Sequence[Mapping[str, Any]]) -> Figure:

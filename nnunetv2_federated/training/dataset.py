@@ -17,6 +17,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.history import replacing
 from nnunetv2_federated.federation.planning import hash_plans
 
 
@@ -165,9 +166,8 @@ def _write_splits(dataset: Dataset, cases: list[str], path: Path) -> None:
             f"{dataset.name} has {len(cases)} cases, nnU-Net's five folds need five: use fold all, "
             f"or write {path} yourself."
         ) from error
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # sites may share a dataset
-    save_json(splits, str(temporary))
-    temporary.replace(path)
+    with replacing(path, f".{os.getpid()}.tmp") as temporary:  # sites may share a dataset
+        save_json(splits, str(temporary))
 
 
 def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:

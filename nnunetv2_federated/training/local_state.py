@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.history import replacing
 
 _STATE_FILE = re.compile(r"after_round_(-?\d+)\.pt")
 
@@ -56,14 +57,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     OSError
         If there is no room; nothing of the attempt is left.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:  # torch, given a path, would not say that it is full
-            torch.save(state, file)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    # torch, given a path, would not say that the disk is full
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def load(path: Path) -> dict[str, Any]:
