@@ -115,10 +115,8 @@ class Attendance:
             raise SiteError(f"expected the sites {', '.join(expected)}; got {', '.join(names)}")
         self._here = dict(sorted(found.items(), key=lambda item: item[1].site))
 
-    def _read(self, payload: str, name: str | None = None) -> SiteDescription:
+    def _read(self, payload: str) -> SiteDescription:
         site = SiteDescription.from_json(payload)
-        if name is not None and site.site != name:
-            raise SiteError(f"the key of {name} was used by a site that calls itself {site.site}")
         for what, theirs in (("network", site.manifest), ("plans", site.plans)):
             if theirs != self._expected[what]:
                 raise SiteError(f"site {site.site} has another {what} than the server")

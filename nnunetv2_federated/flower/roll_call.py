@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -12,7 +12,13 @@ from flwr.serverapp import Grid
 from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
 
-Answer = TypeVar("Answer")
+
+class _Named(Protocol):
+    @property
+    def site(self) -> str: ...
+
+
+Answer = TypeVar("Answer", bound=_Named)
 
 LOOK_SECONDS = 0.5
 _ASK_AGAIN_SECONDS = 5.0
@@ -34,7 +40,7 @@ class RollCall(Generic[Answer]):
     question
         Returns its payload for a site.
     read
-        Reads the answer of a site, given the site's name; ``SiteError`` refuses it.
+        Reads the answer of a site; ``SiteError`` refuses it.
     say
         Told who takes part, and who does not and why.
     """
@@ -46,7 +52,7 @@ class RollCall(Generic[Answer]):
         query: str,
         *,
         question: Callable[[str], str],
-        read: Callable[[str, str], Answer],
+        read: Callable[[str], Answer],
         say: Callable[[str], None],
     ) -> None:
         self.answers: dict[int, Answer] = {}
@@ -57,7 +63,6 @@ class RollCall(Generic[Answer]):
         self._question = question
         self._read = read
         self._say = say
-        self._names: dict[int, str] = {}
         self._refused: dict[str, str] = {}
         self._ask_again: dict[int, float] = {}
         self._last_said: dict[str, str] = {}
@@ -112,23 +117,23 @@ class RollCall(Generic[Answer]):
                 self._refuse(asked[node], answer.error.reason or "failed", again=again)
                 continue
             try:
-                self._enter(
-                    node, asked[node], self._read(unpack_payload(answer.content), asked[node])
-                )
+                self._enter(node, asked[node], self._read(unpack_payload(answer.content)))
             except SiteError as error:
                 self._refuse(asked[node], str(error), again=False)
 
     def _enter(self, node: int, name: str, answer: Answer) -> None:
-        self._names[node] = name
+        if answer.site != name:
+            raise SiteError(f"the key of {name} was used by a site that calls itself {answer.site}")
         entered = {**self.answers, node: answer}
-        self.answers = dict(sorted(entered.items(), key=lambda item: self._names[item[0]]))
+        self.answers = dict(sorted(entered.items(), key=lambda item: item[1].site))
         self._say(f"{name} takes part")
 
     def _absent(self) -> str:
+        here = {answer.site for answer in self.answers.values()}
         return "; ".join(
             f"{name}: {self._refused.get(name, 'not connected, or not approved there yet')}"
             for name in self._sites
-            if name not in self._names.values()
+            if name not in here
         )
 
     def _refuse(self, name: str, reason: str, *, again: bool) -> None:

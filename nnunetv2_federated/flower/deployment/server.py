@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run
@@ -181,7 +181,7 @@ def serve_planning(
             sites,
             "survey",
             question=lambda _: proposal.to_json(),
-            read=_read_survey,
+            read=SiteSurvey.from_json,
             say=say,
         )
         roll.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
@@ -192,13 +192,6 @@ def serve_planning(
         install_plans(folder, task, dataset_json_of(task.declared, count_cases(roll.answers)))
     shutil.rmtree(files)
     return task
-
-
-def _read_survey(payload: str, site: str) -> SiteSurvey:
-    survey = SiteSurvey.from_json(payload)
-    if survey.site != site:
-        raise SiteError(f"the key of {site} was used by a site that calls itself {survey.site}")
-    return survey
 
 
 def serve_run(
