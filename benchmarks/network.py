@@ -121,7 +121,8 @@ def main() -> None:
             for process in processes:
                 process.kill()
                 process.join()
-            link.stop(done=True)
+            link.stop()
+            link.delete_database()
     print(
         f"{options.parameters:,} parameters, {dtype}, {len(names)} sites: median "
         f"{np.median(seconds):.1f} s a round ({', '.join(f'{s:.1f}' for s in seconds)})"

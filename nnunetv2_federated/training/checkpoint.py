@@ -22,7 +22,7 @@ from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
-from nnunetv2_federated.training.tracking import Tracker, close_trackers, open_trackers
+from nnunetv2_federated.training.tracking import close_trackers, open_trackers, trackers_of
 from nnunetv2_federated.training.trainer import FederatedRounds
 from nnunetv2_federated.training.weights import (
     batchnorm_tensors,
@@ -111,10 +111,6 @@ class GlobalModel:
         trainer.logger.loggers.extend(trackers)
         return [tracker.place for tracker in trackers]
 
-    @property
-    def _trackers(self) -> list[Tracker]:
-        return [item for item in self.trainer.logger.loggers if isinstance(item, Tracker)]
-
     def close(self) -> None:
         """End the runs of the trackers."""
         close_trackers(self.trainer)
@@ -138,11 +134,12 @@ class GlobalModel:
             trainer.print_to_log_file(f"Round {epoch}, learning rate {record['lr']:.5f}")
             for key, value in values.items():
                 trainer.logger.log(key, value, epoch)
+            trackers = trackers_of(trainer)
             for key, value in round_numbers(record).items():
-                for tracker in self._trackers:  # nnU-Net's own log has a fixed set of keys
+                for tracker in trackers:  # nnU-Net's own log has a fixed set of keys
                     tracker.log(key, value, epoch)
             trainer.on_epoch_end()
-            for tracker in self._trackers:
+            for tracker in trackers:
                 tracker.flush()
 
     def finish(self, weights: Vector) -> None:
@@ -150,7 +147,7 @@ class GlobalModel:
         with quiet():
             load_vector(self.trainer.network, weights)
             self.trainer.on_train_end()
-        for tracker in self._trackers:
+        for tracker in trackers_of(self.trainer):
             tracker.finished = True
 
     def validate(self, *, best: bool = False, npz: bool = False) -> tuple[str, float]:
@@ -166,11 +163,12 @@ class GlobalModel:
         save_json(summary, str(self.folder / "validation" / "summary.json"), sort_keys=False)
         self.log_headline()
 
-    def log_headline(self) -> None:
-        """Tell trackers the validation's result, which nnU-Net does for its own validation."""
+    def log_headline(self) -> tuple[str, float]:
+        """Tell trackers :func:`read_headline`, as nnU-Net does of its own validation; return it."""
         metric, value = read_headline(self.folder)
         name = "foreground_dice" if metric == "Dice" else metric
         self.trainer.logger.log_summary(f"final_val/{name}", value)
+        return metric, value
 
     def load_checkpoint(self, *, best: bool = False) -> None:
         """Load the final or best weights, or keep the present ones where none are written.

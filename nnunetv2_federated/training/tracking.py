@@ -313,9 +313,13 @@ def open_trackers(folder: Path, title: str, config: Mapping[str, Any], step: int
     return trackers
 
 
+def trackers_of(trainer: nnUNetTrainer) -> list[Tracker]:
+    """Return the trackers among a trainer's loggers."""
+    return [item for item in trainer.logger.loggers if isinstance(item, Tracker)]
+
+
 def close_trackers(trainer: nnUNetTrainer) -> None:
     """End the runs that follow a trainer; its own loggers stay."""
-    loggers = trainer.logger.loggers
-    for tracker in [item for item in loggers if isinstance(item, Tracker)]:
-        loggers.remove(tracker)
+    for tracker in trackers_of(trainer):
+        trainer.logger.loggers.remove(tracker)
         tracker.close()

@@ -10,7 +10,7 @@ from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import quiet
-from nnunetv2_federated.training.summary import join_summaries, read_headline
+from nnunetv2_federated.training.summary import join_summaries
 
 
 def validate(
@@ -48,5 +48,4 @@ def validate(
     # a trainer that writes another summary joins them itself
     join = getattr(model.trainer, "join_summaries", join_summaries)
     (folder / "summary.json").write_text(json.dumps(join(summaries), indent=4))
-    model.log_headline()
-    return read_headline(model.folder)
+    return model.log_headline()

@@ -109,7 +109,6 @@ def open_grid(
     keys = server.site_keys()
     link = SuperLink(folder, server.credentials, server.listen, server.database)
     error: BaseException | None = None
-    done = False
     try:
         link.start()
         say(f"the server listens at {server.listen}")
@@ -125,9 +124,9 @@ def open_grid(
         finally:
             link.finish(grid, error)
             heartbeat.stop()
-        done = True
     finally:
-        link.stop(done=done)
+        link.stop()
+    link.delete_database()
 
 
 def serve_planning(

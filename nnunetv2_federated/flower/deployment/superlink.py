@@ -162,12 +162,12 @@ class SuperLink:
         self, folder: Path, credentials: Path, listen: Address, database: Path | None = None
     ) -> None:
         self._database = (database or folder) / f"superlink_{listen.port}.db"
-        self._database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self._credentials = credentials
         self._listen = listen
         self._sites: dict[bytes, str] = {}
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for place in (folder, self._database.parent):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._secret = secrets.token_bytes(32)
         secret_file = folder / "superexec.secret"
         secret_file.touch(0o600)
@@ -326,12 +326,14 @@ class SuperLink:
             )
         grid.close()
 
-    def stop(self, *, done: bool = False) -> None:
-        """End it; the database of a run that is done is deleted, it is as large as its messages."""
+    def stop(self) -> None:
+        """End it."""
         self._child.stop()
-        if done:
-            for file in self._database.parent.glob(f"{self._database.name}*"):
-                file.unlink()
+
+    def delete_database(self) -> None:
+        """Delete what a run that is done needs no more, and that is as large as its messages."""
+        for file in self._database.parent.glob(f"{self._database.name}*"):
+            file.unlink()
 
     def _write_connection(self) -> None:
         home = self._folder / "flwr"
