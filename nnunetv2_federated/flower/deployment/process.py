@@ -40,8 +40,10 @@ class Child:
         self._log = log
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
-        self._keep = threading.Event()
+        self._go_on = threading.Event()
+        """Set when it is known what to do once the process has ended."""
         self._stopped = threading.Event()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -54,7 +56,7 @@ class Child:
 
     def keep_running(self) -> None:
         """Start it again whenever it ends, until it is stopped."""
-        self._keep.set()
+        self._go_on.set()
 
     def alive(self) -> bool:
         """Whether it runs."""
@@ -67,7 +69,9 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to end, then make it."""
-        self._stopped.set()
+        with self._starting:
+            self._stopped.set()
+            self._go_on.set()
         if self._process is not None:
             self._process.terminate()
             try:
@@ -79,7 +83,9 @@ class Child:
 
     def _run(self, started: threading.Event) -> None:
         while True:
-            with self._log.open("ab") as log:
+            with self._starting, self._log.open("ab") as log:
+                if self._stopped.is_set():
+                    return
                 self._process = subprocess.Popen(  # noqa: S603  # Flower's own commands
                     self._command,
                     stdout=log,
@@ -90,7 +96,8 @@ class Child:
                 )
             started.set()
             self._process.wait()
-            if self._stopped.is_set() or not self._keep.is_set():
+            self._go_on.wait()
+            if self._stopped.is_set():
                 return
             logger.error("%s ended: %s; starting it again", self._command[0], self.last_line())
             self._stopped.wait(_PAUSE_SECONDS)
