@@ -26,7 +26,7 @@ from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.partition import PartitionSettings
 from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
-from nnunetv2_federated.flower.attendance import Attendance
+from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import launch
 from nnunetv2_federated.flower.launch import prepare as prepare_run
@@ -187,7 +187,7 @@ def aggregation(replies: int, parameters: int) -> Result:
     settings = FederationSettings(rounds=1)
     cases = tuple(SiteSettings(site.site, "", ("case",), ()) for site in sites.values())
     run = Run("", "2d", 0, "", "", "cpu", settings, cases)
-    attendance = Attendance(grid, run, "", "", Observer())
+    attendance = Attendance(grid, run, Same("", ""), Observer())
     attendance.sites.update(sites)
     strategy = PolyLRStrategy(
         build_strategy("fedavg", {}), settings, 0.01, attendance, streaming=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
+from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 
 
@@ -76,6 +78,26 @@ class ConsoleObserver(Observer):
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(text, markup=False)
+
+    def sites_joined(self, sites: Sequence[SiteDescription]) -> None:
+        """Print a table of them."""
+        packages = sorted({name for site in sites for name in site.versions})
+        table = Table("site", "training", "validation", "device", "room", *packages)
+        for site in sites:
+            table.add_row(
+                site.site,
+                str(site.training_cases),
+                str(site.validation_cases),
+                site.device,
+                f"{site.free_gb:.0f} GB",
+                *(site.versions.get(name, "?") for name in packages),
+            )
+        self._console.print(table)
+        for name in packages:
+            found = {site.site: site.versions.get(name, "?") for site in sites}
+            if len(set(found.values())) > 1:
+                listed = ", ".join(f"{site} {number}" for site, number in found.items())
+                self.say(f"sites differ in {name}: {listed}")
 
     def run_started(self, rounds_done: int, num_rounds: int) -> None:
         """Say where a run starts or continues."""

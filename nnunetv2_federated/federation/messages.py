@@ -110,7 +110,13 @@ class SiteDescription(_Payload):
     """Hash of the names, shapes and types of the federated tensors."""
     plans: str
     """Hash of the plans the site trains with."""
+    declared: dict[str, Any] = field(default_factory=dict)
+    """Channels and labels, as its ``dataset.json`` has them."""
     versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    """What it trains on."""
+    free_gb: float = 0.0
+    """Room for its results, in GB."""
 
 
 class _Agreement(_Payload):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from nnunetv2_federated.federation.messages import SiteDescription
 
 
 class Observer:
@@ -11,6 +13,9 @@ class Observer:
 
     def run_started(self, rounds_done: int, num_rounds: int) -> None:
         """Announce the first round, or the round at which a run continues."""
+
+    def sites_joined(self, sites: Sequence[SiteDescription]) -> None:
+        """Receive what the sites on other machines told of themselves, before the first round."""
 
     def say(self, text: str) -> None:
         """Receive one line about a site or a step."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -19,6 +20,18 @@ from nnunetv2_federated.flower.roll_call import LOOK_SECONDS, RollCall
 _CONNECT_SECONDS = 120.0
 
 
+@dataclass(frozen=True)
+class Same:
+    """What a site must have as the server has it."""
+
+    network: str
+    """:func:`.weights.manifest_hash`."""
+    plans: str
+    """Hash of them."""
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    """Channels and labels; what the server does not declare is not compared."""
+
+
 class Attendance:
     """The sites of a run and the nodes they are reached at.
 
@@ -28,18 +41,17 @@ class Attendance:
         Reaches the nodes.
     run
         Says which sites are expected.
-    manifest, plans_hash
-        Of the server's network and plans; a site must have the same.
+    same
+        What a site must have as the server has it.
     observer
         Told who joined and who did not.
     """
 
-    def __init__(
-        self, grid: Grid, run: Run, manifest: str, plans_hash: str, observer: Observer
-    ) -> None:
+    def __init__(self, grid: Grid, run: Run, same: Same, observer: Observer) -> None:
         self._grid = grid
         self._run = run
-        self._expected = {"network": manifest, "plans": plans_hash}
+        self._same = same
+        self._observer = observer
         self._here: dict[int, SiteDescription] = {}
         self._roll = RollCall(
             grid,
@@ -78,6 +90,7 @@ class Attendance:
         settings = self._run.settings
         needed = settings.min_replies or len(self._run.remote_sites)
         self._roll.wait(needed, settings.wait_for_sites, "--min-replies")
+        self._observer.sites_joined(list(self.sites.values()))
 
     def present(self, names: Collection[str], needed: int) -> dict[str, int]:
         """Return the node of each of these sites that is connected now.
@@ -117,9 +130,17 @@ class Attendance:
 
     def _read(self, payload: str) -> SiteDescription:
         site = SiteDescription.from_json(payload)
-        for what, theirs in (("network", site.manifest), ("plans", site.plans)):
-            if theirs != self._expected[what]:
-                raise SiteError(f"site {site.site} has another {what} than the server")
+        if site.manifest != self._same.network:
+            raise SiteError(f"site {site.site} has another network than the server")
+        if site.plans != self._same.plans:
+            raise SiteError(f"site {site.site} has other plans than the server")
+        for name, theirs in site.declared.items():
+            ours = self._same.declared.get(name, theirs)
+            if theirs != ours:
+                raise SiteError(
+                    f"site {site.site}: {name} of its dataset.json is {theirs}, of the server's "
+                    f"{ours}; they must be the same"
+                )
         return site
 
     def _proposal(self, site: str) -> str:
@@ -131,7 +152,7 @@ class Attendance:
             fold=run.fold,
             trainer=run.trainer,
             plans=run.plans,
-            plans_hash=self._expected["plans"],
+            plans_hash=self._same.plans,
             position=self.names.index(site),
             settings=asdict(run.settings),
         ).to_json()

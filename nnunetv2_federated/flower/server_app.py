@@ -26,7 +26,7 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run, read_run
-from nnunetv2_federated.flower.attendance import Attendance
+from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -90,7 +90,8 @@ class Server:
         self._folder = model.folder
         self._clock = time.perf_counter()
         self._writing = 0.0
-        self._attendance = Attendance(grid, run, model.manifest, model.plans_hash, observer)
+        same = Same(model.manifest, model.plans_hash, model.declared)
+        self._attendance = Attendance(grid, run, same, observer)
 
     def run(self) -> None:
         """Train all rounds that are still to do, and write the result."""

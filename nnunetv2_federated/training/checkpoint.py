@@ -71,6 +71,7 @@ class GlobalModel:
         self.manifest = manifest_hash(self.trainer.network)
         self.val_iterations: int | None = self.trainer.num_val_iterations_per_epoch
         self.plans_hash = dataset.plans_hash
+        self.declared = dataset.declared
         self.num_values = num_values(self.trainer.network)
         self._fingerprint = dataset.folder / "dataset_fingerprint.json"
 

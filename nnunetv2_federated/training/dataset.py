@@ -20,6 +20,9 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import replacing
 from nnunetv2_federated.federation.planning import hash_plans
 
+_DECLARED = ("channel_names", "labels", "regions_class_order", "classes")
+"""The last are of images as a whole, as in DKFZ's image classification."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -34,6 +37,11 @@ class Dataset:
     def plans_hash(self) -> str:
         """SHA-256 of the plans, without the dataset's name."""
         return hash_plans(self.plans)
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What ``dataset.json`` says channels and labels mean: must be the same at all sites."""
+        return {name: self.dataset_json[name] for name in _DECLARED if name in self.dataset_json}
 
 
 def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunetv2.paths

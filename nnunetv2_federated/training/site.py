@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -56,6 +57,14 @@ DEFAULT_RESIDENT = 4
 """Trainers kept alive unless ``--resident-trainers`` says otherwise."""
 
 
+def describe_device(device: torch.device) -> str:
+    """Name the device, and the memory of a GPU."""
+    if device.type != "cuda":
+        return device.type
+    gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return f"{torch.cuda.get_device_name(device)}, {gigabytes:.0f} GB"
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep nnU-Net's prints off the terminal; its trainers write them to their log files too."""
@@ -98,7 +107,10 @@ class Site:
             validation_cases=len(self.settings.validation_cases),
             manifest=manifest_hash(self.trainer.network),
             plans=self._dataset.plans_hash,
+            declared=self._dataset.declared,
             versions={name: version(name) for name in ("nnunetv2", "torch", "flwr")},
+            device=describe_device(self.trainer.device),
+            free_gb=round(shutil.disk_usage(self.folder).free / 2**30, 1),
         )
 
     def train(self, task: TrainTask, weights: Vector) -> tuple[Vector, TrainReport]:
@@ -209,11 +221,12 @@ class Site:
         """Become the site as it was before a round: as it is, or as the disk remembers it."""
         self._start()
         earlier = [r for r in local_state.rounds_on_disk(self.folder) if r < server_round]
-        wanted = max(earlier, default=BEFORE_FIRST_ROUND)
-        if wanted == BEFORE_FIRST_ROUND and self._after_round != BEFORE_FIRST_ROUND:
-            raise CheckpointError(f"site {self.settings.name} lost its state in {self.folder}")
-        if wanted != self._after_round:
-            self._load(wanted)
+        if not earlier:
+            if self._after_round != BEFORE_FIRST_ROUND:
+                raise CheckpointError(f"site {self.settings.name} lost its state in {self.folder}")
+            self._save()  # its first round may be asked for again, too
+        elif max(earlier) != self._after_round:
+            self._load(max(earlier))
         local_state.restore_randomness(self._randomness)
 
     def _save(self) -> None:

@@ -150,8 +150,8 @@ def sites_from_datasets(
     datasets = [load_dataset(name, plans) for name in names]
     first = datasets[0]
     for other in datasets[1:]:
-        for field in ("channel_names", "labels"):
-            ours, theirs = first.dataset_json.get(field), other.dataset_json.get(field)
+        for field in first.declared | other.declared:
+            ours, theirs = first.declared.get(field), other.declared.get(field)
             if ours != theirs:
                 raise SettingsError(
                     f"--site-datasets: {field} of {other.name} is {theirs}, of {first.name} "

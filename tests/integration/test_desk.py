@@ -7,17 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from nnunetv2_federated.federation.errors import SiteError
-from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.errors import CheckpointError, SiteError
+from nnunetv2_federated.federation.messages import Proposal, TrainTask
 from nnunetv2_federated.federation.settings import FederationSettings, read_run
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.weights import to_vector
 
 CONTEXT = Context(1, 1, {}, RecordDict(), {})
 
@@ -77,6 +79,23 @@ def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(desk: D
     desk.join(proposal(started="second"))
     assert not (folder / "kept").exists()
     assert read_run(folder).started == "second"
+
+
+def test_a_living_site_repeats_its_first_round_and_says_when_its_state_is_gone(desk: Desk) -> None:
+    """The server was killed before the round ended, and asks for it again."""
+    desk.approve(proposal().approval())
+    desk.join(proposal())
+    site = desk.find(CONTEXT)
+    weights, task = to_vector(site.trainer.network).copy(), TrainTask(0, 0.01, 1, 0)
+
+    trained = [site.train(task, weights)[0].copy() for _ in range(2)]
+
+    np.testing.assert_array_equal(*trained)
+    assert not np.array_equal(trained[0], weights)
+    for state in site.folder.glob("after_round_*"):
+        state.unlink()
+    with pytest.raises(CheckpointError, match="site bern lost its state"):
+        site.train(TrainTask(1, 0.005, 1, 0), weights)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import time
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
+from nnunetv2_federated.cli.console import ConsoleObserver
 from nnunetv2_federated.cli.options import parse, pick
 from nnunetv2_federated.cli.server import build_parser
 from nnunetv2_federated.cli.site import read_site_file
@@ -30,6 +32,7 @@ from nnunetv2_federated.federation.messages import (
     PlanProposal,
     PrepareTask,
     Proposal,
+    SiteDescription,
     TrainReport,
     TrainTask,
 )
@@ -38,7 +41,7 @@ from nnunetv2_federated.federation.settings import FederationSettings, setting_n
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
-from nnunetv2_federated.flower.deployment.process import only_one
+from nnunetv2_federated.flower.deployment.process import Child, only_one
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.flower.deployment.signing import sign, verify
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_weights
@@ -333,6 +336,46 @@ def test_a_site_runs_once(tmp_path: Path) -> None:
         pass
     with only_one(tmp_path / "lock"):
         pass
+
+
+def test_a_child_that_dies_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:
+    log, pid = tmp_path / "log", tmp_path / "pid"
+    child = Child(["sh", "-c", f"echo begun; echo $$ > {pid}; exec sleep 30"], log, os.environ)
+
+    def kill_when_begun(times: int) -> None:
+        while not log.is_file() or log.read_text().count("begun") < times or not child.alive():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        while child.alive():
+            time.sleep(0.01)
+
+    child.start()
+    kill_when_begun(1)
+    child.keep_running()  # it died before this was said
+    kill_when_begun(2)
+    child.stop()  # it is about to be started again
+
+    assert log.read_text().count("begun") == 2
+
+
+def test_the_server_shows_its_sites_and_where_they_differ(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sites = [
+        SiteDescription("bern", 5, 2, "m", "p", {}, {"torch": "2.9", "flwr": "1.41"}, "cpu", 81.2),
+        SiteDescription("oslo", 7, 0, "m", "p", {}, {"torch": "2.8", "flwr": "1.41"}, "H100", 9.8),
+    ]
+
+    ConsoleObserver(3).sites_joined(sites)
+
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines()]
+    cells = [[cell.strip() for cell in row[1:-1]] for row in rows if len(row) > 2]
+    assert cells == [
+        ["bern", "5", "2", "cpu", "81 GB", "1.41", "2.9"],
+        ["oslo", "7", "0", "H100", "10 GB", "1.41", "2.8"],
+    ]
+    assert rows[-1] == ["sites differ in torch: bern 2.9, oslo 2.8"]
 
 
 def test_the_example_of_a_server_holds_known_and_allowed_settings() -> None:

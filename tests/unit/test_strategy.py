@@ -16,7 +16,7 @@ from nnunetv2_federated.federation.errors import RoundError, SettingsError, Site
 from nnunetv2_federated.federation.messages import WEIGHTS, SiteDescription, TrainReport, TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings, Run, SiteSettings
-from nnunetv2_federated.flower.attendance import Attendance
+from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.records import (
     ARRAYS,
@@ -61,7 +61,7 @@ def noisy(name, task, received):
 class Federation:
     """A grid of four sites that keeps what they were asked."""
 
-    def __init__(self, behave=constant, spoil=None, transport_dtype="float32"):
+    def __init__(self, behave=constant, spoil=None, transport_dtype="float32", declared=None):
         self.tasks: list[tuple[str, TrainTask]] = []
         self._behave = behave
         self._transport_dtype = transport_dtype
@@ -72,7 +72,7 @@ class Federation:
         self.grid = InProcessGrid(app, len(NAMES), {})
         sites = tuple(SiteSettings(name, "Dataset501_A", ("a",), ("b",)) for name in NAMES)
         run = Run("Dataset501_A", "2d", 0, "t", "p", "cpu", FederationSettings(), sites)
-        self.attendance = Attendance(self.grid, run, "m", "p", Observer())
+        self.attendance = Attendance(self.grid, run, Same("m", "p", declared or {}), Observer())
         self.attendance.gather()
 
     @staticmethod
@@ -81,7 +81,9 @@ class Federation:
 
     def _describe(self, message, context):
         name = self._name(context)
-        return reply(message, SiteDescription(name, CASES[name], CASES[name], "m", "p").to_json())
+        labels = {"labels": {"background": 0, "lung": 1}}
+        site = SiteDescription(name, CASES[name], CASES[name], "m", "p", labels)
+        return reply(message, site.to_json())
 
     def _train(self, message, context):
         name = self._name(context)
@@ -587,3 +589,9 @@ def test_a_failing_site_does_not_hinder_the_next_message():
     assert [answer.has_error() for answer in answers] == [False, False, False, True]
     assert answers[-1].error.reason == "OSError: disk full"
     assert [message.metadata.message_type for message in messages] == [MessageType.TRAIN] * 4
+
+
+def test_a_site_that_means_something_else_by_a_label_is_refused() -> None:
+    Federation(declared={"labels": {"background": 0, "lung": 1}, "channel_names": {"0": "CT"}})
+    with pytest.raises(SiteError, match=r"labels of its dataset\.json is .*'lung': 1.*'heart': 1"):
+        Federation(declared={"labels": {"background": 0, "heart": 1}})

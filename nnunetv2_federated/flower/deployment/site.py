@@ -16,7 +16,11 @@ from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.errors import (
+    CheckpointError,
+    FederationError,
+    SettingsError,
+)
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     PlanProposal,
@@ -129,6 +133,10 @@ def _answer(app: ClientApp, coordinator: Any, message: Message, site: str) -> Me
         return app(message, Context(message.metadata.run_id, 0, {}, RecordDict(), {}))
     except NotApprovedError as error:
         return Message(Error(NOT_YET, str(error)), reply_to=message)
+    except CheckpointError:  # its text names a path: the log has it
+        logger.exception("failed")
+        reason = f"site {site}: its saved state cannot be used; the site's log says more"
+        return Message(Error(SITE_FAILED, reason), reply_to=message)
     except FederationError as error:
         logger.exception("refused")
         return Message(Error(SITE_FAILED, str(error)), reply_to=message)
