@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 
@@ -55,6 +63,7 @@ class Consortium:
         self.port = free_port()
         self.credentials = folder / "credentials"
         self.namespaces: dict[str, str] = {}
+        self._kills = folder / "kills"
         provision(self.credentials, Address(host, self.port), list(sites))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         if raw is not None:
@@ -107,7 +116,9 @@ class Consortium:
 
     def start(self, name: str, *command: str | Path) -> None:
         """Run a module, or a script."""
-        module = [] if Path(command[0]).suffix == ".py" else ["-m"]
+        module: list[str | Path] = [] if Path(command[0]).suffix == ".py" else ["-m"]
+        if self._kills.is_dir():
+            module = [Path(__file__).with_name("killing.py"), name, self._kills]
         with (self.folder / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
                 [*self.inside(name), sys.executable, *module, *command],
@@ -181,6 +192,30 @@ class Consortium:
         self.processes[name].kill()
         self.processes[name].wait()
 
+    def plan_kills(self, name: str, places: dict[str, Sequence[str]]) -> None:
+        """Let a process, at each time it comes to a place, kill the next of the place's victims."""
+        for place, victims in places.items():
+            folder = self._kills / name / place
+            folder.mkdir(parents=True)
+            for number, victim in enumerate(victims):
+                (folder / f"{number:02d}_{victim}").touch()
+
+    def see_through(self, restart: dict[str, Callable[[], None]], seconds: float = 900) -> int:
+        """Start again whoever is killed, until the server ends by itself; return its status."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for name, process in list(self.processes.items()):
+                if process.poll() == -signal.SIGKILL:
+                    restart[name]()
+                elif name == "server" and process.returncode is not None:
+                    return process.returncode
+            time.sleep(0.2)
+        raise AssertionError(f"not at the end after {seconds} s")
+
+    def still_alive(self) -> list[str]:
+        """Who was to be killed and was not."""
+        return [str(file.relative_to(self._kills)) for file in self._kills.glob("*/*/*")]
+
     def superlink_pid(self) -> int:
         found = subprocess.run(
             ["pgrep", "-f", f"flower-superlink .*--port {self.port} "],
@@ -211,39 +246,77 @@ def run_all(*commands: str) -> None:
 
 
 class Network:
-    """A namespace for the server and one for each site, joined by slow links."""
+    """A namespace for the server and one for each site, joined by long lines that lose packets."""
 
     def __init__(self, sites: Iterable[str]) -> None:
         self._sites = list(sites)
         prefix = f"nnfl{os.getpid()}"
         self.namespaces = {name: f"{prefix}-{name}" for name in ("server", *self._sites)}
+        self.lines = Lines()
 
     def open(self) -> None:
-        server = self.namespaces["server"]
         for namespace in self.namespaces.values():
             run_all(f"ip netns add {namespace}", f"ip -n {namespace} link set lo up")
         for number, site in enumerate(self._sites, 1):
-            own, here, there = self.namespaces[site], f"s{number}", "eth0"
-            run_all(
-                f"ip -n {server} link add {here} type veth peer name {there} netns {own}",
-                f"ip -n {server} addr add 10.77.{number}.1/24 dev {here}",
-                f"ip -n {own} addr add 10.77.{number}.2/24 dev {there}",
-                f"ip -n {server} link set {here} up",
-                f"ip -n {own} link set {there} up",
-                f"ip -n {own} route add default via 10.77.{number}.1",
-            )
-            slow_down(server, here)
-            slow_down(own, there)
+            here, there = f"10.77.{number}.1", f"10.77.{number}.2"
+            server, own = self.namespaces["server"], self.namespaces[site]
+            ends = [f"nnfl{os.getpid()}{end}{number}" for end in "ab"]
+            self.lines.add(*ends)
+            for end, namespace, address in zip(ends, (server, own), (here, there), strict=True):
+                peer = there if address == here else here
+                run_all(
+                    f"ip link set {end} netns {namespace}",
+                    f"ip -n {namespace} addr add {address} peer {peer} dev {end}",
+                    f"ip -n {namespace} link set {end} up",
+                )
+            run_all(f"ip -n {own} route add default via {here}")
+        self.lines.start()
 
     def close(self) -> None:
+        self.lines.stop()
         for namespace in self.namespaces.values():
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
 
 
-def slow_down(namespace: str, device: str) -> None:
-    """40 ms and one packet in a hundred lost; 20 Mbit/s where the kernel has no netem."""
-    add = f"ip netns exec {namespace} tc qdisc add dev {device} root"
-    try:
-        run_all(f"{add} netem delay 40ms loss 1%")
-    except subprocess.CalledProcessError:
-        run_all(f"{add} tbf rate 20mbit burst 32kbit latency 400ms")
+class Lines(threading.Thread):
+    """Carry packets between pairs of TUN devices: each takes 40 ms, one in a hundred is lost.
+
+    The kernel's netem would do it too, but containers' kernels often come without.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.carried = self.lost = 0
+        self._other_end: dict[int, int] = {}
+        self._stopped = threading.Event()
+
+    def add(self, one: str, other: str) -> None:
+        ends = [os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK) for _ in range(2)]
+        for end, name in zip(ends, (one, other), strict=True):
+            tunsetiff, iff_tun, iff_no_pi = 0x400454CA, 0x0001, 0x1000
+            fcntl.ioctl(end, tunsetiff, struct.pack("16sH", name.encode(), iff_tun | iff_no_pi))
+        self._other_end |= {ends[0]: ends[1], ends[1]: ends[0]}
+
+    def run(self) -> None:
+        chance = np.random.default_rng(1)
+        under_way: deque[tuple[float, int, bytes]] = deque()
+        while not self._stopped.is_set():
+            wait = max(0.0, under_way[0][0] - time.monotonic()) if under_way else 0.1
+            for end in select.select(list(self._other_end), [], [], min(wait, 0.1))[0]:
+                packet = os.read(end, 65536)
+                if chance.random() < 0.01:
+                    self.lost += 1
+                else:
+                    under_way.append((time.monotonic() + 0.04, self._other_end[end], packet))
+            while under_way and under_way[0][0] <= time.monotonic():
+                _, end, packet = under_way.popleft()
+                with contextlib.suppress(OSError):  # its end is not up yet, or no more
+                    os.write(end, packet)
+                self.carried += 1
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self.is_alive():
+            self.join()
+        for end in self._other_end:
+            os.close(end)

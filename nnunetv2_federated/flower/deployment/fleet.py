@@ -3,7 +3,8 @@
 Stock Flower starts a fresh process for every message. Here one process asks the SuperLink for
 messages, answers them with the app installed at the site, and looks at no code the server offers.
 It opens no port. A message stays on disk until it is answered, so that a killed site answers it
-when it is back.
+when it is back. Where it cannot say that it kept what it was asked, it activates its node anew,
+from which the server sees that it must ask again.
 
 Written for Flower 1.41 and 1.42: this module and ``superlink.py`` hold everything internal to
 Flower that deployment needs.
@@ -143,11 +144,8 @@ class Fleet:
         self._heartbeat = HeartbeatSender(self._beat)
 
     def __enter__(self) -> Self:
-        request = ActivateNodeRequest(
-            public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-        )
         try:
-            self._node = Node(node_id=self._call(self._client.ActivateNode, request).node_id)
+            self._node = self._activate()
         except httpx.HTTPStatusError as error:
             self._node = self._still_active()
             if not self._node.node_id:
@@ -170,13 +168,26 @@ class Fleet:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
         self._client.close()
 
+    def _activate(self) -> Node:
+        """Begin anew: what the server asked before, it asks again."""
+        request = ActivateNodeRequest(
+            public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+        )
+        node = Node(node_id=self._call(self._client.ActivateNode, request).node_id)
+        self._forget()
+        return node
+
     def _still_active(self) -> Node:
         """Return the node this site was before it was killed, if the server still counts on it."""
         if self._node_file.is_file() and self._node_file.read_text().isdecimal():
             node = Node(node_id=int(self._node_file.read_text()))
             with contextlib.suppress(httpx.HTTPError):
-                if self._client.SendNodeHeartbeat(_heartbeat(node)).success:
-                    return node
+                if self._kept() is not None:
+                    if self._client.SendNodeHeartbeat(_heartbeat(node)).success:
+                        return node
+                else:
+                    self._client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+                    return self._activate()
         return Node()
 
     def messages(self) -> Iterator[Message]:
@@ -189,14 +200,13 @@ class Fleet:
         """
         kept = self._kept()
         if kept is not None:
+            logger.info("a message was left unanswered: answering it now")
             yield from self._opened(kept)
         while not self._stopped():
             if self._lost.is_set():
                 raise LostError("the server does not know this site's connection any more")
             with self._losing():
-                received = self._call(
-                    self._client.PullMessages, PullMessagesRequest(node=self._node)
-                )
+                received = self._pull()
             if not received.messages_list:
                 time.sleep(POLL_SECONDS)
                 continue
@@ -207,6 +217,14 @@ class Fleet:
                 self._refuse(received, error)
                 continue
             yield from self._opened(received)
+
+    def _pull(self) -> PullMessagesResponse:
+        """Ask once: a message whose envelope got lost on the way is not sent a second time."""
+        request = PullMessagesRequest(node=self._node)
+        try:
+            return self._call(self._client.PullMessages, request, patient=False)
+        except httpx.TransportError as error:
+            raise LostError(f"the connection to {self._server} broke: {error}") from error
 
     def _opened(self, received: PullMessagesResponse) -> Iterator[Message]:
         try:
@@ -293,7 +311,6 @@ class Fleet:
         file = self._inbox / _MESSAGE_FILE
         if not file.is_file():
             return None
-        logger.info("a message was left unanswered: answering it now")
         kept = PullMessagesResponse()
         kept.ParseFromString(file.read_bytes())
         return kept
@@ -347,7 +364,9 @@ class Fleet:
         except (ObjectPushError, ObjectPullError) as error:  # it was killed in between
             raise LostError(f"{self._server} lost a part of the message") from error
 
-    def _call(self, method: Callable[[Request], Response], request: Request) -> Response:
+    def _call(
+        self, method: Callable[[Request], Response], request: Request, *, patient: bool = True
+    ) -> Response:
         """Call until there is an answer: networks come back, and so do servers."""
         pause = 0.5
         while True:
@@ -360,6 +379,8 @@ class Fleet:
                 if "CERTIFICATE" in str(error) or "SSL" in str(error):
                     raise SettingsError(f"{self._server}: {error}") from error
                 logger.warning("no connection to %s: %s", self._server, error)
+                if not patient:
+                    raise
             if self._stopped():
                 raise LostError("stopped")
             time.sleep(pause)

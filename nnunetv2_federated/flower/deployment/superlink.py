@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import (
@@ -43,6 +44,7 @@ from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.process import Child, run_tool
 from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
+from nnunetv2_federated.flower.records import NOT_YET
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ POLL_SECONDS = 0.5
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
+_UNAVAILABLE = "is unavailable"
+"""What Flower's command says when nobody answers."""
 _SITE_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 """It went away while it was asked, or in the middle of its answer."""
 APP_FOLDER = Path(__file__).parents[1] / "app"
@@ -69,9 +73,11 @@ class _Lost:
     def node(self) -> int:
         return self.question.metadata.dst_node_id
 
-    def asked_again(self) -> Message:
-        content = {k: v for k, v in self.question.content.items() if k != SIGNATURE}
-        return Message(RecordDict(content), self.node, self.question.metadata.message_type)
+
+def _asked_again(question: Message) -> Message:
+    content = {k: v for k, v in question.content.items() if k != SIGNATURE}
+    metadata = question.metadata
+    return Message(RecordDict(content), metadata.dst_node_id, metadata.message_type)
 
 
 class NetworkGrid(HttpGrid):
@@ -100,16 +106,17 @@ class NetworkGrid(HttpGrid):
     ) -> Iterator[Message]:
         """Send, and yield each reply when it is there, until the time is over.
 
-        A node that was lost is asked again if it is back within :attr:`patience` seconds.
+        A node that was lost is asked again if it is back within :attr:`patience` seconds, and one
+        that has activated anew since it was asked: it has not kept the question.
         """
         end = None if timeout is None else time.monotonic() + timeout
         waiting = self._send(messages)
         lost: list[_Lost] = []
         while (waiting or lost) and (end is None or time.monotonic() < end):
-            lost, back = self._look_for(lost)
-            waiting |= self._send(back)
             replies = cast(list[Message], self.pull_messages(waiting)) if waiting else []
             if not replies:
+                lost, back = self._look_for(lost, waiting)
+                waiting |= self._send(back)
                 time.sleep(POLL_SECONDS)
             while replies:
                 reply = replies.pop(0)
@@ -118,11 +125,11 @@ class NetworkGrid(HttpGrid):
                     yield reply
                     continue
                 # the SuperLink's own errors do not say which node they are about
-                answer = Message(reply.error, reply_to=question)
                 if reply.error.code in _SITE_LOST:
+                    answer = Message(Error(NOT_YET, reply.error.reason), reply_to=question)
                     lost.append(_Lost(time.monotonic() + self.patience, question, answer))
                 else:
-                    yield answer
+                    yield Message(reply.error, reply_to=question)
             now = time.monotonic()
             yield from [site.answer for site in lost if site.until <= now]
             lost = [site for site in lost if site.until > now]
@@ -134,13 +141,24 @@ class NetworkGrid(HttpGrid):
         ids = list(self.push_messages(signed))
         return {name: message for name, message in zip(ids, signed, strict=True) if name}
 
-    def _look_for(self, lost: list[_Lost]) -> tuple[list[_Lost], list[Message]]:
-        """Return who is lost still, and what to ask those who are back."""
-        if not lost:
-            return [], []
-        online = set(self.get_node_ids())
-        still = [site for site in lost if site.node not in online]
-        return still, [site.asked_again() for site in lost if site.node in online]
+    def _look_for(
+        self, lost: list[_Lost], waiting: dict[str, Message]
+    ) -> tuple[list[_Lost], list[Message]]:
+        """Return who is lost still, and what to ask those who are back; these wait no more."""
+        activated = {
+            node.node_id: datetime.fromisoformat(node.last_activated_at).timestamp()
+            for node in self.get_nodes()
+        }
+        forgotten = {
+            name: question
+            for name, question in waiting.items()
+            if activated.get(question.metadata.dst_node_id, 0.0) > question.metadata.created_at
+        }
+        for name in forgotten:
+            del waiting[name]
+        still = [site for site in lost if site.node not in activated]
+        back = [site.question for site in lost if site.node in activated]
+        return still, [_asked_again(question) for question in (*back, *forgotten.values())]
 
 
 class SuperLink:
@@ -236,20 +254,20 @@ class SuperLink:
         SettingsError
             If the SuperLink refuses it.
         """
-        command: list[str | Path] = [
-            "flwr",
-            "supernode",
-            "register",
-            public_key,
-            "server",
-            "--name",
-            site,
-        ]
-        code, output = run_tool(command, flower_environment(self._folder / "flwr"))
+        code, output = self._flwr("supernode", "register", public_key, "server", "--name", site)
         if code != 0 and "already" not in output:
             raise SettingsError(f"the key {public_key} cannot be registered: {output}")
         key = load_ssh_public_key(public_key.read_bytes())
         self._sites[public_key_to_bytes(cast(EllipticCurvePublicKey, key))] = site
+
+    def _flwr(self, *command: str | Path) -> tuple[int, str]:
+        """Run Flower's command; once more if the SuperLink was just being started again."""
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            code, output = run_tool(["flwr", *command], flower_environment(self._folder / "flwr"))
+            if code == 0 or _UNAVAILABLE not in output or time.monotonic() > end:
+                return code, output
+            time.sleep(_LOOK_SECONDS)
 
     def acquire_run(self, key: Ed25519PrivateKey) -> NetworkGrid:
         """Create a run, and take it over as the process that executes it.
@@ -259,8 +277,7 @@ class SuperLink:
         FederationError
             If the SuperLink does not hand it out.
         """
-        command: list[str | Path] = ["flwr", "run", APP_FOLDER, "server"]
-        code, output = run_tool(command, flower_environment(self._folder / "flwr"))
+        code, output = self._flwr("run", APP_FOLDER, "server")
         if code != 0:
             raise FederationError(f"the run cannot be created: {output}")
         token = self._acquire_token()
@@ -289,11 +306,12 @@ class SuperLink:
         end = time.monotonic() + _START_SECONDS
         try:
             while time.monotonic() < end:
-                response = client.AcquireTask(
-                    AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
-                )
-                if response.token:
-                    return response.token
+                with contextlib.suppress(httpx.TransportError):  # it is being started again
+                    response = client.AcquireTask(
+                        AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+                    )
+                    if response.token:
+                        return response.token
                 time.sleep(_LOOK_SECONDS)
         finally:
             client.close()
