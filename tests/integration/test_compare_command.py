@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +50,41 @@ def test_a_failed_arm_is_shown_and_tried_again(
     main(federated)
     assert len(models(folder)) == 2
     assert "failed or are not finished" not in (folder / "report.html").read_text()
+
+
+def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
+    dataset_2d: str, results: Path, tmp_path: Path
+) -> None:
+    """The command and its training by kill -9; in between the training holds the folder."""
+    del results
+    short = ["--rounds", "3", "--iterations-per-epoch", "2", "--val-iterations", "1"]
+    argv = [dataset_2d, "2d", "0", "--sites", "2", "--arms", "federated", *short, "-device", "cpu"]
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    command = [sys.executable, "-m", "nnunetv2_federated.cli.compare", *argv, "-o", str(killed)]
+    first = subprocess.Popen(command)
+    while not list(killed.rglob("state.pt")):  # its first round is done
+        assert first.poll() is None
+        time.sleep(0.05)
+    found = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, check=True)
+    training = int(found.stdout.split()[0])
+    os.kill(training, signal.SIGSTOP)
+    first.kill()
+    first.wait()
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    os.kill(training, signal.SIGKILL)
+    assert second.returncode == 2
+    assert "is still at work" in second.stderr
+    assert models(killed) == []
+
+    main([*argv, "-o", str(killed)])
+    main([*argv, "-o", str(undisturbed)])
+
+    (model,) = models(killed)
+    assert "continuing after round" in (killed / "models" / model / "train.log").read_text()
+    tests = [
+        (folder / "models" / model / "tests.json").read_text() for folder in (killed, undisturbed)
+    ]
+    assert json.loads(tests[0]) == json.loads(tests[1])
 
 
 def _begin(argv: list[str], folder: Path, obstacle: Path) -> None:
