@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict
 from importlib.metadata import entry_points
@@ -44,6 +45,7 @@ from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.process import Child, only_one
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.flower.deployment.signing import sign, verify
+from nnunetv2_federated.flower.deployment.site import serve
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_weights
 from nnunetv2_federated.training.summary import pool_sites, summarise_site
 from nnunetv2_federated.training.trainer import _Steps
@@ -300,6 +302,20 @@ def test_a_wrong_site_file_gets_one_line(tmp_path: Path, line: str, text: str) -
     path.write_text('name = "bern"\n')
     with pytest.raises(SettingsError, match="server is missing"):
         read_site_file(path)
+
+
+def test_a_site_says_that_nobody_answers_and_goes_on_trying(tmp_path: Path) -> None:
+    provision(tmp_path, Address("127.0.0.1", 9), ["bern"])  # nobody listens at "discard"
+    settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
+    said: list[str] = []
+    stopped = threading.Event()
+    desk = Desk("bern", "901", tmp_path, "cpu")
+
+    threading.Timer(3, stopped.set).start()
+    serve(settings, desk, said.append, stopped)
+
+    assert len(said) == 1  # not once for each attempt
+    assert said[0].startswith("no connection to 127.0.0.1:9: ")
 
 
 @pytest.mark.parametrize("error", [ObjectPushError("a", 1, "b"), ObjectPullError("a", "gone")])

@@ -145,11 +145,10 @@ class Fleet:
 
     def __enter__(self) -> Self:
         try:
-            self._node = self._activate()
-        except httpx.HTTPStatusError as error:
-            self._node = self._still_active()
-            if not self._node.node_id:
-                raise LostError(_refusal(self._server, error)) from error
+            self._node = self._connect()
+        except BaseException:
+            self._client.close()
+            raise
         with contextlib.suppress(OSError):  # it only saves a minute after a kill
             self._node_file.parent.mkdir(parents=True, exist_ok=True)
             self._node_file.write_text(str(self._node.node_id))
@@ -168,27 +167,35 @@ class Fleet:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
         self._client.close()
 
+    def _connect(self) -> Node:
+        try:
+            return self._activate()
+        except httpx.TransportError as error:
+            raise LostError(f"no connection to {self._server}: {error}") from error
+        except httpx.HTTPStatusError as error:
+            with contextlib.suppress(httpx.HTTPError):
+                if (node := self._still_active()) is not None:
+                    return node
+            raise LostError(_refusal(self._server, error)) from error
+
     def _activate(self) -> Node:
         """Begin anew: what the server asked before, it asks again."""
         request = ActivateNodeRequest(
             public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
-        node = Node(node_id=self._call(self._client.ActivateNode, request).node_id)
+        answer = self._call(self._client.ActivateNode, request, patient=False)
         self._forget()
-        return node
+        return Node(node_id=answer.node_id)
 
-    def _still_active(self) -> Node:
-        """Return the node this site was before it was killed, if the server still counts on it."""
-        if self._node_file.is_file() and self._node_file.read_text().isdecimal():
-            node = Node(node_id=int(self._node_file.read_text()))
-            with contextlib.suppress(httpx.HTTPError):
-                if self._kept() is not None:
-                    if self._client.SendNodeHeartbeat(_heartbeat(node)).success:
-                        return node
-                else:
-                    self._client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
-                    return self._activate()
-        return Node()
+    def _still_active(self) -> Node | None:
+        """Go on as the node this site was before it was killed, if it kept what it was asked."""
+        if not self._node_file.is_file() or not self._node_file.read_text().isdecimal():
+            return None
+        node = Node(node_id=int(self._node_file.read_text()))
+        if self._kept() is not None:
+            return node if self._client.SendNodeHeartbeat(_heartbeat(node)).success else None
+        self._client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+        return self._activate()
 
     def messages(self) -> Iterator[Message]:
         """Yield what the server asks: first what was left unanswered, then what comes.
@@ -367,7 +374,10 @@ class Fleet:
     def _call(
         self, method: Callable[[Request], Response], request: Request, *, patient: bool = True
     ) -> Response:
-        """Call until there is an answer: networks come back, and so do servers."""
+        """Call until there is an answer: networks come back, and so do servers.
+
+        Not ``patient``, only a server that is too busy is called again.
+        """
         pause = 0.5
         while True:
             try:
@@ -378,9 +388,9 @@ class Fleet:
             except httpx.TransportError as error:
                 if "CERTIFICATE" in str(error) or "SSL" in str(error):
                     raise SettingsError(f"{self._server}: {error}") from error
-                logger.warning("no connection to %s: %s", self._server, error)
                 if not patient:
                     raise
+                logger.warning("no connection to %s: %s", self._server, error)
             if self._stopped():
                 raise LostError("stopped")
             time.sleep(pause)
