@@ -118,6 +118,11 @@ class SiteDescription(_Payload):
     free_gb: float = 0.0
     """Room for its results, in GB."""
 
+    def __post_init__(self) -> None:
+        _numbers(self.training_cases, self.validation_cases, self.free_gb)
+        _of(dict, self.declared, self.versions)
+        _of(str, self.site, self.manifest, self.plans, self.device, *self.versions.values())
+
 
 class _Agreement(_Payload):
     """What a site that is not on the server's machine takes part in only once it was approved."""
@@ -218,6 +223,13 @@ class Validation(_Payload):
         _numbers(self.iterations, self.loss, *self.tp, *self.fp, *self.fn)
         if not len(self.tp) == len(self.fp) == len(self.fn):
             raise ValueError("tp, fp and fn are of different lengths")
+
+
+def _of(kind: type, *values: object) -> None:
+    """Raise ``TypeError`` for what came from a site and is of another type."""
+    for value in values:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
 
 
 def _numbers(*values: object) -> None:

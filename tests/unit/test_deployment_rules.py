@@ -375,6 +375,26 @@ def test_a_child_that_dies_is_started_again_until_it_is_stopped(tmp_path: Path) 
     assert log.read_text().count("begun") == 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"site": 5},
+        {"training_cases": "5"},
+        {"declared": 5},
+        {"versions": ["torch"]},
+        {"versions": {"torch": 2}},
+        {"device": None},
+        {"free_gb": "much"},
+        {"free_tb": 1},
+    ],
+)
+def test_a_site_that_describes_itself_in_other_types_is_refused(changes: dict[str, Any]) -> None:
+    good = asdict(SiteDescription("bern", 5, 2, "m", "p"))
+    assert SiteDescription.from_json(json.dumps(good)).site == "bern"
+    with pytest.raises(SiteError, match="not a valid SiteDescription"):
+        SiteDescription.from_json(json.dumps(good | changes))
+
+
 def test_the_server_shows_its_sites_and_where_they_differ(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
