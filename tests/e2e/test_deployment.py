@@ -164,6 +164,7 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
             "nnunetv2_federated.training.site:Site.validate_fully": "validation",
         },
         "server": {
+            "flwr.superlink.grid.http_grid:push_objects": "asking",
             "nnunetv2_federated.federation.aggregation:RunningMean.add": "aggregation",
             "torch:save": "checkpoint",
         },
