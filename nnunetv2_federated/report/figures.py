@@ -31,10 +31,8 @@ def all_figures(evidence: Evidence) -> dict[str, go.Figure]:
     found = {
         "headline": headline(evidence),
         "matrix": matrix(evidence),
-        "server": curves(evidence, "server side: the global model", ("global_model",), "", ""),
-        "client": curves(
-            evidence, "client side: after local training", (), "mean_site_", "mean over sites"
-        ),
+        "server": curves(evidence, "server side: the global model", ("global_model",), ""),
+        "client": curves(evidence, "client side: mean over the sites", (), "mean_site_"),
         "sites": site_curves(evidence),
         "distribution": distribution(evidence),
         "costs": costs(evidence),
@@ -78,9 +76,7 @@ def matrix(evidence: Evidence) -> go.Figure:
     return figure
 
 
-def curves(
-    evidence: Evidence, title: str, prefix: tuple[str, ...], key: str, what: str
-) -> go.Figure:
+def curves(evidence: Evidence, title: str, prefix: tuple[str, ...], key: str) -> go.Figure:
     """Loss and Dice by round, a line for each arm."""
     figure = make_subplots(1, 2, subplot_titles=("validation loss", "validation Dice"))
     again = repeats(evidence.arms)
@@ -97,7 +93,7 @@ def curves(
                     hovertemplate="round %{x}: %{y:.4f}%{customdata}",
                 )  # fmt: skip
     figure.update_xaxes(title="round")
-    figure.update_layout(title=f"{title}{', ' + what if what else ''}", height=420)
+    figure.update_layout(title=title, height=420)
     return figure
 
 
