@@ -192,6 +192,14 @@ class FullValidation(_Payload):
     mean: dict[str, dict[str, list[float]]]
     """By label and metric: mean over the cases that have one, and how many these are."""
 
+    def __post_init__(self) -> None:
+        _of(str, self.site)
+        _of(int, self.cases)
+        _of(dict, self.foreground_mean, self.mean, *self.mean.values())
+        _numbers(*self.foreground_mean.values())
+        for mean, count in (pair for metrics in self.mean.values() for pair in metrics.values()):
+            _numbers(mean, count)
+
 
 @dataclass(frozen=True)
 class TrainTask(_Payload):

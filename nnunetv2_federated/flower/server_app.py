@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.history import (
     Record,
     client_side,
@@ -46,6 +48,8 @@ from nnunetv2_federated.training.summary import pool_sites
 from nnunetv2_federated.training.trainer import FederatedRounds
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer", Validation, FullValidation)
 
 
 def make_server_app(
@@ -195,41 +199,44 @@ class Server:
         received: dict[str, Validation] = {}
         if self.settings.global_validation:
             weights = pack_weights(self._sent, self.settings.transport_dtype)
-            shares = strategy.validation_share([s.site for s in self._sites])
-            for site in self._sites:
-                if shares[site.site] == 0:
-                    continue
-                task = TrainTask(self.settings.rounds, 0.0, 0, shares[site.site])
-                content = RecordDict({ARRAYS: weights, CONFIG: pack_payload(task.to_json())})
-                answer = self._ask(site, content, MessageType.EVALUATE)
-                if answer is not None:
-                    received[site.site] = Validation.from_json(answer)
+            questions = {}
+            for site, share in strategy.validation_share([s.site for s in self._sites]).items():
+                if share != 0:
+                    task = TrainTask(self.settings.rounds, 0.0, 0, share)
+                    payload = pack_payload(task.to_json())
+                    questions[site] = RecordDict({ARRAYS: weights, CONFIG: payload})
+            received = self._ask(questions, MessageType.EVALUATE, Validation.from_json)
         self._complete_previous(received)
 
     def _validate_fully(self) -> None:
         """Let each site validate the final model on its own cases; nobody else has them."""
-        content = RecordDict({ARRAYS: pack_weights(self._sent)})
-        found = []
-        for site in self._sites:
-            self.observer.say(f"{site.site} validates")
-            answer = self._ask(site, content, f"{MessageType.EVALUATE}.fully")
-            if answer is not None:
-                found.append(FullValidation.from_json(answer))
-        if any(site.cases for site in found):
-            self.model.write_summary(pool_sites(found))
+        weights = pack_weights(self._sent)
+        questions = {site.site: RecordDict({ARRAYS: weights}) for site in self._sites}
+        self.observer.say(f"validation at {', '.join(questions)}")
+        found = self._ask(questions, f"{MessageType.EVALUATE}.fully", FullValidation.from_json)
+        if any(site.cases for site in found.values()):
+            self.model.write_summary(pool_sites(list(found.values())))
 
-    def _ask(self, site: SiteDescription, content: RecordDict, kind: str) -> str | None:
-        """Return what one site answers; ``None``, with a warning, if it does not."""
-        nodes = self._attendance.present([site.site], 0)
-        if site.site not in nodes:
-            logger.warning("%s is not connected", site.site)
-            return None
-        message = Message(RecordDict(dict(content)), nodes[site.site], kind)
-        for answer in self.grid.send_and_receive([message], timeout=PHASE_SECONDS):
-            if not answer.has_error():
-                return unpack_payload(answer.content)
-            logger.warning("%s did not validate: %s", site.site, answer.error.reason)
-        return None
+    def _ask(
+        self, questions: Mapping[str, RecordDict], kind: str, read: Callable[[str], Answer]
+    ) -> dict[str, Answer]:
+        """Ask sites at the same time; who does not answer is left out, with a warning."""
+        nodes = self._attendance.present(questions, 0)
+        names = {node: site for site, node in nodes.items()}
+        messages = [Message(questions[site], node, kind) for node, site in names.items()]
+        answers: dict[str, Answer] = {}
+        for answer in self.grid.send_and_receive(messages, timeout=PHASE_SECONDS):
+            site = names[answer.metadata.src_node_id]
+            if answer.has_error():
+                logger.warning("%s did not validate: %s", site, answer.error.reason)
+                continue
+            try:
+                answers[site] = read(unpack_payload(answer.content))
+            except SiteError as error:
+                logger.warning("%s did not validate: %s", site, error)
+        for site in questions.keys() - nodes.keys():
+            logger.warning("%s is not connected", site)
+        return {site: answers[site] for site in questions if site in answers}
 
     @property
     def _sites(self) -> list[SiteDescription]:

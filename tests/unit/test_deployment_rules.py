@@ -395,6 +395,24 @@ def test_a_site_that_describes_itself_in_other_types_is_refused(changes: dict[st
         SiteDescription.from_json(json.dumps(good | changes))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cases": "2"},
+        {"foreground_mean": {"Dice": "good"}},
+        {"mean": {"1": 0.9}},
+        {"mean": {"1": {"Dice": 0.9}}},
+        {"mean": {"1": {"Dice": [0.9, 2, 3]}}},
+        {"mean": {"1": {"Dice": [None, 2]}}},
+    ],
+)
+def test_a_validation_in_other_types_is_refused(changes: dict[str, Any]) -> None:
+    good = asdict(FullValidation("bern", 2, {"Dice": 0.9}, {"1": {"Dice": [0.9, 2]}}))
+    assert FullValidation.from_json(json.dumps(good)).cases == 2
+    with pytest.raises(SiteError, match="not a valid FullValidation"):
+        FullValidation.from_json(json.dumps(good | changes))
+
+
 def test_the_server_shows_its_sites_and_where_they_differ(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
