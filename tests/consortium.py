@@ -286,7 +286,7 @@ class Lines(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.carried = self.lost = 0
+        self.lost = 0
         self._other_end: dict[int, int] = {}
         self._stopped = threading.Event()
 
@@ -312,7 +312,6 @@ class Lines(threading.Thread):
                 _, end, packet = under_way.popleft()
                 with contextlib.suppress(OSError):  # its end is not up yet, or no more
                     os.write(end, packet)
-                self.carried += 1
 
     def stop(self) -> None:
         self._stopped.set()
