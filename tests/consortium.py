@@ -216,15 +216,6 @@ class Consortium:
         """Who was to be killed and was not."""
         return [str(file.relative_to(self._kills)) for file in self._kills.glob("*/*/*")]
 
-    def superlink_pid(self) -> int:
-        found = subprocess.run(
-            ["pgrep", "-f", f"flower-superlink .*--port {self.port} "],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(found.stdout.split()[0])
-
     def wait_for_server(self, seconds: float = 300) -> int:
         return self.processes["server"].wait(seconds)
 

@@ -266,8 +266,7 @@ class TrainReport(_Payload):
         _numbers(self.train_loss, self.seconds, self.completed)
         if not 0 < self.completed <= 1:
             raise ValueError(f"completed {self.completed} is not in (0, 1]")
-        if type(self.training_cases) is not int:
-            raise TypeError(f"training_cases {self.training_cases!r} is no whole number")
+        _of(int, self.training_cases)
         # both raise TypeError or ValueError if they do not fit
         _ = self.local, self.global_model
 
