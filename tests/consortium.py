@@ -172,6 +172,11 @@ class Consortium:
         file = self.folder / f"{name}.out"
         return file.read_text() if file.is_file() else ""
 
+    def all_said(self) -> str:
+        """Return what everybody said and the SuperLink's log, the ends of it."""
+        logs = [*self.folder.glob("*.out"), *self.folder.rglob("superlink.log")]
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in logs)
+
     def approve(self, site: str, what: str = "federation") -> None:
         """Wait until the site was asked, and agree, as its engineer would."""
         asked = f"asked to take part in {what} "

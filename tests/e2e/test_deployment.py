@@ -66,8 +66,8 @@ def chest_xrays(
         writer.writeheader()
         writer.writerows(kept)
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    raw = import_module("convert_cxr_lung").convert(manifest.parent, 906, 64)
-    plan_and_preprocess(906, ["2d"])
+    raw = import_module("convert_cxr_lung").convert(manifest.parent, 908, 64)
+    plan_and_preprocess(908, ["2d"])
     dataset = nnunet_folders / "preprocessed" / raw.name
     shutil.copyfile(raw / "splits_final.json", dataset / "splits_final.json")
     centres: dict[str, list[str]] = {}
@@ -121,7 +121,7 @@ def test_three_real_centres_train_together_as_if_they_were_one_machine(
     finally:
         consortium.stop()
 
-    theirs, here = trained_here(tmp_path, monkeypatch, "906", centres, *SHORT)
+    theirs, here = trained_here(tmp_path, monkeypatch, "908", centres, *SHORT)
 
     assert_same(weights(consortium.result), theirs)
     pooled, together = (
@@ -135,7 +135,7 @@ def test_three_real_centres_train_together_as_if_they_were_one_machine(
     subprocess.run(
         [
             *("nnUNetv2_predict", "-i", test_images, "-o", tmp_path / "predicted"),
-            *("-d", "906", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerFederated"),
+            *("-d", "908", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerFederated"),
             *("-device", "cpu", "-npp", "1", "-nps", "1"),
         ],
         env=consortium.environment("server"),
@@ -169,11 +169,13 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
             "torch:save": "checkpoint",
         },
     }
+    starting = "nnunetv2_federated.flower.deployment.superlink:SuperLink._answers"
     # the superlink last: what the site has done by then needs not be done again
     consortium.plan_kills("bern", dict.fromkeys(places["bern"], ("bern", "server", "superlink")))
     consortium.plan_kills(
         "server", dict.fromkeys(places["server"], ("oslo", "superlink", "server"))
     )
+    consortium.plan_kills("server", {starting: ("superlink", "superlink", "server")})
     rounds = ("--rounds", "3", "--iterations-per-epoch", "2", "--val-iterations", "1")
     restart = {
         "server": lambda: consortium.start_server(*rounds, "--c"),
@@ -184,7 +186,7 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
         consortium.start_server(*rounds)
         for site in sites:
             consortium.start_site(site, "--approve-all")
-        assert consortium.see_through(restart) == 0, consortium.said("server")
+        assert consortium.see_through(restart) == 0, consortium.all_said()
     finally:
         consortium.stop()
 
@@ -224,7 +226,7 @@ def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
             consortium.start_site(site, "-np", "1")
         for site in sites:
             consortium.approve(site, "planning")
-        assert consortium.see_through(restart) == 0, consortium.said("server")
+        assert consortium.see_through(restart) == 0, consortium.all_said()
         assert consortium.still_alive() == []
 
         plans = [

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -354,25 +355,36 @@ def test_a_site_runs_once(tmp_path: Path) -> None:
         pass
 
 
-def test_a_child_that_dies_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:
+def until(found: Callable[[], bool]) -> None:
+    while not found():
+        time.sleep(0.01)
+
+
+def test_a_child_that_is_killed_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:
     log, pid = tmp_path / "log", tmp_path / "pid"
-    child = Child(["sh", "-c", f"echo begun; echo $$ > {pid}; exec sleep 30"], log, os.environ)
-
-    def kill_when_begun(times: int) -> None:
-        while not log.is_file() or log.read_text().count("begun") < times or not child.alive():
-            time.sleep(0.01)
-        time.sleep(0.1)
-        os.kill(int(pid.read_text()), signal.SIGKILL)
-        while child.alive():
-            time.sleep(0.01)
-
+    child = Child(["sh", "-c", f"echo $$ > {pid}; echo begun; exec sleep 30"], log, os.environ)
     child.start()
-    kill_when_begun(1)
-    child.keep_running()  # it died before this was said
-    kill_when_begun(2)
+    for times in (1, 2):
+        until(lambda times=times: log.is_file() and log.read_text().count("begun") == times)
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        assert not child.failed()
     child.stop()  # it is about to be started again
 
     assert log.read_text().count("begun") == 2
+
+
+def test_a_child_that_ends_by_itself_has_failed_unless_it_is_to_keep_running(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    child = Child(["sh", "-c", "echo begun"], log, os.environ)
+    child.start()
+    until(child.failed)
+    assert child.last_line() == "begun"
+
+    child.keep_running()  # it has ended before this was said
+    until(lambda: log.read_text().count("begun") == 2)
+    child.stop()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ _STOP_SECONDS = 20.0
 class Child:
     """A command with a log file; on Linux it does not outlive its parent, however that ends.
 
+    It is started again if it is killed, by the kernel for want of memory for example.
+
     Parameters
     ----------
     command, environment
@@ -41,7 +43,7 @@ class Child:
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._go_on = threading.Event()
-        """Set when it is known what to do once the process has ended."""
+        """Set when it is known what to do once the process has ended by itself."""
         self._stopped = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -55,12 +57,13 @@ class Child:
         started.wait()
 
     def keep_running(self) -> None:
-        """Start it again whenever it ends, until it is stopped."""
+        """Start it again also when it ends by itself, until it is stopped."""
         self._go_on.set()
 
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.poll() is None
+    def failed(self) -> bool:
+        """Whether it has ended by itself."""
+        status = None if self._process is None else self._process.poll()
+        return status is not None and status >= 0
 
     def last_line(self) -> str:
         """Return the last line of its log, to say why it ended."""
@@ -95,8 +98,8 @@ class Child:
                     preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
                 )
             started.set()
-            self._process.wait()
-            self._go_on.wait()
+            if self._process.wait() >= 0:
+                self._go_on.wait()
             if self._stopped.is_set():
                 return
             logger.error("%s ended: %s; starting it again", self._command[0], self.last_line())

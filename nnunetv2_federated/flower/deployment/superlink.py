@@ -183,6 +183,7 @@ class SuperLink:
         self._folder = folder
         self._credentials = credentials
         self._listen = listen
+        self._run_file = folder / "run"
         self._sites: dict[bytes, str] = {}
         for place in (folder, self._database.parent):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -230,8 +231,9 @@ class SuperLink:
                 )
             time.sleep(_LOOK_SECONDS)
         self._child.start()
+        end = time.monotonic() + _START_SECONDS
         while not self._answers():
-            if not self._child.alive() or time.monotonic() > end:
+            if self._child.failed() or time.monotonic() > end:
                 raise SettingsError(
                     f"the SuperLink does not start at {self._address}: {self._child.last_line()}"
                 )
@@ -277,6 +279,7 @@ class SuperLink:
         FederationError
             If the SuperLink does not hand it out.
         """
+        self._stop_earlier_run()
         code, output = self._flwr("run", APP_FOLDER, "server")
         if code != 0:
             raise FederationError(f"the run cannot be created: {output}")
@@ -289,7 +292,16 @@ class SuperLink:
         TaskIdentity.task_id = received.task_id
         TaskIdentity.run_id, TaskIdentity.node_id = received.run.run_id, received.context.node_id
         grid.set_run(run_from_proto(received.run))
+        self._run_file.write_text(str(received.run.run_id))
         return grid
+
+    def _stop_earlier_run(self) -> None:
+        """End the run of a server that was killed: sites would wait for the rest of its messages.
+
+        The SuperLink itself ends it a minute after the last heartbeat.
+        """
+        if self._run_file.is_file():  # what has ended already cannot be stopped: all the same
+            self._flwr("stop", self._run_file.read_text(), "server")
 
     def _acquire_token(self) -> str:
         client = RuntimeHttpClient.from_server_address(
