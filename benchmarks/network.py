@@ -21,13 +21,14 @@ from flwr.clientapp import ClientApp
 
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 from nnunetv2_federated.flower.deployment.fleet import Fleet
+from nnunetv2_federated.flower.deployment.grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.signing import (
     load_signing_key,
     load_verifying_key,
     verify,
 )
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
-from nnunetv2_federated.flower.deployment.superlink import NetworkGrid, SuperLink
+from nnunetv2_federated.flower.deployment.superlink import SuperLink
 from nnunetv2_federated.flower.records import ARRAYS, pack_reply, pack_weights, unpack_weights
 
 PARAMETERS = 33_000_000

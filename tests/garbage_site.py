@@ -8,8 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
+import flwr.app
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
 
 from nnunetv2_federated.cli.site import read_site_file
 from nnunetv2_federated.flower.deployment import site
@@ -22,6 +24,29 @@ def truncated(record: ArrayRecord) -> ArrayRecord:
     return ArrayRecord({"weights": Array(array.dtype, array.shape, array.stype, array.data[:-100])})
 
 
+class ConfigRecord(flwr.app.ConfigRecord):
+    """Under Flower's own name what it cannot read."""
+
+    def deflate(self) -> bytes:
+        return add_header_to_object_body(b"\xff", self)
+
+
+def forged(reply: Message) -> Message:
+    """Let its content come from another node than its envelope."""
+
+    def deflate() -> bytes:
+        metadata = vars(reply.metadata)
+        own = metadata["_src_node_id"]
+        metadata["_src_node_id"] = own + 1
+        try:
+            return Message.deflate(reply)
+        finally:
+            metadata["_src_node_id"] = own
+
+    reply.deflate = deflate
+    return reply
+
+
 def spoil(kind: str, content: RecordDict) -> RecordDict:
     weights = next(iter(content[ARRAYS].values())).numpy()
     if kind == "nan":
@@ -29,16 +54,22 @@ def spoil(kind: str, content: RecordDict) -> RecordDict:
         weights[7] = np.nan
     spoiled = {
         "short": lambda: {ARRAYS: pack_weights(weights[:-1])},
-        "huge": lambda: {ARRAYS: pack_weights(np.tile(weights, 10))},
+        "long": lambda: {ARRAYS: pack_weights(np.tile(weights, 2))},
+        "huge": lambda: {ARRAYS: pack_weights(np.resize(weights, 30_000_000))},
         "nan": lambda: {ARRAYS: pack_weights(weights)},
         "float16": lambda: {ARRAYS: pack_weights(weights, "float16")},
         "truncated": lambda: {ARRAYS: truncated(content[ARRAYS])},
         "no payload": lambda: {CONFIG: pack_payload("{")},
+        "unreadable": lambda: {CONFIG: ConfigRecord()},
+        "forged": dict,
     }
     return RecordDict({**content, **spoiled[kind]()})
 
 
-KINDS = ("short", "huge", "nan", "float16", "truncated", "no payload")
+KINDS = (
+    *("short", "long", "huge", "nan", "float16", "truncated"),
+    *("no payload", "unreadable", "forged"),
+)
 
 
 def main() -> None:
@@ -50,7 +81,9 @@ def main() -> None:
     def answer(app, coordinator, message: Message, name: str) -> Message:
         reply = honest(app, coordinator, message, name)
         if message.metadata.message_type == "train" and reply.has_content():
-            reply.content = spoil(next(kinds), reply.content)
+            kind = next(kinds)
+            reply.content = spoil(kind, reply.content)
+            return forged(reply) if kind == "forged" else reply
         return reply
 
     site._answer = answer

@@ -22,6 +22,7 @@ from conftest import plan_and_preprocess
 from consortium import SHORT, SITES, Consortium, Network, run_all, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
+from flwr.supercore.runtime import RuntimeHttpClient
 
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
@@ -298,7 +299,7 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
     run_all(f"mount -t tmpfs -o size=1M tmpfs {bundles / 'rome' / 'work'}")
     try:
         consortium.start_server(
-            *("--rounds", "6", "--iterations-per-epoch", "1", "--val-iterations", "1"),
+            *("--rounds", "9", "--iterations-per-epoch", "1", "--val-iterations", "1"),
             *("--min-replies", "1", "--no-global-validation"),
         )
         for site in ("bern", "lyon", "rome"):
@@ -316,10 +317,13 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
     expected = (
         r"sent \d+ weights instead of",
         r"sent \d+ weights instead of",
+        r"refused: a message of more than \d+ bytes",
         "weights are not finite",
         "float16",
         "truncated",
         "not a valid TrainReport",
+        "refused: the message cannot be read",
+        "refused: it answers another question, or as another site",
     )
     for said, pattern in zip(garbage, expected, strict=True):
         assert re.search(pattern, said), said
@@ -329,7 +333,9 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
         assert "No space left on device" in record["failed"]["rome"]
 
 
-def test_a_site_answers_nobody_but_the_coordinator(consortium: Consortium) -> None:
+def test_a_site_answers_nobody_but_the_coordinator(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever reaches the SuperLink's control API can submit a run; no site takes part in it."""
     credentials = consortium.credentials / "server"
     link = SuperLink(consortium.folder / "link", credentials, Address("127.0.0.1", consortium.port))
@@ -349,6 +355,12 @@ def test_a_site_answers_nobody_but_the_coordinator(consortium: Consortium) -> No
 
         assert "the signature is not the coordinator's" in ask()
         grid.signing_key = load_signing_key(credentials / "coordinator.key")
+        assert "bern has not joined a federation" in ask()
+        # the SuperLink is killed, or a line breaks, after a part was stored and before that is said
+        push = RuntimeHttpClient.PushObject
+        monkeypatch.setattr(
+            RuntimeHttpClient, "PushObject", lambda *part: [push(*part), push(*part)][1]
+        )
         assert "bern has not joined a federation" in ask()
         link.finish(grid, None)
     finally:

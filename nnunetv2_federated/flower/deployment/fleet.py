@@ -6,13 +6,14 @@ It opens no port. A message stays on disk until it is answered, so that a killed
 when it is back. Where it cannot say that it kept what it was asked, it activates its node anew,
 from which the server sees that it must ask again.
 
-Written for Flower 1.41 and 1.42: this module and ``superlink.py`` hold everything internal to
-Flower that deployment needs.
+Written for Flower 1.41 and 1.42: this module, ``grid.py``, ``parts.py`` and ``superlink.py`` hold
+everything internal to Flower that deployment needs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import shutil
@@ -55,7 +56,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
-    inflate_object_from_contents,
     pull_objects,
     push_objects,
 )
@@ -67,6 +67,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.flower.deployment.parts import limited, push_part, put_together
 from nnunetv2_federated.flower.records import SITE_FAILED
 
 logger = logging.getLogger(__name__)
@@ -273,7 +274,11 @@ class Fleet:
                 push_objects(
                     objects,
                     make_push_object_fn_protobuf(
-                        lambda request: self._call(self._client.PushObject, request),
+                        functools.partial(
+                            push_part,
+                            functools.partial(self._call, self._client.PushObject),
+                            functools.partial(self._call, self._client.PullObject),
+                        ),
                         self._node,
                         run_id,
                         response.session_id,
@@ -292,17 +297,7 @@ class Fleet:
         pull = make_pull_object_fn_protobuf(
             lambda request: self._call(self._client.PullObject, request), self._node, run_id
         )
-        total = 0
-
-        def limited(name: str) -> bytes:
-            nonlocal total
-            content = pull(name)
-            total += len(content)
-            if total > self._max_bytes:
-                raise SiteError(f"refused: a message of more than {self._max_bytes} bytes")
-            return content
-
-        contents = pull_objects(ids, limited)
+        contents = pull_objects(ids, limited(pull, self._max_bytes))
         self._forget()
         self._inbox.mkdir(parents=True)
         for name, content in contents.items():
@@ -329,12 +324,9 @@ class Fleet:
                 node.object_id: (self._inbox / node.object_id).read_bytes()
                 for node in iterate_object_tree(tree)
             }
-            message = inflate_object_from_contents(tree.object_id, contents)
-        except (OSError, ValueError, KeyError) as error:
-            raise SiteError(f"refused: the message cannot be read: {error}") from error
-        if not isinstance(message, Message):
-            raise SiteError("refused: not a message")
-        message.metadata.__dict__["_message_id"] = tree.object_id
+        except OSError as error:
+            raise SiteError(f"the message cannot be read: {reason_of(error)}") from error
+        message = put_together(tree, contents)
         self._identify(metadata.run_id)
         return message
 

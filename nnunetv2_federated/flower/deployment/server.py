@@ -17,8 +17,9 @@ from nnunetv2_federated.flower.deployment.credentials import (
     Address,
     check_validity,
 )
+from nnunetv2_federated.flower.deployment.grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
-from nnunetv2_federated.flower.deployment.superlink import NetworkGrid, SuperLink
+from nnunetv2_federated.flower.deployment.superlink import SuperLink
 from nnunetv2_federated.flower.planning import (
     PlanningSettings,
     count_cases,

@@ -1,4 +1,4 @@
-"""The server's end of the wire: a SuperLink of its own, and a Grid over it.
+"""A SuperLink of the server's own, in a process of its own.
 
 The ServerApp runs in the coordinator's process, which acquires the run as ``flower-superexec``
 would and starts no other. Written for Flower 1.41 and 1.42, see ``fleet.py``.
@@ -13,9 +13,6 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -23,8 +20,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.app import Error, Message, RecordDict
-from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.constant import SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -38,127 +34,20 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExec
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.flower.deployment.grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.process import Child, run_tool
-from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
-from nnunetv2_federated.flower.records import NOT_YET
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
 _UNAVAILABLE = "is unavailable"
 """What Flower's command says when nobody answers."""
-_SITE_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
-"""It went away while it was asked, or in the middle of its answer."""
 APP_FOLDER = Path(__file__).parents[1] / "app"
-
-
-@dataclass(frozen=True)
-class _Lost:
-    """A node that went away, and what it was asked."""
-
-    until: float
-    """When to give it up (``time.monotonic``)."""
-    question: Message
-    answer: Message
-    """For who asked, if it does not come back."""
-
-    @property
-    def node(self) -> int:
-        return self.question.metadata.dst_node_id
-
-
-def _asked_again(question: Message) -> Message:
-    content = {k: v for k, v in question.content.items() if k != SIGNATURE}
-    metadata = question.metadata
-    return Message(RecordDict(content), metadata.dst_node_id, metadata.message_type)
-
-
-class NetworkGrid(HttpGrid):
-    """Flower's Grid, which signs what it sends and passes replies on as they come.
-
-    Flower's own waits 3 s between looks and returns all replies at the end.
-    """
-
-    signing_key: Ed25519PrivateKey
-    patience = 0.0
-    """Seconds to wait for a node that was lost while it was asked."""
-
-    sites: Mapping[bytes, str]
-    """Names of the sites, by their public keys."""
-
-    def site_names(self) -> dict[int, str]:
-        """Names of the connected sites, by node id; who has another key is left out."""
-        return {
-            node.node_id: self.sites[node.public_key]
-            for node in self.get_nodes()
-            if node.public_key in self.sites
-        }
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
-        """Send, and yield each reply when it is there, until the time is over.
-
-        A node that was lost is asked again if it is back within :attr:`patience` seconds, and one
-        that has activated anew since it was asked: it has not kept the question.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        waiting = self._send(messages)
-        lost: list[_Lost] = []
-        while (waiting or lost) and (end is None or time.monotonic() < end):
-            replies = cast(list[Message], self.pull_messages(waiting)) if waiting else []
-            if not replies:
-                lost, back = self._look_for(lost, waiting)
-                waiting |= self._send(back)
-                time.sleep(POLL_SECONDS)
-            while replies:
-                reply = replies.pop(0)
-                question = waiting.pop(reply.metadata.reply_to_message_id)
-                if not reply.has_error():
-                    yield reply
-                    continue
-                # the SuperLink's own errors do not say which node they are about
-                if reply.error.code in _SITE_LOST:
-                    answer = Message(Error(NOT_YET, reply.error.reason), reply_to=question)
-                    lost.append(_Lost(time.monotonic() + self.patience, question, answer))
-                else:
-                    yield Message(reply.error, reply_to=question)
-            now = time.monotonic()
-            yield from [site.answer for site in lost if site.until <= now]
-            lost = [site for site in lost if site.until > now]
-
-    def _send(self, messages: Iterable[Message]) -> dict[str, Message]:
-        signed = list(messages)
-        for message in signed:
-            sign(message, self.signing_key)
-        ids = list(self.push_messages(signed))
-        return {name: message for name, message in zip(ids, signed, strict=True) if name}
-
-    def _look_for(
-        self, lost: list[_Lost], waiting: dict[str, Message]
-    ) -> tuple[list[_Lost], list[Message]]:
-        """Return who is lost still, and what to ask those who are back; these wait no more."""
-        activated = {
-            node.node_id: datetime.fromisoformat(node.last_activated_at).timestamp()
-            for node in self.get_nodes()
-        }
-        forgotten = {
-            name: question
-            for name, question in waiting.items()
-            if activated.get(question.metadata.dst_node_id, 0.0) > question.metadata.created_at
-        }
-        for name in forgotten:
-            del waiting[name]
-        still = [site for site in lost if site.node not in activated]
-        back = [site.question for site in lost if site.node in activated]
-        return still, [_asked_again(question) for question in (*back, *forgotten.values())]
 
 
 class SuperLink:

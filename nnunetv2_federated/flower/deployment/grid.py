@@ -1,0 +1,229 @@
+"""The server's end of the wire: Flower's Grid, made for long rounds and bad lines.
+
+Written for Flower 1.41 and 1.42, see ``fleet.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid import HttpGrid
+
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.flower.deployment.parts import limited, push_part, put_together
+from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
+from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, num_bytes
+
+POLL_SECONDS = 0.5
+_SITE_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+"""It went away while it was asked, or in the middle of its answer."""
+_BEYOND_QUESTION = 64 * 2**20
+"""Bytes of an answer beyond those of its question: weights go both ways, what else is small."""
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A node that went away, and what it was asked."""
+
+    until: float
+    """When to give it up (``time.monotonic``)."""
+    question: Message
+    answer: Message
+    """For who asked, if it does not come back."""
+
+    @property
+    def node(self) -> int:
+        return self.question.metadata.dst_node_id
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """An answer that is being uploaded."""
+
+    tree: ObjectTree
+    pull: Callable[[str], bytes]
+    parts: dict[str, bytes] = field(default_factory=dict)
+
+
+def _asked_again(question: Message) -> Message:
+    content = {k: v for k, v in question.content.items() if k != SIGNATURE}
+    metadata = question.metadata
+    return Message(RecordDict(content), metadata.dst_node_id, metadata.message_type)
+
+
+class _Client(RuntimeHttpClient):
+    """Flower's, which asks again when it was not answered, and so may send a part twice."""
+
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
+        return push_part(super().PushObject, self.PullObject, request)
+
+
+class NetworkGrid(HttpGrid):
+    """Flower's Grid, which signs what it sends and passes replies on as they come.
+
+    Flower's own waits 3 s between looks, and for the slowest upload of those that have begun; it
+    returns all replies at the end, and believes what they say of themselves.
+    """
+
+    signing_key: Ed25519PrivateKey
+    patience = 0.0
+    """Seconds to wait for a node that was lost while it was asked."""
+
+    sites: Mapping[bytes, str]
+    """Names of the sites, by their public keys."""
+
+    def _connect(self) -> None:
+        self._client = _Client.from_server_address(
+            server_address=self._addr,
+            insecure=False,
+            root_certificates=self._cert,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+                RuntimeTokenHttpInterceptor(token=self._token),
+            ],
+            retry_invoker=self._retry_invoker,
+        )
+
+    def site_names(self) -> dict[int, str]:
+        """Names of the connected sites, by node id; who has another key is left out."""
+        return {
+            node.node_id: self.sites[node.public_key]
+            for node in self.get_nodes()
+            if node.public_key in self.sites
+        }
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send, and yield each reply when it is there, until the time is over.
+
+        A node that was lost is asked again if it is back within :attr:`patience` seconds, and one
+        that has activated anew since it was asked: it has not kept the question. A reply that is
+        larger than it can be, unreadable or not from whom it says is an error of that node.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        waiting = self._send(messages)
+        arriving: dict[str, _Arriving] = {}
+        lost: list[_Lost] = []
+        while (waiting or lost) and (end is None or time.monotonic() < end):
+            self._look_for_answers(waiting, arriving)
+            complete = 0
+            for name in list(arriving):
+                reply = self._fetch(arriving[name], waiting[name])
+                if reply is None:
+                    continue
+                complete += 1
+                question = waiting.pop(name)
+                del arriving[name]
+                if not reply.has_error():
+                    yield reply
+                # the SuperLink's own errors do not say which node they are about
+                elif reply.error.code in _SITE_LOST:
+                    answer = Message(Error(NOT_YET, reply.error.reason), reply_to=question)
+                    lost.append(_Lost(time.monotonic() + self.patience, question, answer))
+                else:
+                    yield Message(reply.error, reply_to=question)
+            if not complete:
+                lost, back = self._look_for(lost, waiting)
+                arriving = {name: answer for name, answer in arriving.items() if name in waiting}
+                waiting |= self._send(back)
+                time.sleep(POLL_SECONDS)
+            now = time.monotonic()
+            yield from [site.answer for site in lost if site.until <= now]
+            lost = [site for site in lost if site.until > now]
+
+    def _send(self, messages: Iterable[Message]) -> dict[str, Message]:
+        signed = list(messages)
+        for message in signed:
+            sign(message, self.signing_key)
+        ids = list(self.push_messages(signed))
+        return {name: message for name, message in zip(ids, signed, strict=True) if name}
+
+    def _look_for_answers(
+        self, waiting: Mapping[str, Message], arriving: dict[str, _Arriving]
+    ) -> None:
+        """Add those of which the SuperLink knows that they are coming."""
+        if not waiting:
+            return
+        found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=waiting))
+        for envelope, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            name = envelope.metadata.reply_to_message_id
+            if name in arriving:
+                continue
+            pull = make_pull_object_fn_protobuf(
+                self._runtime_client.PullObject, self.node, self.run.run_id
+            )
+            room = num_bytes(waiting[name].content) + _BEYOND_QUESTION
+            arriving[name] = _Arriving(tree, limited(pull, room))
+
+    def _fetch(self, answer: _Arriving, question: Message) -> Message | None:
+        """Fetch what has come of an answer; once it is whole, return it, or what is wrong."""
+        try:
+            for part in iterate_object_tree(answer.tree):
+                if part.object_id not in answer.parts:
+                    answer.parts[part.object_id] = answer.pull(part.object_id)
+            reply = put_together(answer.tree, answer.parts)
+            _check_sender(reply, question)
+        except ObjectUnavailableError:
+            return None
+        except ObjectPullError as error:
+            reason = f"lost in the middle of its answer: {error}"
+            return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=question)
+        except SiteError as error:
+            reply = Message(Error(SITE_FAILED, str(error)), reply_to=question)
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self.node,
+                run_id=self.run.run_id,
+                message_object_id=answer.tree.object_id,
+            )
+        )
+        return reply
+
+    def _look_for(
+        self, lost: list[_Lost], waiting: dict[str, Message]
+    ) -> tuple[list[_Lost], list[Message]]:
+        """Return who is lost still, and what to ask those who are back; these wait no more."""
+        activated = {
+            node.node_id: datetime.fromisoformat(node.last_activated_at).timestamp()
+            for node in self.get_nodes()
+        }
+        forgotten = {
+            name: question
+            for name, question in waiting.items()
+            if activated.get(question.metadata.dst_node_id, 0.0) > question.metadata.created_at
+        }
+        for name in forgotten:
+            del waiting[name]
+        still = [site for site in lost if site.node not in activated]
+        back = [site.question for site in lost if site.node in activated]
+        return still, [_asked_again(question) for question in (*back, *forgotten.values())]
+
+
+def _check_sender(reply: Message, question: Message) -> None:
+    """Refuse an answer that says of itself what the SuperLink did not: it may be a forgery."""
+    asked, answered = question.metadata, reply.metadata
+    whose = answered.reply_to_message_id, answered.src_node_id
+    if not reply.has_error() and whose != (asked.message_id, asked.dst_node_id):
+        raise SiteError("refused: it answers another question, or as another site")
