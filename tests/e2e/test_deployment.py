@@ -19,15 +19,18 @@ import httpx
 import pytest
 import torch
 from conftest import plan_and_preprocess
-from consortium import SHORT, SITES, Consortium, Network, run_all, wait_for
+from consortium import SHORT, SITES, Consortium, Network, free_port, run_all, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from nnunetv2_federated.cli.train import main
+from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.process import run_tool
+from nnunetv2_federated.flower.deployment.server import ServerSettings, open_grid
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
-from nnunetv2_federated.flower.deployment.superlink import SuperLink
+from nnunetv2_federated.flower.deployment.superlink import SuperLink, flower_environment
 from nnunetv2_federated.training.dataset import fold_split, load_dataset
 
 pytestmark = pytest.mark.deployment
@@ -170,13 +173,19 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
             "torch:save": "checkpoint",
         },
     }
-    starting = "nnunetv2_federated.flower.deployment.superlink:SuperLink._answers"
+    superlink = "nnunetv2_federated.flower.deployment.superlink:SuperLink"
     # the superlink last: what the site has done by then needs not be done again
     consortium.plan_kills("bern", dict.fromkeys(places["bern"], ("bern", "server", "superlink")))
     consortium.plan_kills(
         "server", dict.fromkeys(places["server"], ("oslo", "superlink", "server"))
     )
-    consortium.plan_kills("server", {starting: ("superlink", "superlink", "server")})
+    consortium.plan_kills(
+        "server",
+        {
+            f"{superlink}._answers": ("superlink", "superlink", "server"),
+            f"{superlink}._acquire_token": ("superlink", "server"),
+        },
+    )
     rounds = ("--rounds", "3", "--iterations-per-epoch", "2", "--val-iterations", "1")
     restart = {
         "server": lambda: consortium.start_server(*rounds, "--c"),
@@ -331,6 +340,23 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
         assert list(record["sites"]) == ["bern"]
         assert "refused: a message of more than 1048576 bytes" in record["failed"]["lyon"]
         assert "No space left on device" in record["failed"]["rome"]
+
+
+def test_a_run_that_the_superlink_gives_up_is_one_line(tmp_path: Path) -> None:
+    address = Address("127.0.0.1", free_port())
+    provision(tmp_path / "credentials", address, ["bern"])
+    server = ServerSettings(tmp_path / "credentials" / "server", address)
+    link = tmp_path / "link"
+
+    def stop_in_the_middle() -> None:
+        with open_grid(link, server, ["bern"], say=lambda _: None) as grid:
+            assert list(grid.get_nodes()) == []
+            stop = ["flwr", "stop", (link / "run").read_text(), "server"]
+            assert run_tool(stop, flower_environment(link / "flwr"))[0] == 0
+            grid.get_nodes()
+
+    with pytest.raises(FederationError, match="the SuperLink has given the run up"):
+        stop_in_the_middle()
 
 
 def test_a_site_answers_nobody_but_the_coordinator(

@@ -67,14 +67,13 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.flower.deployment.credentials import Address
-from nnunetv2_federated.flower.deployment.parts import limited, push_part, put_together
+from nnunetv2_federated.flower.deployment.parts import OVERLOADED, limited, push_part, put_together
 from nnunetv2_federated.flower.records import SITE_FAILED
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 _LONGEST_PAUSE = 10.0
-_OVERLOADED = (502, 503, 504)
 _REFUSED = (401, 412)
 _RUN_ENDED = 403
 _UNWANTED = (400, 403, 404)
@@ -347,7 +346,7 @@ class Fleet:
         except httpx.TransportError:
             return False
         except httpx.HTTPStatusError as error:
-            if error.response.status_code in _OVERLOADED:
+            if error.response.status_code in OVERLOADED:
                 return False
             self._lost.set()
         return True
@@ -375,7 +374,7 @@ class Fleet:
             try:
                 return method(request)
             except httpx.HTTPStatusError as error:
-                if error.response.status_code not in _OVERLOADED:
+                if error.response.status_code not in OVERLOADED:
                     raise
             except httpx.TransportError as error:
                 if "CERTIFICATE" in str(error) or "SSL" in str(error):

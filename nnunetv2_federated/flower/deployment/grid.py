@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -27,15 +28,17 @@ from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
 )
+from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from nnunetv2_federated.federation.errors import SiteError
-from nnunetv2_federated.flower.deployment.parts import limited, push_part, put_together
+from nnunetv2_federated.flower.deployment.parts import OVERLOADED, limited, push_part, put_together
 from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
 from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, num_bytes
 
 POLL_SECONDS = 0.5
+_LONGEST_PAUSE = 5
 _SITE_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 """It went away while it was asked, or in the middle of its answer."""
 _BEYOND_QUESTION = 64 * 2**20
@@ -72,6 +75,20 @@ def _asked_again(question: Message) -> Message:
     return Message(RecordDict(content), metadata.dst_node_id, metadata.message_type)
 
 
+def _patient() -> RetryInvoker:
+    """Ask until the SuperLink answers; what it refuses is an error (Flower ends the process)."""
+    return RetryInvoker(
+        wait_gen_factory=lambda: exponential(max_delay=_LONGEST_PAUSE),
+        recoverable_exceptions=(httpx.TransportError, httpx.HTTPStatusError),
+        max_tries=None,
+        max_time=None,
+        should_giveup=lambda error: (
+            isinstance(error, httpx.HTTPStatusError)
+            and error.response.status_code not in OVERLOADED
+        ),
+    )
+
+
 class _Client(RuntimeHttpClient):
     """Flower's, which asks again when it was not answered, and so may send a part twice."""
 
@@ -102,7 +119,7 @@ class NetworkGrid(HttpGrid):
                 RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
                 RuntimeTokenHttpInterceptor(token=self._token),
             ],
-            retry_invoker=self._retry_invoker,
+            retry_invoker=_patient(),
         )
 
     def site_names(self) -> dict[int, str]:

@@ -16,6 +16,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from nnunetv2_federated.federation.errors import SiteError
 
+OVERLOADED = (502, 503, 504)
+"""HTTP statuses of a server, or a proxy before it, that may answer later."""
+
 
 def push_part(
     push: Callable[[PushObjectRequest], PushObjectResponse],

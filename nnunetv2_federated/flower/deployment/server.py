@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import httpx
+
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
 from nnunetv2_federated.federation.observer import Observer
@@ -103,7 +105,7 @@ def open_grid(
     Raises
     ------
     FederationError
-        If the SuperLink cannot be started.
+        If the SuperLink cannot be started, or ends the run.
     """
     signing_key = load_signing_key(server.credentials / COORDINATOR_KEY)
     check_validity(server.credentials / "server.crt")
@@ -119,6 +121,12 @@ def open_grid(
         heartbeat = link.keep_alive(grid)
         try:
             yield grid
+        except httpx.HTTPStatusError as refusal:
+            error = refusal
+            raise FederationError(
+                f"the SuperLink has given the run up (HTTP {refusal.response.status_code}): it was "
+                "stopped, or this machine slept. The same command goes on, a training with --c."
+            ) from refusal
         except BaseException as failure:
             error = failure
             raise

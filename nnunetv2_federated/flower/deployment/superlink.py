@@ -169,12 +169,23 @@ class SuperLink:
             If the SuperLink does not hand it out.
         """
         self._stop_earlier_run()
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return self._acquire_new_run(key)
+            except httpx.HTTPError as error:  # killed: the run may have been handed out to nobody
+                if time.monotonic() > end:
+                    raise FederationError(f"the run cannot be acquired: {error}") from error
+
+    def _acquire_new_run(self, key: Ed25519PrivateKey) -> NetworkGrid:
         code, output = self._flwr("run", APP_FOLDER, "server")
         if code != 0:
             raise FederationError(f"the run cannot be created: {output}")
-        token = self._acquire_token()
         grid = NetworkGrid(
-            self._address, insecure=False, root_certificates=self._authority, token=token
+            self._address,
+            insecure=False,
+            root_certificates=self._authority,
+            token=self._acquire_token(),
         )
         grid.signing_key, grid.sites = key, self._sites
         received = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
@@ -207,12 +218,11 @@ class SuperLink:
         end = time.monotonic() + _START_SECONDS
         try:
             while time.monotonic() < end:
-                with contextlib.suppress(httpx.TransportError):  # it is being started again
-                    response = client.AcquireTask(
-                        AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
-                    )
-                    if response.token:
-                        return response.token
+                response = client.AcquireTask(
+                    AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+                )
+                if response.token:
+                    return response.token
                 time.sleep(_LOOK_SECONDS)
         finally:
             client.close()
