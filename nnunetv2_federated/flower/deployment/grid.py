@@ -38,6 +38,8 @@ from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
 from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, num_bytes
 
 POLL_SECONDS = 0.5
+RUN_ENDED = (401, 403)
+"""HTTP statuses by which the SuperLink refuses the server of a run that has ended."""
 _LONGEST_PAUSE = 5
 _SITE_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 """It went away while it was asked, or in the middle of its answer."""

@@ -19,7 +19,7 @@ from nnunetv2_federated.flower.deployment.credentials import (
     Address,
     check_validity,
 )
-from nnunetv2_federated.flower.deployment.grid import NetworkGrid
+from nnunetv2_federated.flower.deployment.grid import RUN_ENDED, NetworkGrid
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
 from nnunetv2_federated.flower.deployment.superlink import SuperLink
 from nnunetv2_federated.flower.planning import (
@@ -123,9 +123,15 @@ def open_grid(
             yield grid
         except httpx.HTTPStatusError as refusal:
             error = refusal
+            status = refusal.response.status_code
+            what = (
+                "has given the run up: it was stopped, or this machine slept"
+                if status in RUN_ENDED
+                else f"failed (HTTP {status})"
+            )
             raise FederationError(
-                f"the SuperLink has given the run up (HTTP {refusal.response.status_code}): it was "
-                "stopped, or this machine slept. The same command goes on, a training with --c."
+                f"the SuperLink {what}; its log is {folder / 'superlink.log'}. The same command "
+                "goes on, a training with --c."
             ) from refusal
         except BaseException as failure:
             error = failure
