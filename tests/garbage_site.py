@@ -1,4 +1,4 @@
-"""A site that answers its rounds with garbage of every kind; its argument is a site.toml."""
+"""A site that answers its rounds with garbage of every kind, or too slowly; give its site.toml."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import itertools
 import sys
 import threading
+import time
 from pathlib import Path
 
 import flwr.app
@@ -14,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
 
 from nnunetv2_federated.cli.site import read_site_file
-from nnunetv2_federated.flower.deployment import site
+from nnunetv2_federated.flower.deployment import fleet, site
 from nnunetv2_federated.flower.deployment.desk import Desk
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload, pack_weights
 
@@ -62,14 +63,16 @@ def spoil(kind: str, content: RecordDict) -> RecordDict:
         "no payload": lambda: {CONFIG: pack_payload("{")},
         "unreadable": lambda: {CONFIG: ConfigRecord()},
         "forged": dict,
+        "slow": dict,
     }
     return RecordDict({**content, **spoiled[kind]()})
 
 
 KINDS = (
     *("short", "long", "huge", "nan", "float16", "truncated"),
-    *("no payload", "unreadable", "forged"),
+    *("no payload", "unreadable", "forged", "slow"),
 )
+SLOW_SECONDS = 40
 
 
 def main() -> None:
@@ -77,16 +80,26 @@ def main() -> None:
     desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
     say = functools.partial(print, flush=True)
     honest, kinds = site._answer, itertools.chain(KINDS, itertools.repeat("nan"))
+    push, slow = fleet.push_objects, threading.Event()
+
+    def push_slowly(*arguments, **options) -> None:
+        if slow.is_set():
+            slow.clear()
+            time.sleep(SLOW_SECONDS)
+        push(*arguments, **options)
 
     def answer(app, coordinator, message: Message, name: str) -> Message:
         reply = honest(app, coordinator, message, name)
         if message.metadata.message_type == "train" and reply.has_content():
             kind = next(kinds)
             reply.content = spoil(kind, reply.content)
+            if kind == "slow":
+                slow.set()
             return forged(reply) if kind == "forged" else reply
         return reply
 
     site._answer = answer
+    fleet.push_objects = push_slowly
     site.serve(settings, desk, say, threading.Event())
 
 

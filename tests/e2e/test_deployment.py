@@ -308,8 +308,8 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
     run_all(f"mount -t tmpfs -o size=1M tmpfs {bundles / 'rome' / 'work'}")
     try:
         consortium.start_server(
-            *("--rounds", "9", "--iterations-per-epoch", "1", "--val-iterations", "1"),
-            *("--min-replies", "1", "--no-global-validation"),
+            *("--rounds", "10", "--iterations-per-epoch", "1", "--val-iterations", "1"),
+            *("--min-replies", "1", "--no-global-validation", "--round-deadline", "30"),
         )
         for site in ("bern", "lyon", "rome"):
             consortium.start_site(site, "--approve-all")
@@ -333,6 +333,7 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
         "not a valid TrainReport",
         "refused: the message cannot be read",
         "refused: it answers another question, or as another site",
+        "^no reply$",
     )
     for said, pattern in zip(garbage, expected, strict=True):
         assert re.search(pattern, said), said
