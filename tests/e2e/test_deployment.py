@@ -177,11 +177,9 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     # the superlink last: what the site has done by then needs not be done again
     consortium.plan_kills("bern", dict.fromkeys(places["bern"], ("bern", "server", "superlink")))
     consortium.plan_kills(
-        "server", dict.fromkeys(places["server"], ("oslo", "superlink", "server"))
-    )
-    consortium.plan_kills(
         "server",
         {
+            **dict.fromkeys(places["server"], ("oslo", "superlink", "server")),
             f"{superlink}._answers": ("superlink", "superlink", "server"),
             f"{superlink}._acquire_token": ("superlink", "server"),
         },

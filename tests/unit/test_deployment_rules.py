@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from consortium import wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
@@ -355,17 +355,15 @@ def test_a_site_runs_once(tmp_path: Path) -> None:
         pass
 
 
-def until(found: Callable[[], bool]) -> None:
-    while not found():
-        time.sleep(0.01)
-
-
 def test_a_child_that_is_killed_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:
     log, pid = tmp_path / "log", tmp_path / "pid"
     child = Child(["sh", "-c", f"echo $$ > {pid}; echo begun; exec sleep 30"], log, os.environ)
     child.start()
     for times in (1, 2):
-        until(lambda times=times: log.is_file() and log.read_text().count("begun") == times)
+        wait_for(
+            lambda times=times: log.is_file() and log.read_text().count("begun") == times,
+            f"start {times}",
+        )
         os.kill(int(pid.read_text()), signal.SIGKILL)
         assert not child.failed()
     child.stop()  # it is about to be started again
@@ -379,11 +377,11 @@ def test_a_child_that_ends_by_itself_has_failed_unless_it_is_to_keep_running(
     log = tmp_path / "log"
     child = Child(["sh", "-c", "echo begun"], log, os.environ)
     child.start()
-    until(child.failed)
+    wait_for(child.failed, "end")
     assert child.last_line() == "begun"
 
     child.keep_running()  # it has ended before this was said
-    until(lambda: log.read_text().count("begun") == 2)
+    wait_for(lambda: log.read_text().count("begun") == 2, "second start")
     child.stop()
 
 

@@ -39,6 +39,12 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
@@ -273,11 +279,7 @@ class Fleet:
                 push_objects(
                     objects,
                     make_push_object_fn_protobuf(
-                        functools.partial(
-                            push_part,
-                            functools.partial(self._call, self._client.PushObject),
-                            functools.partial(self._call, self._client.PullObject),
-                        ),
+                        self._push_part,
                         self._node,
                         run_id,
                         response.session_id,
@@ -286,6 +288,13 @@ class Fleet:
                 )
         self._forget()
 
+    def _push_part(self, part: PushObjectRequest) -> PushObjectResponse:
+        push = functools.partial(self._call, self._client.PushObject)
+        return push_part(push, self._pull_part, part)
+
+    def _pull_part(self, part: PullObjectRequest) -> PullObjectResponse:
+        return self._call(self._client.PullObject, part)
+
     def _keep(self, received: PullMessagesResponse) -> None:
         """Fetch a message's parts onto disk, and only then tell the server that it has come."""
         run_id = received.messages_list[0].metadata.run_id
@@ -293,9 +302,7 @@ class Fleet:
         ids = [node.object_id for node in iterate_object_tree(tree)]
         if not all(_OBJECT_ID.fullmatch(name) for name in ids):
             raise SiteError("refused: a part of the message has no proper name")
-        pull = make_pull_object_fn_protobuf(
-            lambda request: self._call(self._client.PullObject, request), self._node, run_id
-        )
+        pull = make_pull_object_fn_protobuf(self._pull_part, self._node, run_id)
         contents = pull_objects(ids, limited(pull, self._max_bytes))
         self._forget()
         self._inbox.mkdir(parents=True)
@@ -324,7 +331,7 @@ class Fleet:
                 for node in iterate_object_tree(tree)
             }
         except OSError as error:
-            raise SiteError(f"the message cannot be read: {reason_of(error)}") from error
+            raise SiteError(f"refused: the message cannot be read: {reason_of(error)}") from error
         message = put_together(tree, contents)
         self._identify(metadata.run_id)
         return message

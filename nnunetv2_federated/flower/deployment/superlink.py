@@ -253,6 +253,7 @@ class SuperLink:
                     sub_status=status, details="" if error is None else type(error).__name__
                 )
             )
+            self._run_file.unlink(missing_ok=True)  # there is nothing to stop
         grid.close()
 
     def stop(self) -> None:
