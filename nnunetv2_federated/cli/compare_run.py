@@ -17,7 +17,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_federated.cli.compare_build import test_cases, train_options
 from nnunetv2_federated.cli.train_flags import as_flags
 from nnunetv2_federated.federation.comparison import Comparison, Model
-from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.settings import RUN_FILE
 from nnunetv2_federated.flower.launch import BACKENDS
 from nnunetv2_federated.training.dataset import find_trainer, fold_split, load_dataset

@@ -23,16 +23,17 @@ from nnunetv2_federated.cli.options import Options, fold_number, parse, run_comm
 from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.desk import Agreement, Desk, Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
-from nnunetv2_federated.flower.deployment.process import only_one
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile, serve
 from nnunetv2_federated.training.dataset import check_environment, find_name
 from nnunetv2_federated.training.tracking import stay_local
 
 _ASK = "ask"
 _HASH_LENGTH = 64
+_RUNS_ALREADY = "this site runs already; stop the other process first."
 _PATHS = ("ca", "key", "coordinator", "work")
 
 
@@ -111,7 +112,7 @@ def _site(options: Options) -> None:
         desk.ask = _ask
     log = settings.work / "site.log"
     send_logs_to(log)
-    with only_one(settings.work / "lock"), stopping_as_interrupt():
+    with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
         _say(f"site {settings.name}, dataset {options['dataset']}, {desk.device}; log in {log}")
         try:
             serve(settings, desk, _say, threading.Event())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.partition import Sites
 
 COMPARISON_FILE = "comparison.json"

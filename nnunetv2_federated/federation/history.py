@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice, weighted_mean
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.messages import TrainReport, Validation
 
 Record = dict[str, Any]
@@ -109,27 +109,6 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a kill, never meets half of it."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextlib.contextmanager
-def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """Give a place to write what then replaces ``path``; if the disk is full, nothing is left.
-
-    Processes that write the same file at a time need a ``suffix`` each.
-    """
-    temporary = path.with_name(path.name + suffix)
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_history(path: Path, header: Record, rounds: Sequence[Record]) -> None:

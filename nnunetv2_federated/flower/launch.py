@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from nnunetv2.paths import nnUNet_results
 
-from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import RUN_FILE, Run
 from nnunetv2_federated.flower.client_app import find_site, make_client_app

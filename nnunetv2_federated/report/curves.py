@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nnunetv2_federated.federation.history import replacing
+from nnunetv2_federated.federation.files import replacing
 
 
 def _series(rounds: Sequence[Mapping[str, Any]], *keys: str) -> tuple[list[int], list[float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
 from nnunetv2_federated.report.evidence import Evidence
 from nnunetv2_federated.report.figures import all_figures

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.report.evidence import Evidence, what_left
 from nnunetv2_federated.report.pictures import save_pictures
 from nnunetv2_federated.report.statistics import ALL_SITES, Difference

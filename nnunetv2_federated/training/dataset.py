@@ -17,7 +17,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.history import replacing
+from nnunetv2_federated.federation.files import replacing
 from nnunetv2_federated.federation.planning import hash_plans
 
 _DECLARED = ("channel_names", "labels", "regions_class_order", "classes")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nnunetv2_federated.federation.errors import CheckpointError
-from nnunetv2_federated.federation.history import replacing
+from nnunetv2_federated.federation.files import replacing
 
 _STATE_FILE = re.compile(r"after_round_(-?\d+)\.pt")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunetv2_federated.federation.case_table import read_case_table, table_column
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.partition import (
     PartitionSettings,
     Sites,

@@ -18,7 +18,8 @@ from nnunetv2.training.logging.nnunet_logger import WandbLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.history import leaves, write_atomically
+from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.history import leaves
 from nnunetv2_federated.training.environment import environment
 
 logger = logging.getLogger(__name__)

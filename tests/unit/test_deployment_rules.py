@@ -28,6 +28,7 @@ from nnunetv2_federated.cli.site import read_site_file
 from nnunetv2_federated.cli.status import site_rows
 from nnunetv2_federated.cli.train import stopping_as_interrupt
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     FullValidation,
@@ -43,7 +44,7 @@ from nnunetv2_federated.federation.settings import FederationSettings, setting_n
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
-from nnunetv2_federated.flower.deployment.process import Child, only_one
+from nnunetv2_federated.flower.deployment.process import Child
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.flower.deployment.signing import sign, verify
 from nnunetv2_federated.flower.deployment.site import serve
@@ -346,12 +347,12 @@ def test_a_worker_forked_by_a_command_ends_when_its_pool_says_so() -> None:
 
 def test_a_site_runs_once(tmp_path: Path) -> None:
     with (
-        only_one(tmp_path / "lock"),
+        only_one(tmp_path / "lock", "this site runs already"),
         pytest.raises(SettingsError, match="runs already"),
-        only_one(tmp_path / "lock"),
+        only_one(tmp_path / "lock", "this site runs already"),
     ):
         pass
-    with only_one(tmp_path / "lock"):
+    with only_one(tmp_path / "lock", "this site runs already"):
         pass
 
 

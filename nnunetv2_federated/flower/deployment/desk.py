@@ -16,7 +16,7 @@ import torch
 from flwr.app import Context
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
-from nnunetv2_federated.federation.history import write_atomically
+from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     PlanProposal,

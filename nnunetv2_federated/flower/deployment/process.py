@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import os
@@ -10,10 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from nnunetv2_federated.federation.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -104,28 +101,6 @@ class Child:
                 return
             logger.error("%s ended: %s; starting it again", self._command[0], self.last_line())
             self._stopped.wait(_PAUSE_SECONDS)
-
-
-@contextlib.contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """Hold a lock file; the lock goes with the process, however that ends.
-
-    Raises
-    ------
-    SettingsError
-        If another process holds it.
-    """
-    import fcntl  # noqa: PLC0415  # not on Windows, where other commands of ours run
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SettingsError(
-                f"{lock} is held: this site runs already; stop the other process first."
-            ) from error
-        yield
 
 
 def run_tool(command: Sequence[str | Path], environment: Mapping[str, str]) -> tuple[int, str]:

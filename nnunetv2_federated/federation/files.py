@@ -1,0 +1,158 @@
+"""Files that survive a kill and a power cut: replaced at once, and on the disk before they replace.
+
+A state file is JSON with a format number. One that is empty, damaged or of another format is
+refused with what to do about it; it is never taken for an absent one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
+
+_PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
+
+
+def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
+    """Replace a file so that a reader, a kill or a power cut never meets half of it."""
+    with replacing(path, private=private) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, suffix: str = ".tmp", *, private: bool = False) -> Iterator[Path]:
+    """Give a place to write what then replaces ``path``; if that fails, nothing is left of it.
+
+    Parameters
+    ----------
+    path
+        File to replace.
+    suffix
+        Of the temporary file. Processes that write the same file at a time need one each.
+    private
+        Let only this user read the file.
+    """
+    temporary = path.with_name(path.name + suffix)
+    try:
+        if private:
+            temporary.unlink(missing_ok=True)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE))
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong before is what matters
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, as far as the operating system can tell."""
+    if path.is_dir() and sys.platform == "win32":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only this user can look into, or make an existing one so."""
+    path.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
+    if path.stat().st_mode & 0o077:
+        path.chmod(_PRIVATE_FOLDER)
+    return path
+
+
+def write_state(path: Path, content: Mapping[str, Any], version: int) -> None:
+    """Replace a private state file; ``version`` is the number of its format."""
+    private_folder(path.parent)
+    text = json.dumps({"format": version, **content}, indent=1)
+    write_atomically(path, text, private=True)
+
+
+def read_state(path: Path, version: int, remedy: str) -> dict[str, Any] | None:
+    """Read what :func:`write_state` wrote, without the format number; ``None`` if there is no file.
+
+    Parameters
+    ----------
+    path
+        To read.
+    version
+        Number of the format that this version reads.
+    remedy
+        What to do about a file that cannot be read, for the end of the message.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is empty, damaged or of another format.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): {remedy}") from error
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = "is damaged" if text.strip() else "is empty"
+        raise CheckpointError(f"{path} {what}: {remedy}") from error
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    if type(found) is not int:
+        raise CheckpointError(f"{path} is not a state file of this program: {remedy}")
+    if found != version:
+        raise CheckpointError(f"{path} has {format_problem(found, version, 'this installation')}")
+    return dict(content)
+
+
+def format_problem(found: int, version: int, ours: str, theirs: str = "the file") -> str:
+    """Say which side of two formats to upgrade.
+
+    Parameters
+    ----------
+    found, version
+        Number of the format that came, and of the one that is understood here.
+    ours, theirs
+        What to upgrade if the format here is the older one, and if the other is.
+    """
+    if found > version:
+        return f"format {found}, {ours} knows {version}: upgrade nnunetv2-federated of {ours}."
+    return (
+        f"format {found}, {ours} knows {version}: {theirs} is of an older nnunetv2-federated; "
+        f"upgrade what wrote it, or go back to the version that did."
+    )
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file; the lock goes with the process, however that ends.
+
+    Processes started within, that inherit open files, hold it too.
+
+    Raises
+    ------
+    SettingsError
+        With ``refusal``, if another process holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # noqa: PLC0415  # not on Windows
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SettingsError(f"{lock} is held: {refusal}") from error
+        yield

@@ -1,0 +1,84 @@
+"""What may be a name: of a dataset, plans, a configuration, a trainer, a site, a fold.
+
+Such a name becomes part of a path, so it is checked where it enters, before anything is opened.
+"""
+
+from __future__ import annotations
+
+import re
+
+from nnunetv2_federated.federation.errors import SettingsError
+
+_LONGEST = 128
+_MOST_FOLDS = 1000
+_PLAIN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_+-]|\.(?=[A-Za-z0-9_+-]))*")
+_DATASET = re.compile(r"Dataset\d{3}_.+")
+_RESERVED = {"con", "prn", "aux", "nul"}
+
+ALLOWED = "letters, digits, _, -, + and single dots between them, at most 128"
+"""What a name is made of, in words."""
+
+
+def is_plain_name(value: object) -> bool:
+    """Whether a value can be part of a path without leading anywhere else."""
+    return (
+        isinstance(value, str)
+        and len(value) <= _LONGEST
+        and _PLAIN.fullmatch(value) is not None
+        and value.casefold() not in _RESERVED
+    )
+
+
+def check_name(what: str, value: object) -> str:
+    """Return a plain name.
+
+    Parameters
+    ----------
+    what
+        What it is a name of, for the message.
+    value
+        To check.
+
+    Raises
+    ------
+    SettingsError
+        If it is none.
+    """
+    if not isinstance(value, str) or not is_plain_name(value):
+        raise SettingsError(f"{what} {_shown(value)} is not a name: use {ALLOWED}.")
+    return value
+
+
+def check_dataset_name(value: object) -> str:
+    """Return the name of an nnU-Net dataset, ``Dataset501_Name``.
+
+    Raises
+    ------
+    SettingsError
+        If it is none.
+    """
+    name = check_name("dataset", value)
+    if not _DATASET.fullmatch(name):
+        raise SettingsError(f"dataset {name} is not a name such as Dataset501_Name.")
+    return name
+
+
+def check_fold(value: object) -> int | str:
+    """Return the number of a fold, or ``all``.
+
+    Raises
+    ------
+    SettingsError
+        If it is neither.
+    """
+    if value == "all":
+        return "all"
+    if type(value) is int and 0 <= value < _MOST_FOLDS:
+        return value
+    raise SettingsError(f"fold {_shown(value)}: give a number such as 0, or all.")
+
+
+def _shown(value: object) -> str:
+    """Show what came without letting it do anything to a terminal."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
