@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from _dataset import NAME, make_dataset
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_federated.federation.aggregation import RunningMean
-from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
+from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, Validation
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.partition import PartitionSettings
 from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
@@ -33,8 +33,6 @@ from nnunetv2_federated.flower.launch import prepare as prepare_run
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
-    METRICS,
-    NUM_EXAMPLES,
     pack_payload,
     pack_weights,
 )
@@ -193,7 +191,7 @@ def aggregation(replies: int, parameters: int) -> Result:
         build_strategy("fedavg", {}), settings, 0.01, attendance, streaming=True
     )
     tasks = list(strategy.configure_train(1, records[0], ConfigRecord(), grid))
-    nothing = {"iterations": 0, "loss": 0.0, "tp": [], "fp": [], "fn": []}
+    nothing = Validation(0, 0.0, [], [], [])
 
     def answers() -> Iterator[Message]:
         for index, task in enumerate(tasks):
@@ -203,7 +201,6 @@ def aggregation(replies: int, parameters: int) -> Result:
                 {
                     ARRAYS: records[index % 2],
                     CONFIG: pack_payload(report.to_json()),
-                    METRICS: MetricRecord({NUM_EXAMPLES: node}),
                 }
             )
             yield Message(content, reply_to=task)

@@ -79,7 +79,7 @@ def main() -> None:
     settings = read_site_file(Path(sys.argv[1]))
     desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
     say = functools.partial(print, flush=True)
-    honest, kinds = site._answer, itertools.chain(KINDS, itertools.repeat("nan"))
+    honest, kinds = site.Clerk.answer, itertools.chain(KINDS, itertools.repeat("nan"))
     push, slow = fleet.push_objects, threading.Event()
 
     def push_slowly(*arguments, **options) -> None:
@@ -88,8 +88,8 @@ def main() -> None:
             time.sleep(SLOW_SECONDS)
         push(*arguments, **options)
 
-    def answer(app, coordinator, message: Message, name: str) -> Message:
-        reply = honest(app, coordinator, message, name)
+    def answer(clerk: site.Clerk, message: Message) -> Message:
+        reply = honest(clerk, message)
         if message.metadata.message_type == "train" and reply.has_content():
             kind = next(kinds)
             reply.content = spoil(kind, reply.content)
@@ -98,7 +98,7 @@ def main() -> None:
             return forged(reply) if kind == "forged" else reply
         return reply
 
-    site._answer = answer
+    site.Clerk.answer = answer
     fleet.push_objects = push_slowly
     site.serve(settings, desk, say, threading.Event())
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
+import functools
+import getpass
 import os
 import sys
 import threading
 import time
 import tomllib
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,18 @@ from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.flower.deployment.consent import Agreement
 from nnunetv2_federated.flower.deployment.credentials import Address
-from nnunetv2_federated.flower.deployment.desk import Agreement, Desk, Limits
+from nnunetv2_federated.flower.deployment.desk import Desk
+from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile, serve
+from nnunetv2_federated.flower.deployment.words import describe
 from nnunetv2_federated.training.dataset import check_environment, find_name
 from nnunetv2_federated.training.tracking import stay_local
 
 _ASK = "ask"
-_HASH_LENGTH = 64
+_DECISIONS = ("approve", "withdraw", "rewind")
 _RUNS_ALREADY = "this site runs already; stop the other process first."
 _PATHS = ("ca", "key", "coordinator", "work")
 
@@ -61,7 +67,20 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=_ASK,
         metavar="HASH",
-        help="agree to what was proposed, and end: without HASH show it and ask",
+        help="agree to what was proposed, and end: without HASH show it and ask; with at least 12 "
+        "digits of its hash, agree to that",
+    )
+    add(
+        "--withdraw",
+        metavar="HASH",
+        help="take an approval back, and end: the site takes no part from the next message on",
+    )
+    add(
+        "--rewind",
+        nargs=2,
+        metavar=("RUN", "ROUND"),
+        help="let a server that was restored from a backup ask for a round again, and end; what "
+        "was spent stays spent",
     )
     add(
         "--approve-all",
@@ -93,8 +112,8 @@ def _site(options: Options) -> None:
     settings = read_site_file(options["site"])
     desk = Desk(settings.name, options["dataset"], settings.work, "cpu", settings.limits)
     desk.processes = _processes(options)
-    if "approve" in options:
-        _approve(desk, options["approve"])
+    if any(name in options for name in _DECISIONS):
+        _decide(desk, options)
         return
     check_environment()
     if "check" in options:
@@ -107,9 +126,9 @@ def _site(options: Options) -> None:
         )
     desk.device = choose_device(options.get("device"))
     if "approve_all" in options:
-        desk.ask = _accept
+        desk.consent.ask = _accept
     elif sys.stdin.isatty():
-        desk.ask = _ask
+        desk.consent.ask = functools.partial(_ask, desk)
     log = settings.work / "site.log"
     send_logs_to(log)
     with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
@@ -175,24 +194,42 @@ def read_site_file(path: Path) -> SiteSettingsFile:
     )
 
 
-def _approve(desk: Desk, wanted: str) -> None:
-    proposal = desk.proposed()
+def _decide(desk: Desk, options: Options) -> None:
+    """Carry out what an engineer says about approvals and rounds, and end."""
+    by = f"{getpass.getuser()} on this machine"
+    if "rewind" in options:
+        _rewind(desk, *options["rewind"], by=by)
+    elif "withdraw" in options:
+        approval = desk.consent.complete("--withdraw", options["withdraw"])
+        desk.consent.withdraw(approval, by)
+        print(f"withdrawn {approval}; the site takes no part in it from the next message on")
+    else:
+        _approve(desk, options["approve"], by)
+
+
+def _approve(desk: Desk, wanted: str, by: str) -> None:
+    proposal = desk.consent.proposed()
     if wanted == _ASK:
         if proposal is None:
             print("nothing was proposed that is not approved already")
-        elif _ask(proposal):
-            desk.approve(proposal.approval())
+        elif _ask(desk, proposal):
+            desk.consent.approve(proposal.approval(), by)
             print("approved")
         return
-    if proposal is not None and proposal.approval().startswith(wanted):
-        wanted = proposal.approval()
-    if len(wanted) != _HASH_LENGTH:
+    approval = desk.consent.complete("--approve", wanted)
+    if proposal is not None and proposal.approval() == approval:
+        print("\n".join(_in_words(desk, proposal)))
+    desk.consent.approve(approval, by)
+    print(f"approved {approval[:12]}")
+
+
+def _rewind(desk: Desk, run: str, number: str, *, by: str) -> None:
+    if not number.isdecimal() or int(number) < 1:
         raise SettingsError(
-            f"--approve {wanted}: not what was proposed last; give all {_HASH_LENGTH} digits to "
-            "approve something before it is proposed."
+            f"--rewind {run} {number}: give the round as the server counts it, from 1."
         )
-    desk.approve(wanted)
-    print(f"approved {wanted[:12]}")
+    desk.rewind(run, int(number) - 1, by)
+    print(f"the server may ask for round {number} of {run} again; what was spent stays spent")
 
 
 def _processes(options: Options) -> int | None:
@@ -202,11 +239,18 @@ def _processes(options: Options) -> int | None:
     return number
 
 
-def _ask(agreement: Agreement) -> bool:
-    shown = {k: v for k, v in dataclasses.asdict(agreement).items() if k != "started"}
-    print(json.dumps(shown, indent=2))
-    print(f"{agreement.what} {agreement.approval()}")
+def _ask(desk: Desk, agreement: Agreement) -> bool:
+    print("\n".join(_in_words(desk, agreement)))
     return input("take part? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _in_words(desk: Desk, agreement: Agreement) -> list[str]:
+    """Say what is proposed, with the plans as they are here and the versions that are installed."""
+    installed = {}
+    for name in agreement.packages:
+        with contextlib.suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return describe(agreement, desk.plans_of(agreement), installed)
 
 
 def _accept(agreement: Agreement) -> bool:

@@ -156,3 +156,16 @@ def only_one(lock: Path, refusal: str) -> Iterator[None]:
         except OSError as error:
             raise SettingsError(f"{lock} is held: {refusal}") from error
         yield
+
+
+@contextlib.contextmanager
+def wait_for_turn(lock: Path) -> Iterator[None]:
+    """Hold a lock file for the moment of a small change; another process waits for its turn."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # noqa: PLC0415  # not on Windows
+
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

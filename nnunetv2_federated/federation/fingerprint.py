@@ -17,8 +17,11 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.messages import MOST_CASES
+from nnunetv2_federated.federation.text import clean
 
 MAX_BINS = 4096
 """Bins of a histogram of one channel; whole numbers over a smaller range are kept exactly."""
@@ -32,6 +35,13 @@ TOTAL_SAMPLES = 10e7
 
 _PERCENTILES = (0.5, 50.0, 99.5)
 _FLOAT32_BITS = 24
+# Of what comes from others: far beyond any image, far below what overflows.
+_MOST_CHANNELS = 1000
+_MOST_CHARACTERS = 16 * 2**20
+_LARGEST_SIZE = 10**6
+_LARGEST_NUMBER = 1e40
+_LARGEST_EXPONENT = 150
+_MOST_VOXELS = 10**12
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -119,16 +129,18 @@ class Channel:
         channel = cls(**raw, first=first, last=last, counts=counts)
         numbers = (channel.sum, channel.sum_squared_deviations, channel.min, channel.max)
         fits = (
-            all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+            all(type(x) in (int, float) and abs(x) <= _LARGEST_NUMBER for x in numbers)
             and type(channel.whole_numbers) is bool
             and type(channel.exponent) is int
-            and abs(channel.exponent) < 1024
+            and abs(channel.exponent) <= _LARGEST_EXPONENT
             and channel.min <= channel.max
             and channel.sum_squared_deviations >= 0
             and first.shape == last.shape == counts.shape
             and 0 < counts.size <= MAX_BINS
             and bool(np.all(first <= last))
             and bool(np.all(counts > 0))
+            and type(channel.count) is int
+            and counts.max() <= channel.count <= _MOST_VOXELS
             and counts.sum() == channel.count
         )
         if not fits:
@@ -247,8 +259,12 @@ class SiteFingerprint:
     def check(self) -> None:
         """Raise ``ValueError`` unless the fields fit each other."""
         tables = (*self.axes, self.relative_sizes)
-        if not isinstance(self.site, str) or len(self.axes) != 3 or not self.channels:
-            raise ValueError("site, axes or channels are not what they should be")
+        if not isinstance(self.site, str) or clean(self.site) != self.site:
+            raise ValueError("site is no name")
+        if type(self.cases) is not int or not 0 < self.cases <= MOST_CASES:
+            raise ValueError(f"cases are not from 1 to {MOST_CASES}")
+        if len(self.axes) != 3 or not 0 < len(self.channels) <= _MOST_CHANNELS:
+            raise ValueError("axes or channels are not what they should be")
         if any(sum(row[-1] for row in table) != self.cases for table in tables):
             raise ValueError("the counts do not add up to the cases")
 
@@ -266,8 +282,10 @@ class SiteFingerprint:
         SiteError
             If a field is missing, unknown, of another type, or contradicts another.
         """
+        if len(text) > _MOST_CHARACTERS:
+            raise SiteError(f"not a valid SiteFingerprint: {len(text)} characters are too many")
         try:
-            raw = json.loads(text)
+            raw = from_json(text, allow_inf_nan=False)
             fingerprint = cls(
                 site=raw.pop("site"),
                 cases=raw.pop("cases"),
@@ -278,7 +296,7 @@ class SiteFingerprint:
             )
             fingerprint.check()
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-            raise SiteError(f"not a valid SiteFingerprint: {error}") from error
+            raise SiteError(f"not a valid SiteFingerprint: {clean(error)}") from None
         return fingerprint
 
 
@@ -288,8 +306,8 @@ def _table(rows: Iterable[Sequence[Any]], types: tuple[type, ...]) -> tuple[Any,
         if len(row) != len(types):
             raise ValueError("a row of another length")
         for value, kind in zip(row, types, strict=True):
-            if type(value) not in {kind, int} or not 0 < value < math.inf:
-                raise ValueError(f"{value!r} is no positive {kind.__name__}")
+            if type(value) not in {kind, int} or not 0 < value <= _LARGEST_SIZE:
+                raise ValueError(f"a value is no {kind.__name__} from 0 to {_LARGEST_SIZE}")
         table.append(tuple(kind(value) for value, kind in zip(row, types, strict=True)))
     return tuple(table)
 

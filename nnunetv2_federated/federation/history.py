@@ -23,8 +23,9 @@ def _pooled(validations: Sequence[Validation]) -> dict[str, Any]:
     )
     dice = dice_per_class(tp, fp, fn)
     iterations = sum(v.iterations for v in validations)
+    losses = [math.nan if v.loss is None else v.loss for v in validations]
     return {
-        "loss": sum(v.loss for v in validations) / iterations if iterations else float("nan"),
+        "loss": sum(losses) / iterations if iterations else math.nan,
         "dice_per_class": dice,
         "dice": mean_dice(dice),
     }

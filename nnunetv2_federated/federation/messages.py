@@ -1,86 +1,177 @@
-"""What crosses the wire between server and site, beside the weight vector."""
+"""What crosses the wire between server and site, beside the weight vector.
+
+Every payload is checked when it is built and when it is read, field by field: type, range, length.
+A payload that does not fit cannot be built, on either side.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Self
+import math
+from dataclasses import asdict, field
+from typing import Annotated, Any, ClassVar, Self
 
-from nnunetv2_federated.federation.errors import SiteError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.names import check_fold, check_name
+from nnunetv2_federated.federation.text import clean
 
 WEIGHTS = "weights"
 """Name of the one array in a message: the network's flat float32 vector."""
 
+WIRE_FORMAT = 2
+"""Number of the format of messages; a side with another one is told which side to upgrade."""
 
 VALIDATION_EPOCH = -1
 """In place of a number of validation iterations: as many as the site's trainer has in an epoch."""
 
+MOST_CASES = 10**6
+"""Of one site."""
+
+_MOST_ROUNDS = 10**6
+_LARGEST = 1e12
+_MOST_VOXELS = 1e18
+_MEGABYTE = 2**20
+
+
+def _plain(value: str) -> str:
+    try:
+        return check_name("name", value)
+    except SettingsError as error:
+        raise ValueError(str(error)) from error
+
+
+def _fold(value: int | str) -> int | str:
+    try:
+        return check_fold(value)
+    except SettingsError as error:
+        raise ValueError(str(error)) from error
+
+
+def _short(value: str) -> str:
+    if clean(value) != value:
+        raise ValueError("is not one line of at most 300 printable characters")
+    return value
+
+
+Name = Annotated[str, Field(max_length=128), AfterValidator(_plain)]
+Fold = Annotated[int | str, AfterValidator(_fold)]
+SiteName = Annotated[str, Field(min_length=1), AfterValidator(_short)]
+"""On one machine a site may be called as its operator likes; over a network it is a plain name."""
+Text = Annotated[str, Field(max_length=4000), AfterValidator(clean)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Cases = Annotated[int, Field(ge=0, le=MOST_CASES)]
+SomeCases = Annotated[int, Field(ge=1, le=MOST_CASES)]
+Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Voxels = Annotated[list[Annotated[float, Field(ge=0, le=_MOST_VOXELS)]], Field(max_length=10_000)]
+Iterations = Annotated[int, Field(ge=0, le=10**7)]
+Round = Annotated[int, Field(ge=0, le=_MOST_ROUNDS)]
+MinCases = Annotated[int, Field(ge=1, le=MOST_CASES)]
+Names = Annotated[list[Name], Field(max_length=100)]
+Packages = Annotated[dict[Text, Text], Field(max_length=100)]
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""No value is converted, no unknown key is passed over, no number is infinite or NaN."""
+
 
 class _Payload:
     """JSON text in, JSON text out; an unknown or missing key is refused."""
+
+    most_bytes: ClassVar[int] = _MEGABYTE
+    """Longest text that is looked at."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))  # type: ignore[call-overload]  # subclasses are dataclasses
 
     @classmethod
     def from_json(cls, text: str) -> Self:
+        """Read and check a payload.
+
+        Raises
+        ------
+        SiteError
+            If the text is too long or too deep, or a field does not fit; names the first of them.
+        """
+        if len(text) > cls.most_bytes:
+            raise SiteError(f"not a valid {cls.__name__}: {len(text)} characters are too many")
         try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise SiteError(f"not a valid {cls.__name__}: {error}") from error
+            payload: Self = _adapter(cls).validate_json(text)
+        except ValidationError as error:
+            raise SiteError(f"not a valid {cls.__name__}: {first_problem(error)}") from None
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise SiteError(f"not a valid {cls.__name__}: {clean(error)}") from None
+        return payload
 
 
-@dataclass(frozen=True)
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Build the reader of a payload's type, once."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say in one line where a value does not fit, and why; the value itself is left out."""
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(map(str, problem["loc"]))
+    return clean(f"{place}: {problem['msg']}" if place else problem["msg"])
+
+
+@dataclass(frozen=True, config=STRICT)
 class SiteSurvey(_Payload):
     """A site's answer to ``query.survey``: what its raw dataset declares, before any image is read.
 
     All but ``site`` and ``cases`` must be equal at all sites.
     """
 
-    site: str
-    cases: int
-    channel_names: dict[str, str]
-    labels: dict[str, Any]
+    site: SiteName
+    cases: SomeCases
+    channel_names: Annotated[dict[Text, Text], Field(max_length=1000)]
+    labels: Annotated[dict[Text, Any], Field(max_length=10_000)]
     regions_class_order: list[int] | None
-    file_ending: str
-    reader_writer: str
-    spacing_unit: str
-    nnunetv2: str
-
-    def __post_init__(self) -> None:
-        if type(self.cases) is not int or self.cases < 1:
-            raise TypeError(f"cases {self.cases!r} is no positive whole number")
+    file_ending: Text
+    reader_writer: Name
+    spacing_unit: Text
+    nnunetv2: Text
 
     def declared(self) -> dict[str, Any]:
         """Return what must be equal at all sites."""
         return {k: v for k, v in asdict(self).items() if k not in ("site", "cases")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class FingerprintTask(_Payload):
     """Asks for a site's fingerprint."""
 
-    samples_per_case: int
+    samples_per_case: Annotated[int, Field(ge=1, le=10**8)]
     """Foreground voxels sampled in each case, the same everywhere: equal weight per case."""
-    min_cases: int | None
+    min_cases: MinCases | None
     """Merge bins until each holds so many cases; ``None`` for the finest bins."""
     verify_dataset_integrity: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PrepareTask(_Payload):
     """The federation's plan, for every site the same."""
 
+    most_bytes: ClassVar[int] = 16 * _MEGABYTE
+
     plans: dict[str, Any]
     """nnU-Net's plans without ``dataset_name``."""
-    sha256: str
+    sha256: Hash
     """Of the plans, see :func:`nnunetv2_federated.federation.planning.hash_plans`."""
     fingerprint: dict[str, Any]
     """The federation's, in nnU-Net's form, with medians in place of cases."""
     declared: dict[str, Any]
     """:meth:`SiteSurvey.declared` of the federation."""
-    configurations: list[str]
+    configurations: Names
     """What to preprocess."""
     replace_plans: bool
     """Replace plans of the same name that differ."""
@@ -88,40 +179,35 @@ class PrepareTask(_Payload):
     """Change nothing; only tell whether it could be done."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PrepareReport(_Payload):
     """A site's answer to ``query.prepare``."""
 
-    site: str
-    sha256: str
+    site: SiteName
+    sha256: Hash
     """Of the plans as they stand at the site."""
-    preprocessed: dict[str, int]
+    preprocessed: Annotated[dict[Text, Cases], Field(max_length=100)]
     """Cases of each configuration."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SiteDescription(_Payload):
     """A site's answer to ``query.describe``, before the first round."""
 
-    site: str
-    training_cases: int
-    validation_cases: int
-    manifest: str
+    site: SiteName
+    training_cases: SomeCases
+    validation_cases: Cases
+    manifest: Text
     """Hash of the names, shapes and types of the federated tensors."""
-    plans: str
+    plans: Text
     """Hash of the plans the site trains with."""
     declared: dict[str, Any] = field(default_factory=dict)
     """Channels and labels, as its ``dataset.json`` has them."""
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str = ""
+    versions: Packages = field(default_factory=dict)
+    device: Text = ""
     """What it trains on."""
-    free_gb: float = 0.0
+    free_gb: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Room for its results, in GB."""
-
-    def __post_init__(self) -> None:
-        _numbers(self.training_cases, self.validation_cases, self.free_gb)
-        _of(dict, self.declared, self.versions)
-        _of(str, self.site, self.manifest, self.plans, self.device, *self.versions.values())
 
 
 class _Agreement(_Payload):
@@ -139,143 +225,147 @@ class _Agreement(_Payload):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PlanProposal(_Agreement):
     """Asks a site to be planned for: to be fingerprinted, and to preprocess with the plans."""
 
     what = "planning"
 
-    dataset: str
+    dataset: Name
     """The server's name for it; a site's own may differ."""
-    planner: dict[str, Any]
+    planner: Annotated[dict[Name, Any], Field(max_length=20)]
     """nnU-Net's planner and its options."""
-    configurations: list[str]
+    configurations: Names
     """What to preprocess at most."""
-    min_cases: int | None
+    min_cases: MinCases | None
     """Fewest cases in a bin of the fingerprint, ``None`` for the finest bins."""
     verify_dataset_integrity: bool
     replace_plans: bool
     """Replace plans of the same name that differ."""
+    packages: Packages = field(default_factory=dict)
+    """Names and versions of the packages that define what the planner and the plans name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Proposal(_Agreement):
     """Asks a site to take part in a training."""
 
     what = "federation"
     of_each_start = ("started", "position")
 
-    started: str
+    started: Name
     """Identifies the run: a new one starts from nothing, the same one continues."""
-    dataset: str
+    dataset: Name
     """The server's name for it; a site's own may differ."""
-    configuration: str
-    fold: int | str
-    trainer: str
-    plans: str
+    configuration: Name
+    fold: Fold
+    trainer: Name
+    plans: Name
     """Name of the plans."""
-    plans_hash: str
-    position: int
+    plans_hash: Hash
+    position: Annotated[int, Field(ge=0, le=100_000)]
     """Of the site among all, from 0: its random numbers begin from it."""
-    settings: dict[str, Any]
+    settings: Annotated[dict[Name, Any], Field(max_length=100)]
     """Of the federation, see :class:`.settings.FederationSettings`."""
+    packages: Packages = field(default_factory=dict)
+    """Names and versions of the packages that define what plans, trainer and settings name."""
 
 
-@dataclass(frozen=True)
+_SHARES = ("dice", "iou")
+"""Metrics that are shares, by nnU-Net's names in lower case."""
+
+
+def _check_metric(name: str, value: float | None) -> None:
+    if value is not None and name.casefold() in _SHARES and not 0 <= value <= 1:
+        raise ValueError(f"{name} {value:g} is not in [0, 1]")
+
+
+@dataclass(frozen=True, config=STRICT)
 class FullValidation(_Payload):
     """nnU-Net's full validation of the final model at a site, without a word on single cases."""
 
-    site: str
-    cases: int
-    foreground_mean: dict[str, float]
-    """As in nnU-Net's ``summary.json``; the first metric is the one the trainer is judged by."""
-    mean: dict[str, dict[str, list[float]]]
+    site: SiteName
+    cases: Cases
+    foreground_mean: Annotated[dict[Text, Number | None], Field(max_length=100)]
+    """As in nnU-Net's ``summary.json``, ``None`` where it is not defined; the first metric is the
+    one the trainer is judged by."""
+    mean: Annotated[
+        dict[Text, Annotated[dict[Text, list[Number]], Field(max_length=100)]],
+        Field(max_length=10_000),
+    ]
     """By label and metric: mean over the cases that have one, and how many these are."""
 
     def __post_init__(self) -> None:
-        _of(str, self.site)
-        _of(int, self.cases)
-        _of(dict, self.foreground_mean, self.mean, *self.mean.values())
-        _numbers(*self.foreground_mean.values())
-        for mean, count in (pair for metrics in self.mean.values() for pair in metrics.values()):
-            _numbers(mean, count)
+        for name, value in self.foreground_mean.items():
+            _check_metric(name, value)
+        for name, pair in (item for metrics in self.mean.values() for item in metrics.items()):
+            if len(pair) != 2 or not 0 <= pair[1] <= self.cases:
+                raise ValueError(f"{name} is not a mean and a number of at most all cases")
+            _check_metric(name, pair[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TrainTask(_Payload):
     """One round's work for one site. Everything a site that just restarted needs is in it."""
 
-    server_round: int
-    """Counted from 0."""
-    lr: float
-    local_epochs: int
-    validate_received: int
+    server_round: Round
+    """Counted from 0. An evaluation has the number of all rounds, the full validation one more."""
+    lr: Annotated[float, Field(ge=0, le=1)]
+    local_epochs: Annotated[int, Field(ge=0, le=10**6)]
+    validate_received: Annotated[int, Field(ge=VALIDATION_EPOCH, le=10**7)]
     """Validation iterations with the received global weights before training; 0 for none,
     ``VALIDATION_EPOCH`` for the trainer's own number."""
-    proximal_mu: float = 0.0
-    seconds: float | None = None
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """How long to train at most, ``None`` for no limit; then the site answers with what it has."""
+    run: Annotated[str, Field(max_length=128)] = ""
+    """Identifies the run a site on another machine joined, see :attr:`Proposal.started`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Validation(_Payload):
     """Sums over validation iterations: loss, and voxel counts of each foreground class."""
 
-    iterations: int
-    loss: float
-    tp: list[float]
-    fp: list[float]
-    fn: list[float]
+    iterations: Iterations
+    loss: Number | None
+    """``None`` if it was not a finite number."""
+    tp: Voxels
+    fp: Voxels
+    fn: Voxels
 
     def __post_init__(self) -> None:
-        _numbers(self.iterations, self.loss, *self.tp, *self.fp, *self.fn)
         if not len(self.tp) == len(self.fp) == len(self.fn):
             raise ValueError("tp, fp and fn are of different lengths")
 
-
-def _of(kind: type, *values: object) -> None:
-    """Raise ``TypeError`` for what came from a site and is of another type."""
-    for value in values:
-        if type(value) is not kind:
-            raise TypeError(f"{value!r} is no {kind.__name__}")
-
-
-def _numbers(*values: object) -> None:
-    """Raise ``TypeError`` for what came from a site and is no number."""
-    for value in values:
-        if type(value) not in (int, float):
-            raise TypeError(f"{value!r} is no number")
+    @classmethod
+    def of(
+        cls, iterations: int, loss: float, tp: list[float], fp: list[float], fn: list[float]
+    ) -> Self:
+        """Build one from sums, of which the loss need not be finite."""
+        return cls(iterations, loss if math.isfinite(loss) else None, tp, fp, fn)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TrainReport(_Payload):
     """A site's answer to a train message."""
 
-    site: str
-    training_cases: int
-    train_loss: float
-    validation: dict[str, Any]
-    """A ``Validation`` of the locally trained weights (client side)."""
-    received: dict[str, Any] | None
-    """A ``Validation`` of the weights as they were received (server side), if asked for."""
-    seconds: float
-    completed: float = 1.0
+    site: SiteName
+    training_cases: SomeCases
+    train_loss: Number
+    validation: Validation
+    """Of the locally trained weights (client side)."""
+    received: Validation | None
+    """Of the weights as they were received (server side), if asked for."""
+    seconds: Seconds
+    completed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the round's iterations that were done, above 0 and at most 1."""
-
-    def __post_init__(self) -> None:
-        _numbers(self.train_loss, self.seconds, self.completed)
-        if not 0 < self.completed <= 1:
-            raise ValueError(f"completed {self.completed} is not in (0, 1]")
-        _of(int, self.training_cases)
-        # both raise TypeError or ValueError if they do not fit
-        _ = self.local, self.global_model
 
     @property
     def local(self) -> Validation:
         """Validation of the locally trained weights."""
-        return Validation(**self.validation)
+        return self.validation
 
     @property
     def global_model(self) -> Validation | None:
         """Validation of the global weights as received."""
-        return None if self.received is None else Validation(**self.received)
+        return self.received

@@ -68,6 +68,11 @@ class Attendance:
         return self._roll.answers if self._run.remote_sites else self._here
 
     @property
+    def run_id(self) -> str:
+        """Identifies the run at sites on other machines."""
+        return self._run.started
+
+    @property
     def names(self) -> list[str]:
         """Names of all sites of the run, connected or not."""
         return sorted(self._run.site_names)

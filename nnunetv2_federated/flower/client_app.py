@@ -22,6 +22,7 @@ from nnunetv2_federated.training.raw_site import RawSite
 from nnunetv2_federated.training.site import Site, SitePool
 
 _POOL = SitePool()
+_READER = "site"
 
 
 def find_site(pool: SitePool, context: Context) -> Site:
@@ -59,12 +60,12 @@ def make_client_app(
 
     @app.query("fingerprint")
     def fingerprint(message: Message, context: Context) -> Message:
-        task = FingerprintTask.from_json(unpack_payload(message.content))
+        task = FingerprintTask.from_json(unpack_payload(message.content, _READER))
         return reply(message, find_raw(context).fingerprint(task).to_json())
 
     @app.query("prepare")
     def prepare(message: Message, context: Context) -> Message:
-        task = PrepareTask.from_json(unpack_payload(message.content))
+        task = PrepareTask.from_json(unpack_payload(message.content, _READER))
         return reply(message, find_raw(context).prepare(task).to_json())
 
     @app.query("describe")
@@ -73,17 +74,17 @@ def make_client_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        task = TrainTask.from_json(unpack_payload(message.content))
+        task = TrainTask.from_json(unpack_payload(message.content, _READER))
         site = find(context)
         dtype = site.run.settings.transport_dtype
         received = unpack_weights(message.content, dtype)
         trained, report = site.train(task, received)
         packed = pack_reply(trained, received, dtype)
-        return reply(message, report.to_json(), packed, report.training_cases)
+        return reply(message, report.to_json(), packed)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        task = TrainTask.from_json(unpack_payload(message.content))
+        task = TrainTask.from_json(unpack_payload(message.content, _READER))
         site = find(context)
         weights = unpack_weights(message.content, site.run.settings.transport_dtype)
         validation = site.evaluate(task.validate_received, weights)

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
+import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
-from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.aggregation import Vector, largest_magnitude
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.messages import WEIGHTS
+from nnunetv2_federated.federation.files import format_problem
+from nnunetv2_federated.federation.messages import WEIGHTS, WIRE_FORMAT
+from nnunetv2_federated.federation.text import clean
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
-PAYLOAD = "payload"
+PAYLOAD, FORMAT = "payload", "format"
 NUM_EXAMPLES = "num-examples"
 
-_NPY_HEADER = 1024
-"""Bytes that surely hold the header of a flat array's ``.npy`` file."""
+_NPY_START = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([<|][a-z]\d)', 'fortran_order': False, 'shape': \((\d{1,12}),\), \} *\n"
+)
+"""Of a flat array as NumPy writes it; nothing else is read, and nothing is evaluated."""
 
-_DTYPE_ON_THE_WAY = {"bfloat16": "uint16"}
+_ON_THE_WAY = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+
+LARGEST_WEIGHT = 1e12
+"""Weights of networks are far below, and sums of so large ones do not overflow float32."""
 
 SITE_FAILED, NOT_YET = 1, 2
 """Codes of error replies; after ``NOT_YET`` the site may be asked again."""
 
 PHASE_SECONDS = 7 * 24 * 3600.0
 """How long the server waits for the answers of a phase."""
+
+_RECORDS = (ARRAYS, CONFIG)
+"""Names of the records a message may hold."""
 
 RUN_FOLDER_VARIABLE = "NNUNETV2_FEDERATED_RUN_FOLDER"
 """Where a runtime that cannot hand over a run configuration (Ray) finds the run."""
@@ -68,30 +82,53 @@ def unpack_weights(content: RecordDict, dtype: str = "float32") -> Vector:
     SiteError
         If the message does not hold exactly one flat array of that dtype.
     """
-    records = list(content.array_records.values())
-    arrays = list(records[0].values()) if len(records) == 1 else []
+    with reading("its weights"):
+        vector = _view(only_array(content).data, dtype)
+        if dtype == "bfloat16":  # the upper half of float32
+            return (vector.astype(np.uint32) << 16).view(np.float32)
+        return vector.astype(np.float32, copy=False)
+
+
+def only_array(content: RecordDict) -> Array:
+    """Return the one array of a message.
+
+    Raises
+    ------
+    SiteError
+        If there is none, or more than one.
+    """
+    arrays = [array for record in content.array_records.values() for array in record.values()]
     if len(arrays) != 1:
         raise SiteError(f"expected one array in a message, got {len(arrays)}")
-    vector = _view(arrays[0].data, dtype)
-    if dtype == "bfloat16":  # the upper half of float32
-        return (vector.astype(np.uint32) << 16).view(np.float32)
-    return vector.astype(np.float32, copy=False)
+    return arrays[0]
 
 
 def _view(data: bytes, expected: str) -> NDArray[Any]:
-    """Look at the values of an ``.npy`` file without copying them, as ``np.load`` would."""
-    header = io.BytesIO(data[:_NPY_HEADER])
-    try:
-        np.lib.format.read_magic(header)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(header)
-        vector = np.frombuffer(data, dtype, offset=header.tell())
-    except ValueError as error:
-        raise SiteError(f"its weights cannot be read: {error}") from error
-    if dtype != _DTYPE_ON_THE_WAY.get(expected, expected) or len(shape) != 1:
-        raise SiteError(f"expected a flat {expected} vector, got {dtype} {shape}")
-    if shape != vector.shape:
-        raise SiteError(f"its weights are truncated: {vector.size} of {shape[0]}")
+    """Look at the values of a flat ``.npy`` file without copying them."""
+    length = int.from_bytes(data[len(_NPY_START) : len(_NPY_START) + 2], "little")
+    start = len(_NPY_START) + 2 + length
+    header = _NPY_HEADER.fullmatch(data[len(_NPY_START) + 2 : start])
+    if not data.startswith(_NPY_START) or header is None:
+        raise SiteError("its weights cannot be read: not one flat array")
+    dtype, count = header[1].decode(), int(header[2])
+    if dtype != _ON_THE_WAY[expected]:
+        raise SiteError(f"expected a flat {expected} vector, got {np.dtype(dtype)}")
+    vector = np.frombuffer(data, dtype, offset=start)
+    if count != vector.size:
+        raise SiteError(f"its weights are truncated: {vector.size} of {count}")
     return vector
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Let nothing out of reading what came from another machine but a ``SiteError``."""
+    try:
+        yield
+    except SiteError:
+        raise
+    except Exception as error:  # foreign bytes break readers in ways nobody has listed
+        kind = type(error).__name__
+        raise SiteError(f"{what} cannot be read ({kind}): {clean(error)}") from error
 
 
 def pack_reply(trained: Vector, received: Vector, dtype: str) -> ArrayRecord:
@@ -104,7 +141,7 @@ def pack_reply(trained: Vector, received: Vector, dtype: str) -> ArrayRecord:
 
 
 def unpack_reply(content: RecordDict, sent: Vector, dtype: str) -> Vector:
-    """Return the weights a site trained, from what :func:`pack_reply` made.
+    """Return the weights a site trained, from what :func:`pack_reply` made, all of them finite.
 
     Parameters
     ----------
@@ -118,45 +155,69 @@ def unpack_reply(content: RecordDict, sent: Vector, dtype: str) -> Vector:
     Raises
     ------
     SiteError
-        If it holds no vector of that dtype and of the length of ``sent``.
+        If it holds no vector of that dtype and of the length of ``sent``, or a weight that no
+        network has.
     """
     vector = unpack_weights(content, dtype)
     if vector.shape != sent.shape:
         raise SiteError(f"sent {vector.size} weights instead of {sent.size}")
+    check_magnitude(vector)
     return vector if dtype == "float32" else sent + vector
+
+
+def check_magnitude(vector: Vector) -> None:
+    """Raise ``SiteError`` unless all weights are finite and of a size that weights can have."""
+    largest = largest_magnitude(vector)
+    if not math.isfinite(largest):
+        raise SiteError("its weights are not finite")
+    if largest > LARGEST_WEIGHT:
+        raise SiteError(f"a weight of {largest:.3g} is larger than {LARGEST_WEIGHT:.0e}")
 
 
 def pack_payload(text: str) -> ConfigRecord:
     """Nested values do not fit Flower's records; JSON text does."""
-    return ConfigRecord({PAYLOAD: text})
+    return ConfigRecord({PAYLOAD: text, FORMAT: WIRE_FORMAT})
 
 
-def unpack_payload(content: RecordDict) -> str:
+def unpack_payload(content: RecordDict, reader: str = "server") -> str:
     """Return the JSON text of a message.
+
+    Parameters
+    ----------
+    content
+        Of the message.
+    reader
+        ``server`` or ``site``: whose format is compared, and who may have to be upgraded.
 
     Raises
     ------
     SiteError
-        If there is none.
+        If there is none, it is of another format, or the message holds what no message does.
     """
-    text = content.config_records.get(CONFIG, ConfigRecord()).get(PAYLOAD)
-    if not isinstance(text, str):
-        raise SiteError("a message without payload")
-    return text
+    with reading("its message"):
+        extra = [name for name in content if name not in _RECORDS]
+        record = content.config_records.get(CONFIG, ConfigRecord())
+        text = record.get(PAYLOAD)
+        if extra or not isinstance(text, str) or record.keys() - {PAYLOAD, FORMAT}:
+            raise SiteError("a message without payload, or with more than that")
+        found = record.get(FORMAT, 1)
+        if found != WIRE_FORMAT:
+            problem = format_problem(_number(found), WIRE_FORMAT, f"the {reader}", "its sender")
+            raise SiteError(f"messages of {problem}")
+        return text
 
 
-def reply(
-    message: Message,
-    payload: str,
-    weights: ArrayRecord | None = None,
-    num_examples: float | None = None,
-) -> Message:
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise SiteError("a message whose format is no number")
+    return value
+
+
+def reply(message: Message, payload: str, weights: ArrayRecord | None = None) -> Message:
     """Answer a message."""
     content = RecordDict({CONFIG: pack_payload(payload)})
     if weights is not None:
         content[ARRAYS] = weights
-    if num_examples is not None:
-        content[METRICS] = MetricRecord({NUM_EXAMPLES: num_examples})
     return Message(content, reply_to=message)
 
 

@@ -202,7 +202,7 @@ class Server:
             questions = {}
             for site, share in strategy.validation_share([s.site for s in self._sites]).items():
                 if share != 0:
-                    task = TrainTask(self.settings.rounds, 0.0, 0, share)
+                    task = TrainTask(self.settings.rounds, 0.0, 0, share, run=self._run.started)
                     payload = pack_payload(task.to_json())
                     questions[site] = RecordDict({ARRAYS: weights, CONFIG: payload})
             received = self._ask(questions, MessageType.EVALUATE, Validation.from_json)
@@ -211,7 +211,9 @@ class Server:
     def _validate_fully(self) -> None:
         """Let each site validate the final model on its own cases; nobody else has them."""
         weights = pack_weights(self._sent)
-        questions = {site.site: RecordDict({ARRAYS: weights}) for site in self._sites}
+        task = TrainTask(self.settings.rounds + 1, 0.0, 0, 0, run=self._run.started)
+        payload = pack_payload(task.to_json())
+        questions = {s.site: RecordDict({ARRAYS: weights, CONFIG: payload}) for s in self._sites}
         self.observer.say(f"validation at {', '.join(questions)}")
         found = self._ask(questions, f"{MessageType.EVALUATE}.fully", FullValidation.from_json)
         if any(site.cases for site in found.values()):

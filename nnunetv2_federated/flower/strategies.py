@@ -9,6 +9,7 @@ from flwr.serverapp import strategy as flwr_strategy
 from flwr.serverapp.strategy import FedAvg
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.tasks import DEFAULT_PROXIMAL_MU
 
 _AVERAGING: dict[str, type[FedAvg]] = {
     "fedavg": flwr_strategy.FedAvg,
@@ -27,7 +28,7 @@ _ROBUST: dict[str, type[FedAvg]] = {
 }
 
 _DEFAULTS: dict[str, dict[str, float]] = {
-    "fedprox": {"proximal_mu": 0.01},
+    "fedprox": {"proximal_mu": DEFAULT_PROXIMAL_MU},
     "fedavgm": {"server_momentum": 0.9},
 }
 """Flower's own defaults make these two equal to FedAvg."""

@@ -28,6 +28,7 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.tasks import seconds_to_train
 from nnunetv2_federated.flower.attendance import Attendance
 from nnunetv2_federated.flower.records import (
     ARRAYS,
@@ -41,9 +42,6 @@ from nnunetv2_federated.flower.records import (
     unpack_reply,
     unpack_weights,
 )
-
-_SHARE_TO_TRAIN = 0.8
-"""Of a round's deadline: the rest is for the weights' way down and up."""
 
 
 @dataclass
@@ -205,16 +203,13 @@ class PolyLRStrategy(Strategy):
                 local_epochs=settings.local_epochs,
                 validate_received=validations[name],
                 proximal_mu=float(str(inner_config.get("proximal-mu", 0.0))),
-                seconds=self._seconds(),
+                seconds=seconds_to_train(settings),
+                run=self._attendance.run_id,
             )
             record = RecordDict({ARRAYS: weights, CONFIG: pack_payload(task.to_json())})
             self.outcome.bytes_down += num_bytes(record)
             messages.append(Message(record, here[name], MessageType.TRAIN))
         return messages
-
-    def _seconds(self) -> float | None:
-        deadline = self.settings.round_deadline
-        return None if deadline is None else deadline * _SHARE_TO_TRAIN
 
     def _validation_iterations(self, names: list[str], server_round: int) -> dict[str, int]:
         if not self.settings.global_validation or server_round == 0:

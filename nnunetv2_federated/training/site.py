@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.messages import (
     VALIDATION_EPOCH,
     FullValidation,
@@ -130,6 +130,7 @@ class Site:
                 self.trainer.optimizer.state.clear()
             left = None if task.seconds is None else task.seconds - (time.perf_counter() - started)
             loss = self.trainer.run_round(task.lr, task.local_epochs, task.proximal_mu, left)
+            self._check_loss(loss)
             trained = to_vector(self.trainer.network)
             self._randomness = local_state.capture_randomness()
             self._after_round = task.server_round
@@ -139,8 +140,8 @@ class Site:
             site=self.settings.name,
             training_cases=len(self.settings.training_cases),
             train_loss=loss,
-            validation=asdict(self._reported(self.trainer.last_validation)),
-            received=None if received is None else asdict(received),
+            validation=self._reported(self.trainer.last_validation),
+            received=received,
             seconds=time.perf_counter() - started,
             completed=self.trainer.completed,
         )
@@ -163,14 +164,27 @@ class Site:
         self.interrupted = True  # the trainer is not what the next round would expect
         with quiet():
             self._start()
-            load_vector(self.trainer.network, weights)
-            self.trainer.perform_actual_validation()
+            network = self.trainer.network
+            load_vector(network, weights)
+            # nnU-Net has no hook here; whoever watches must be able to end this, too
+            watched = network.register_forward_pre_hook(lambda *_: self._observer.iteration_done())
+            try:
+                self.trainer.perform_actual_validation()
+            finally:
+                watched.remove()
         return summarise_site(self.settings.name, count, self.folder)
 
     def close(self) -> None:
         """Stop the augmentation workers; the state is on disk already."""
         with quiet():
             self.trainer.close()
+
+    def _check_loss(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise SiteError(
+                f"site {self.settings.name}: its training loss is {loss}: the training diverged; "
+                "a smaller --initial-lr may help."
+            )
 
     def _iterations(self, asked: int) -> int:
         own: int = self.trainer.num_val_iterations_per_epoch

@@ -46,12 +46,12 @@ def summarise_site(site: str, cases: int, folder: Path) -> FullValidation:
     def counted(label: str, metric: str, value: float) -> list[float]:
         told = [r["metrics"][label][metric] for r in rows if label in r.get("metrics", {})]
         count = sum(not math.isnan(v) for v in told) if told else cases
-        return [float(value) if count else 0.0, count]
+        return [_finite(value) or 0.0, float(count)] if count else [0.0, 0.0]
 
     return FullValidation(
         site=site,
         cases=cases,
-        foreground_mean={k: float(v) for k, v in summary["foreground_mean"].items()},
+        foreground_mean={k: _finite(v) for k, v in summary["foreground_mean"].items()},
         mean={
             str(label): {metric: counted(label, metric, v) for metric, v in metrics.items()}
             for label, metrics in summary.get("mean", {}).items()
@@ -78,12 +78,16 @@ def pool_sites(sites: Sequence[FullValidation]) -> dict[str, Any]:
         }
         for label, metrics in labels.items()
     }
-    if mean:
-        foreground = _foreground_mean(mean)
-    else:
+    foreground = _foreground_mean(mean)
+    if not foreground:
+        metrics = dict.fromkeys(metric for site in sites for metric in site.foreground_mean)
         foreground = {
-            metric: weighted_mean((s.foreground_mean[metric], s.cases) for s in sites)
-            for metric in sites[0].foreground_mean
+            metric: weighted_mean(
+                (value, s.cases)
+                for s in sites
+                if (value := s.foreground_mean.get(metric)) is not None
+            )
+            for metric in metrics
         }
     return {
         "foreground_mean": foreground,
@@ -93,6 +97,13 @@ def pool_sites(sites: Sequence[FullValidation]) -> dict[str, Any]:
 
 
 def _foreground_mean(mean: dict[str, dict[str, float]]) -> dict[str, float]:
-    foreground = [label for label in mean if label != "0"]
-    metrics = list(mean[foreground[0]])
-    return {m: float(np.mean([mean[label][m] for label in foreground])) for m in metrics}
+    foreground = [metrics for label, metrics in mean.items() if label != "0"]
+    names = dict.fromkeys(name for metrics in foreground for name in metrics)
+    return {
+        name: float(np.mean([metrics[name] for metrics in foreground if name in metrics]))
+        for name in names
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -284,7 +284,7 @@ def _sum_validation(outputs: list[dict[str, Any]]) -> Validation:
         np.sum([output[key] for output in outputs], axis=0).astype(float).tolist()
         for key in ("tp_hard", "fp_hard", "fn_hard")
     )
-    return Validation(len(outputs), float(np.sum([o["loss"] for o in outputs])), tp, fp, fn)
+    return Validation.of(len(outputs), float(np.sum([o["loss"] for o in outputs])), tp, fp, fn)
 
 
 class nnUNetTrainerFederated(FederatedRounds, nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling

@@ -14,8 +14,10 @@ from flwr.app import Context, RecordDict
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, TrainTask
 from nnunetv2_federated.federation.settings import FederationSettings, read_run
+from nnunetv2_federated.flower.deployment.consent import NotApprovedError
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
-from nnunetv2_federated.flower.deployment.desk import Desk, Limits, NotApprovedError
+from nnunetv2_federated.flower.deployment.desk import Desk
+from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.dataset import load_dataset
@@ -55,20 +57,20 @@ def test_a_site_trains_its_own_dataset_once_it_was_approved(desk: Desk) -> None:
         desk.join(asked)
     with pytest.raises(SiteError, match="has not joined"):
         desk.find(CONTEXT)
-    assert desk.proposed() == asked
+    assert desk.consent.proposed() == asked
 
-    desk.approve(asked.approval())
+    desk.consent.approve(asked.approval(), "test")
     desk.join(asked)
     site = desk.find(CONTEXT)
 
-    assert desk.proposed() is None
+    assert desk.consent.proposed() is None
     assert site.run.dataset == "Dataset901_Balls"
     assert site.describe().site == "bern"
     assert site.run.settings.seed == FederationSettings.seed + 2  # as the third of the sites
 
 
 def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(desk: Desk) -> None:
-    desk.approve(proposal().approval())
+    desk.consent.approve(proposal().approval(), "test")
     desk.join(proposal())
     folder = desk.find(CONTEXT).folder.parents[1]
     (folder / "kept").touch()
@@ -83,7 +85,7 @@ def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(desk: D
 
 def test_a_living_site_repeats_its_first_round_and_says_when_its_state_is_gone(desk: Desk) -> None:
     """The server was killed before the round ended, and asks for it again."""
-    desk.approve(proposal().approval())
+    desk.consent.approve(proposal().approval(), "test")
     desk.join(proposal())
     site = desk.find(CONTEXT)
     weights, task = to_vector(site.trainer.network).copy(), TrainTask(0, 0.01, 1, 0)
@@ -101,8 +103,9 @@ def test_a_living_site_repeats_its_first_round_and_says_when_its_state_is_gone(d
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"plans_hash": "0" * 64}, "its plans nnUNetPlans have SHA-256"),
+        ({"plans_hash": "0" * 64}, "no dataset preprocessed for 2d"),
         ({"plans": "nnUNetResEncUNetMPlans"}, "no dataset preprocessed for 2d"),
+        ({"plans": "dataset"}, "no dataset preprocessed for 2d"),  # a file that is no plans
         ({"configuration": "3d_fullres"}, "no dataset preprocessed for 3d_fullres"),
         ({"fold": 17}, "fold 17"),
         ({"trainer": "os.system"}, "trainer os.system is unknown"),
@@ -115,7 +118,7 @@ def test_what_does_not_fit_is_refused_by_name_and_without_a_path(
     desk: Desk, changes: dict[str, Any], text: str
 ) -> None:
     asked = proposal(**changes)
-    desk.approve(asked.approval())
+    desk.consent.approve(asked.approval(), "test")
     with pytest.raises(SiteError, match=text) as error:
         desk.join(asked)
     assert str(error.value).startswith("site bern")

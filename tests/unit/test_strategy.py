@@ -13,7 +13,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
-from nnunetv2_federated.federation.messages import WEIGHTS, SiteDescription, TrainReport, TrainTask
+from nnunetv2_federated.federation.messages import (
+    WEIGHTS,
+    SiteDescription,
+    TrainReport,
+    TrainTask,
+    Validation,
+)
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings, Run, SiteSettings
 from nnunetv2_federated.flower.attendance import Attendance, Same
@@ -22,6 +28,7 @@ from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
     num_bytes,
+    pack_payload,
     pack_reply,
     pack_weights,
     reply,
@@ -37,7 +44,7 @@ from nnunetv2_federated.training import local_state
 NAMES = ("zug", "bern", "oslo", "lyon")
 CASES = {"zug": 1, "bern": 2, "oslo": 5, "lyon": 8}
 VALUES = {"zug": 1.0, "bern": 3.0, "oslo": 4.0, "lyon": 8.0}
-VALIDATION = {"iterations": 1, "loss": -0.5, "tp": [1.0], "fp": [0.0], "fn": [0.0]}
+VALIDATION = Validation(1, -0.5, [1.0], [0.0], [0.0])
 
 
 def constant(name, task, received):
@@ -87,13 +94,13 @@ class Federation:
 
     def _train(self, message, context):
         name = self._name(context)
-        task = TrainTask.from_json(unpack_payload(message.content))
+        task = TrainTask.from_json(unpack_payload(message.content, "site"))
         self.tasks.append((name, task))
         received = unpack_weights(message.content, self._transport_dtype)
         trained = self._behave(name, task, received)
         report = TrainReport(name, CASES[name], 1.0, VALIDATION, None, 0.0)
         dtype = self._transport_dtype
-        answer = reply(message, report.to_json(), pack_reply(trained, received, dtype), CASES[name])
+        answer = reply(message, report.to_json(), pack_reply(trained, received, dtype))
         if name in self._spoil:
             self._spoil[name](answer.content)
         return answer
@@ -330,7 +337,7 @@ def test_only_sampled_sites_are_asked():
 def set_report(**changes):
     def spoil(content):
         report = json.loads(unpack_payload(content))
-        content[CONFIG] = ConfigRecord({"payload": json.dumps({**report, **changes})})
+        content[CONFIG] = pack_payload(json.dumps({**report, **changes}))
 
     return spoil
 
@@ -368,10 +375,16 @@ BAD_REPLIES = [
     (fail, "OSError: disk full"),
     (set_value(-1, np.nan), "its weights are not finite"),
     (set_value(0, np.inf), "its weights are not finite"),
-    (set_report(train_loss=float("nan")), "its training loss is nan"),
+    (
+        set_report(train_loss=float("nan")),
+        "not a valid TrainReport: train_loss",
+    ),
     (set_report(site="mars"), "answered as mars"),
     (set_report(site="bern"), "answered as bern"),
-    (set_report(training_cases=0), "trained on 0 cases"),
+    (
+        set_report(training_cases=0),
+        "not a valid TrainReport: training_cases",
+    ),
     (set_report(colour=1), "not a valid TrainReport"),
     (set_report(train_loss=None), "not a valid TrainReport"),
     (set_report(training_cases="5"), "not a valid TrainReport"),
@@ -385,7 +398,7 @@ BAD_REPLIES = [
     (set_arrays(GOOD[:4]), "sent 4 weights instead of 5"),
     (set_arrays(np.ones(6, np.float32)), "sent 6 weights instead of 5"),
     (set_arrays(GOOD.astype(np.float64)), "expected a flat float32 vector, got float64"),
-    (set_arrays(GOOD[None]), "expected a flat float32 vector"),
+    (set_arrays(GOOD[None]), "its weights cannot be read: not one flat array"),
     (set_arrays(GOOD, GOOD), "expected one array in a message, got 2"),
     (lambda content: content.pop(ARRAYS), "expected one array in a message, got 0"),
     (lambda content: content.pop(CONFIG), "a message without payload"),

@@ -329,7 +329,7 @@ def test_the_two_newest_states_are_kept(tmp_path):
 
 
 def report(site, cases, loss, local, received=None):
-    return TrainReport(site, cases, loss, vars(local), received and vars(received), 2.0)
+    return TrainReport(site, cases, loss, local, received, 2.0)
 
 
 # two classes; the second is nowhere at oslo
@@ -395,9 +395,9 @@ def test_a_report_survives_the_wire():
     sent = report("bern", 6, 1.0, BERN, OSLO)
     came = TrainReport.from_json(sent.to_json())
     assert came == sent
-    assert came.local == BERN
-    assert came.global_model == OSLO
-    assert REPORTS[0].global_model is None
+    assert came.validation == BERN
+    assert came.received == OSLO
+    assert REPORTS[0].received is None
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"site": "bern", "colour": 1}'])

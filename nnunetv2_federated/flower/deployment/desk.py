@@ -1,22 +1,29 @@
-"""What a site agrees to: approved federations, its limits, and the run as it is here."""
+"""What a site does for a coordinator: only what was approved, once, and within its limits."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, MessageType, RecordDict
 
-from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
-from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.errors import (
+    CheckpointError,
+    FederationError,
+    SettingsError,
+    SiteError,
+)
+from nnunetv2_federated.federation.files import read_state, write_atomically, write_state
+from nnunetv2_federated.federation.fingerprint import samples_per_case
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     PlanProposal,
@@ -24,6 +31,7 @@ from nnunetv2_federated.federation.messages import (
     Proposal,
     TrainTask,
 )
+from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import (
     RUN_FILE,
@@ -32,51 +40,46 @@ from nnunetv2_federated.federation.settings import (
     SiteSettings,
     read_run,
 )
+from nnunetv2_federated.federation.tasks import (
+    check_evaluation,
+    check_full_validation,
+    check_round,
+)
+from nnunetv2_federated.flower.deployment.consent import (
+    Agreement,
+    Consent,
+    Record,
+    record_nothing,
+)
+from nnunetv2_federated.flower.deployment.ledger import Ledger, Question
+from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.launch import federation_folder
-from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
+from nnunetv2_federated.training.dataset import Dataset, find_name, fold_split, load_dataset
+from nnunetv2_federated.training.local_state import rounds_on_disk
 from nnunetv2_federated.training.raw_site import DEFAULT_PROCESSES, RawSite
 from nnunetv2_federated.training.site import Site, SitePool
 from nnunetv2_federated.training.trainer import federated_trainer
 
 logger = logging.getLogger(__name__)
 
-PROPOSED, APPROVED, SPENT = "proposed.json", "approved.json", "spent.json"
+EVALUATE_FULLY = f"{MessageType.EVALUATE}.fully"
+WORK = (MessageType.TRAIN, MessageType.EVALUATE, EVALUATE_FULLY)
+"""Kinds of messages that cost computing time and tell something of the site's cases."""
+
 _CURRENT, _PLANNING = "current.json", "planning.json"
-
-Agreement = Proposal | PlanProposal
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a site gives at most; ``None`` for no limit."""
-
-    max_rounds: int | None = None
-    max_local_epochs: int | None = None
-    max_hours: float | None = None
-    """Of training, over all rounds of a federation."""
-    max_gpu_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            fits = value is None or (type(value) in (int, float) and value > 0)
-            if not fits:
-                raise SettingsError(f"{name} {value}: must be a number above 0; or leave it out.")
-
-    def check(self, settings: FederationSettings, site: str) -> None:
-        """Raise ``SiteError`` if a federation wants more rounds or epochs than the site gives."""
-        for name, wanted, most in (
-            ("rounds", settings.rounds, self.max_rounds),
-            ("local_epochs", settings.local_epochs, self.max_local_epochs),
-        ):
-            if most is not None and wanted > most:
-                raise SiteError(
-                    f"site {site} takes part in at most {most} {name}, the federation has {wanted}"
-                )
+_FORMAT = 1
+_REMEDY = "delete it; the site then has to be asked to join again"
+_LOOK_SECONDS = 1.0
+"""How often work looks whether it may go on."""
+_SAVE_SECONDS = 60.0
+"""How often the time that work takes is written down, for a site that is killed."""
+_TO_TRAIN = 0.8
+"""Of the hours that are left: the rest is for validation."""
 
 
 @dataclass
 class Desk:
-    """One site's decisions, kept in a folder of its own.
+    """One site's decisions, kept in a private folder of its own.
 
     What a method raises may cross the wire: it names the site and a field, never a case or a path.
 
@@ -87,15 +90,19 @@ class Desk:
     dataset
         The site's, an id or a name.
     folder
-        For what was proposed and approved.
+        For what was proposed, approved and spent.
     device
         To train on.
     limits
         What the site gives at most.
     ask
-        Shown what is not approved yet, says whether to take part.
+        Shown what is not approved yet, says whether to take part; ``None`` if nobody is there.
     processes
         For fingerprints and preprocessing; nnU-Net's defaults if ``None``.
+    allowed_modules
+        Python modules of the hospital's own, whose trainers and networks plans may name.
+    record
+        Told of every decision, for the audit log: an event and its fields.
     """
 
     site: str
@@ -103,23 +110,18 @@ class Desk:
     folder: Path
     device: str
     limits: Limits = field(default_factory=Limits)
-    pool: SitePool = field(default_factory=SitePool)
     ask: Callable[[Agreement], bool] | None = None
     processes: int | None = None
+    allowed_modules: tuple[str, ...] = ()
+    record: Record = record_nothing
 
-    def approve(self, approval: str) -> None:
-        """Remember that the site takes part in what has this hash."""
-        approved = sorted({*self._read(APPROVED, []), approval})
-        self._write(APPROVED, approved)
+    def __post_init__(self) -> None:
+        self.consent = Consent(self.site, self.folder, self.ask, self.record)
+        self.ledger = Ledger(self.folder)
+        self._meter = _Meter(self)
+        self.pool = SitePool(self._meter)
 
-    def proposed(self) -> Agreement | None:
-        """Return what was asked last and is not approved."""
-        content = self._read(PROPOSED, None)
-        if content is None:
-            return None
-        kind = Proposal if content["what"] == Proposal.what else PlanProposal
-        proposal = kind(**content["content"])
-        return None if self._approved(proposal) else proposal
+    # Joining
 
     def join(self, proposal: Proposal) -> None:
         """Take part in a federation that was approved and fits; prepare its folder.
@@ -130,25 +132,165 @@ class Desk:
             If it is not approved, wants more than the site gives, or its plans are not the site's.
         """
         settings = self._settings(proposal)
-        self.limits.check(settings, self.site)
         dataset = self._load_dataset(proposal)
-        if dataset.plans_hash != proposal.plans_hash:
-            raise SiteError(
-                f"site {self.site}: its plans {proposal.plans} have SHA-256 "
-                f"{dataset.plans_hash[:12]}, the federation's {proposal.plans_hash[:12]}; plan "
-                "together, or copy the federation's plans and preprocess again"
-            )
+        self.limits.check_federation(
+            settings,
+            self.ledger.spent(dataset.name),
+            self.ledger.rounds_done(proposal.started),
+            self.site,
+        )
         check_code(dataset.plans, self.site)
-        self._agree(proposal)
+        self.consent.require(proposal)
         run = self._run(proposal, settings, dataset)
         folder = federation_folder(run)
         if not _is_of(folder, proposal.started):
             self.pool.close()
             shutil.rmtree(folder, ignore_errors=True)
-            (self.folder / SPENT).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RUN_FILE, run.to_json())
-        self._write(_CURRENT, {"folder": str(folder)})
+        self.ledger.open_run(proposal.started, folder)
+        self._write(
+            _CURRENT,
+            {"folder": str(folder), "dataset": dataset.name, "proposal": asdict(proposal)},
+        )
+
+    def find(self, context: Context) -> Site:
+        """Return the living site of the federation joined last, if its approval still holds.
+
+        Raises
+        ------
+        SiteError
+            If the site has not joined, its approval was withdrawn, or it serves another dataset by
+            now.
+        """
+        del context
+        proposal, folder = self._current()
+        self.consent.require_still(proposal)
+        self._limit_gpu()
+        try:
+            return self.pool.get(read_run(folder), 0, folder)
+        except SettingsError as error:  # about this machine: for its log, not for the server
+            logger.exception("the site cannot be built")
+            raise SiteError(f"site {self.site}: cannot train; the site's log says more") from error
+
+    def plans_of(self, agreement: Agreement) -> dict[str, Any] | None:
+        """Return the plans that a federation proposes, if this site has them by now."""
+        if not isinstance(agreement, Proposal):
+            return None
+        try:
+            dataset = load_dataset(self.dataset, agreement.plans)
+        except SettingsError:
+            return None
+        return dataset.plans if dataset.plans_hash == agreement.plans_hash else None
+
+    def rewind(self, run: str, server_round: int, by: str) -> None:
+        """Let a server that was restored from a backup ask for a round again.
+
+        Parameters
+        ----------
+        run
+            Its identifier, or how it begins.
+        server_round
+            From 0.
+        by
+            Who decided.
+
+        Raises
+        ------
+        SettingsError
+            If there is no such run, or the site does not keep its state of before that round.
+        """
+        folder = self.ledger.folder_of(run)
+        kept = rounds_on_disk(folder / "sites" / self.site)
+        if not any(kept_round < server_round for kept_round in kept):
+            first = min(kept) + 2 if kept else "none"
+            raise SettingsError(
+                f"--rewind {run} {server_round + 1}: the site does not keep its state of before "
+                f"that round; the earliest it can repeat is {first}."
+            )
+        self.ledger.rewind(run, server_round)
+        self.record("rewound", run=run, round=server_round + 1, by=by)
+
+    # Work: a round, an evaluation, the full validation
+
+    def admit(
+        self, kind: str, task: TrainTask, weights: bytes
+    ) -> tuple[Question, RecordDict | None]:
+        """Allow a piece of work that follows from what was approved, once.
+
+        Parameters
+        ----------
+        kind
+            One of :data:`WORK`.
+        task
+            As it came.
+        weights
+            As they came.
+
+        Returns
+        -------
+        tuple
+            The question, and the answer if it was answered before.
+
+        Raises
+        ------
+        SiteError
+            If it is not what was approved, was answered to another question, or nothing is left to
+            give.
+        """
+        proposal, _ = self._current()
+        if task.run != proposal.started:
+            raise SiteError(f"site {self.site}: refused a task of another run than it joined last")
+        site = self.find(_NO_CONTEXT)
+        settings, iterations = site.run.settings, site.trainer.num_val_iterations_per_epoch
+        try:
+            if kind == MessageType.TRAIN:
+                check_round(task, settings, site.trainer.initial_lr, iterations)
+            elif kind == MessageType.EVALUATE:
+                check_evaluation(task, settings, iterations)
+            else:
+                check_full_validation(task, settings)
+        except SiteError as error:
+            raise SiteError(f"site {self.site}: {error}") from error
+        same = asdict(replace(task, validate_received=0))
+        digest = hashlib.sha256(json.dumps([kind, same], sort_keys=True).encode())
+        digest.update(weights)
+        question = Question(
+            task.run, task.server_round, digest.hexdigest(), is_round=kind == MessageType.TRAIN
+        )
+        return question, self.ledger.begin(question, site.run.dataset, self.limits, self.site)
+
+    def seconds_left(self, task: TrainTask) -> float | None:
+        """How long to train in a round: its own limit, or less if the site's hours end before."""
+        if self.limits.max_hours is None:
+            return task.seconds
+        spent = self.ledger.spent(self._current_dataset())
+        left = max(1.0, (self.limits.max_hours - spent.hours) * 3600 * _TO_TRAIN)
+        return left if task.seconds is None else min(left, task.seconds)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Add the time within to what the site has given; stop when nothing is left to give."""
+        self._meter.start(self._current_dataset())
+        try:
+            yield
+        finally:
+            self._meter.stop()
+
+    def check_going_on(self, hours: float) -> None:
+        """Raise ``SiteError`` if work that is being done may not go on.
+
+        Parameters
+        ----------
+        hours
+            Of this work that are not written down yet.
+        """
+        proposal, _ = self._current()
+        self.consent.require_still(proposal)
+        spent = self.ledger.spent(self._current_dataset())
+        self.limits.check_hours(replace(spent, hours=spent.hours + hours), self.site)
+
+    # Planning
 
     def join_planning(self, proposal: PlanProposal) -> None:
         """Be planned for, if that was approved.
@@ -158,11 +300,11 @@ class Desk:
         SiteError
             If it is not.
         """
-        self._agree(proposal)
-        self._write(_PLANNING, asdict(proposal))
+        self.consent.require(proposal)
+        self._write(_PLANNING, {"proposal": asdict(proposal)})
 
     def find_raw(self, context: Context) -> RawSite:
-        """Return the site's raw dataset, once planning was joined."""
+        """Return the site's raw dataset, once planning was joined and as long as it is approved."""
         del context
         self._planning()
         try:
@@ -180,11 +322,30 @@ class Desk:
                 f"site {self.site}: no raw dataset; the site's log says more"
             ) from error
 
-    def check_fingerprint(self, task: FingerprintTask) -> None:
-        """Raise ``SiteError`` if a fingerprint finer than what was approved is asked for."""
+    def check_fingerprint(self, task: FingerprintTask, cases: int) -> None:
+        """Raise ``SiteError`` if another fingerprint than the approved one is asked for.
+
+        Parameters
+        ----------
+        task
+            As it came.
+        cases
+            Training cases of this site: a federation has at least as many, and samples no more
+            voxels of each than of those.
+        """
         approved = self._planning()
         if task.min_cases != approved.min_cases:
             raise SiteError(f"site {self.site}: refused a fingerprint of other bins than approved")
+        if task.verify_dataset_integrity != approved.verify_dataset_integrity:
+            raise SiteError(
+                f"site {self.site}: refused verify_dataset_integrity "
+                f"{task.verify_dataset_integrity}, which was not approved"
+            )
+        if task.samples_per_case > samples_per_case(cases):
+            raise SiteError(
+                f"site {self.site}: refused {task.samples_per_case} samples per case; nnU-Net "
+                f"takes at most {samples_per_case(cases)}"
+            )
 
     def check_prepare(self, task: PrepareTask) -> None:
         """Raise ``SiteError`` if more would be changed at the site than was approved."""
@@ -195,66 +356,34 @@ class Desk:
                     f"site {self.site}: refused to preprocess {configuration[:40]}, which was not "
                     "approved"
                 )
-        if task.replace_plans and not approved.replace_plans:
+        if task.replace_plans != approved.replace_plans:
             raise SiteError(f"site {self.site}: refused to replace plans, which was not approved")
 
+    # Private
+
     def _planning(self) -> PlanProposal:
-        content = self._read(_PLANNING, None)
+        content = self._read(_PLANNING)
         if content is None:
             raise SiteError(f"site {self.site} has not agreed to be planned for")
-        return PlanProposal(**content)
+        proposal: PlanProposal = _restored(PlanProposal, content, self.folder / _PLANNING)
+        self.consent.require_still(proposal)
+        return proposal
 
-    def _approved(self, agreement: Agreement) -> bool:
-        return agreement.approval() in self._read(APPROVED, [])
-
-    def _agree(self, agreement: Agreement) -> None:
-        """Raise ``NotApprovedError`` until it was approved."""
-        if self._approved(agreement):
-            return
-        self._write(PROPOSED, {"what": agreement.what, "content": asdict(agreement)})
-        if self.ask is None or not self.ask(agreement):
-            raise NotApprovedError(
-                f"site {self.site} has not approved {agreement.what} {agreement.approval()[:12]} "
-                "yet"
-            )
-        self.approve(agreement.approval())
-
-    def find(self, context: Context) -> Site:
-        """Return the living site of the federation joined last."""
-        del context
-        current = self._read(_CURRENT, None)
+    def _current(self) -> tuple[Proposal, Path]:
+        """Return the federation joined last and its folder."""
+        current = self._read(_CURRENT)
         if current is None:
             raise SiteError(f"site {self.site} has not joined a federation")
-        folder = Path(current["folder"])
-        self._limit_gpu()
-        try:
-            return self.pool.get(read_run(folder), 0, folder)
-        except SettingsError as error:  # about this machine: for its log, not for the server
-            logger.exception("the site cannot be built")
-            raise SiteError(f"site {self.site}: cannot train; the site's log says more") from error
-
-    def check_task(self, task: TrainTask, settings: FederationSettings) -> None:
-        """Raise ``SiteError`` if a round is not one of the federation that was approved."""
-        if not 0 <= task.server_round < settings.rounds:
-            raise SiteError(f"site {self.site}: refused round {task.server_round}")
-        if task.local_epochs != settings.local_epochs:
-            raise SiteError(f"site {self.site}: refused {task.local_epochs} local epochs")
-        if self.limits.max_hours is not None and self._spent() >= self.limits.max_hours:
+        if current.get("dataset") != find_name(self.dataset):
             raise SiteError(
-                f"site {self.site} has given its {self.limits.max_hours:g} hours of training"
+                f"site {self.site} serves another dataset than the one it joined with; it has to "
+                "be asked to join again"
             )
+        proposal = _restored(Proposal, current, self.folder / _CURRENT)
+        return proposal, Path(str(current["folder"]))
 
-    @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """Add the time within to what the site has given."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self._write(SPENT, {"hours": self._spent() + (time.monotonic() - started) / 3600})
-
-    def _spent(self) -> float:
-        return float(self._read(SPENT, {"hours": 0.0})["hours"])
+    def _current_dataset(self) -> str:
+        return str(find_name(self.dataset))
 
     def _settings(self, proposal: Proposal) -> FederationSettings:
         try:
@@ -265,15 +394,22 @@ class Desk:
         return settings
 
     def _load_dataset(self, proposal: Proposal) -> Dataset:
+        """Load the dataset if it has the federation's plans; refuse all else in the same words."""
+        refusal = SiteError(
+            f"site {self.site}: no dataset preprocessed for {proposal.configuration}, fold "
+            f"{proposal.fold}, with plans {proposal.plans} of SHA-256 {proposal.plans_hash[:12]}; "
+            "plan together, or copy the federation's plans and preprocess again; the site's log "
+            "says more"
+        )
         try:
             dataset = load_dataset(self.dataset, proposal.plans)
             fold_split(dataset, proposal.configuration, proposal.fold)
-        except SettingsError as error:
+        except Exception as error:  # a file of that name may hold anything
             logger.exception("the dataset does not fit")
-            raise SiteError(
-                f"site {self.site}: no dataset preprocessed for {proposal.configuration} with "
-                f"{proposal.plans}, fold {proposal.fold}; the site's log says more"
-            ) from error
+            raise refusal from error
+        if dataset.plans_hash != proposal.plans_hash:
+            logger.error("the plans %s here have SHA-256 %s", proposal.plans, dataset.plans_hash)
+            raise refusal
         return dataset
 
     def _run(self, proposal: Proposal, settings: FederationSettings, dataset: Dataset) -> Run:
@@ -303,19 +439,66 @@ class Desk:
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total))
 
-    def _read(self, name: str, default: Any) -> Any:  # noqa: ANN401  # JSON
-        try:
-            return json.loads((self.folder / name).read_text())
-        except FileNotFoundError:
-            return default
+    def _read(self, name: str) -> dict[str, Any] | None:
+        return read_state(self.folder / name, _FORMAT, _REMEDY)
 
-    def _write(self, name: str, content: Mapping[str, Any] | list[str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, json.dumps(content, indent=1))
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        write_state(self.folder / name, content, _FORMAT)
 
 
-class NotApprovedError(SiteError):
-    """A site was asked and has not decided yet; it may be asked again."""
+class _Meter(Observer):
+    """Counts the time of work, and looks between iterations whether it may go on."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._dataset = ""
+        self._running = False
+        self._counted = 0.0
+        """Until when the time is written down."""
+        self._looked = 0.0
+
+    def start(self, dataset: str) -> None:
+        """Begin to count, for this dataset."""
+        self._dataset = dataset
+        self._counted = self._looked = time.monotonic()
+        self._running = True
+
+    def stop(self) -> None:
+        """Write down what was not counted yet."""
+        self._running = False
+        self._count()
+
+    def iteration_done(self) -> None:
+        """Look whether work may go on.
+
+        Raises
+        ------
+        SiteError
+            If the approval was withdrawn or the hours are spent.
+        """
+        now = time.monotonic()
+        if not self._running or now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        if now - self._counted > _SAVE_SECONDS:
+            self._count()
+        self._desk.check_going_on((time.monotonic() - self._counted) / 3600)
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self._desk.ledger.spend_hours(self._dataset, (now - self._counted) / 3600)
+        self._counted = now
+
+
+_NO_CONTEXT = Context(0, 0, {}, RecordDict(), {})
+
+
+def _restored(kind: Callable[..., Any], content: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401
+    """Build what was written by this site, checked as if it came from elsewhere."""
+    try:
+        return kind(**content["proposal"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {_REMEDY}") from error
 
 
 def _is_of(folder: Path, started: str) -> bool:

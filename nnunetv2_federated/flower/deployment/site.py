@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -28,17 +30,24 @@ from nnunetv2_federated.federation.messages import (
     Proposal,
     TrainTask,
 )
+from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.flower.client_app import make_client_app
+from nnunetv2_federated.flower.deployment.consent import Agreement, NotApprovedError
 from nnunetv2_federated.flower.deployment.credentials import Address
-from nnunetv2_federated.flower.deployment.desk import (
-    Agreement,
-    Desk,
-    Limits,
-    NotApprovedError,
-)
+from nnunetv2_federated.flower.deployment.desk import EVALUATE_FULLY, WORK, Desk
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError, reason_of
-from nnunetv2_federated.flower.deployment.signing import load_verifying_key, verify
-from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, reply, unpack_payload
+from nnunetv2_federated.flower.deployment.limits import Limits
+from nnunetv2_federated.flower.deployment.signing import hash_content, load_verifying_key, verify
+from nnunetv2_federated.flower.records import (
+    CONFIG,
+    NOT_YET,
+    SITE_FAILED,
+    num_bytes,
+    only_array,
+    pack_payload,
+    reply,
+    unpack_payload,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +55,7 @@ Say = Callable[[str], None]
 DEFAULT_MAX_MESSAGE_MB = 2048.0
 _MEGABYTE = 2**20
 _PAUSE_SECONDS = 2.0
+_READER = "site"
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,8 @@ def serve(settings: SiteSettingsFile, desk: Desk, say: Say, stopped: threading.E
     SettingsError
         If the server refuses the site, or its certificate is not to be trusted.
     """
-    coordinator = load_verifying_key(settings.coordinator)
     key, authority = settings.load_key(), settings.load_authority()
-    app = _build_app(desk, say)
+    clerk = Clerk(desk, load_verifying_key(settings.coordinator), say)
     said = ""
     while not stopped.is_set():
         fleet = Fleet(
@@ -118,7 +127,8 @@ def serve(settings: SiteSettingsFile, desk: Desk, say: Say, stopped: threading.E
                 say(f"connected to {settings.server}")
                 said = ""
                 for message in fleet.messages():
-                    fleet.answer(_answer(app, coordinator, message, settings.name))
+                    fleet.answer(clerk.answer(message))
+                    clerk.answered()
         except LostError as error:
             if str(error) != said:
                 said = str(error)
@@ -126,39 +136,106 @@ def serve(settings: SiteSettingsFile, desk: Desk, say: Say, stopped: threading.E
             stopped.wait(_PAUSE_SECONDS)
 
 
-def _answer(app: ClientApp, coordinator: Any, message: Message, site: str) -> Message:  # noqa: ANN401
-    """Let the installed app answer; whatever goes wrong becomes an error reply."""
-    try:
-        verify(message, coordinator)
-        return app(message, Context(message.metadata.run_id, 0, {}, RecordDict(), {}))
-    except NotApprovedError as error:
-        return Message(Error(NOT_YET, str(error)), reply_to=message)
-    except CheckpointError:  # its text names a path: the log has it
-        logger.exception("failed")
-        reason = f"site {site}: its saved state cannot be used; the site's log says more"
-        return Message(Error(SITE_FAILED, reason), reply_to=message)
-    except FederationError as error:
-        logger.exception("refused")
-        return Message(Error(SITE_FAILED, str(error)), reply_to=message)
-    except OSError as error:
-        logger.exception("failed")
-        return Message(Error(SITE_FAILED, f"site {site}: {reason_of(error)}"), reply_to=message)
-    except Exception as error:  # its text could name a case or a path: the log has it
-        logger.exception("failed")
-        reason = f"site {site}: {type(error).__name__}; the site's log says more"
-        return Message(Error(SITE_FAILED, reason), reply_to=message)
+class Clerk:
+    """Answers what the coordinator signed, each message once, and records what leaves the site.
+
+    Parameters
+    ----------
+    desk
+        The site's decisions.
+    coordinator
+        Key of whom the site answers.
+    say
+        Told what happens.
+    """
+
+    def __init__(self, desk: Desk, coordinator: Ed25519PublicKey, say: Say) -> None:
+        self._desk = desk
+        self._coordinator = coordinator
+        self._by = fingerprint_of(coordinator)
+        self._app = _build_app(desk, say)
+        self._fresh = False
+
+    def answer(self, message: Message) -> Message:
+        """Let the installed app answer; whatever goes wrong becomes an error reply."""
+        self._fresh = False
+        reply = self._answer(message)
+        self._record_leaving(reply)
+        return reply
+
+    def answered(self) -> None:
+        """Remember that the last answer has left."""
+        if self._fresh:
+            self._desk.ledger.answered()
+
+    def _answer(self, message: Message) -> Message:
+        site = self._desk.site
+        try:
+            self._verify(message)
+            context = Context(message.metadata.run_id, 0, {}, RecordDict(), {})
+            return self._app(message, context)
+        except NotApprovedError as error:
+            return Message(Error(NOT_YET, clean(error)), reply_to=message)
+        except CheckpointError:  # its text names a path: the log has it
+            logger.exception("failed")
+            reason = f"site {site}: its saved state cannot be used; the site's log says more"
+        except FederationError as error:
+            logger.exception("refused")
+            reason = str(error)
+        except OSError as error:
+            logger.exception("failed")
+            reason = f"site {site}: {reason_of(error)}"
+        except Exception as error:  # its text could name a case or a path: the log has it
+            logger.exception("failed")
+            reason = f"site {site}: {type(error).__name__}; the site's log says more"
+        return Message(Error(SITE_FAILED, clean(reason)), reply_to=message)
+
+    def _verify(self, message: Message) -> None:
+        """Raise ``SiteError`` unless the coordinator signed this message, and it is a new one."""
+        size = num_bytes(message.content)
+        signed = verify(message, self._coordinator)
+        self._desk.ledger.take(signed.sequence, signed.digest)
+        self._fresh = True
+        self._desk.record(
+            "asked",
+            message=clean(message.metadata.message_type),
+            run=str(message.metadata.run_id),
+            sequence=signed.sequence,
+            bytes=size,
+            sha256=signed.digest,
+            by=self._by,
+        )
+
+    def _record_leaving(self, reply: Message) -> None:
+        kind = clean(reply.metadata.message_type)
+        if reply.has_error():
+            reason = reply.error.reason or ""
+            event = "not yet" if reply.error.code == NOT_YET else "refused"
+            self._desk.record(event, message=kind, reason=reason, bytes=len(reason.encode()))
+            return
+        self._desk.record(
+            "left",
+            message=kind,
+            bytes=num_bytes(reply.content),
+            sha256=hash_content(reply.content).hex(),
+        )
+
+
+def fingerprint_of(key: Ed25519PublicKey) -> str:
+    """Return SHA-256 of a public key, in hex, by which an engineer recognises it."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
 def _build_app(desk: Desk, say: Say) -> ClientApp:
     """Build the app every site runs; only what was approved gets through to it."""
     agree = _Agreeing(say)
     app = make_client_app(
-        desk.find, desk.find_raw, [_guard_planning(desk, agree, say), _guard_training(desk, say)]
+        desk.find, desk.find_raw, [_guard_planning(desk, agree, say), _guard_work(desk, say)]
     )
 
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
-        proposal = Proposal.from_json(unpack_payload(message.content))
+        proposal = Proposal.from_json(unpack_payload(message.content, _READER))
         agree(proposal, functools.partial(desk.join, proposal))
         return reply(message, desk.find(context).describe().to_json())
 
@@ -188,30 +265,46 @@ def _guard_planning(desk: Desk, agree: _Agreeing, say: Say) -> Mod:
     def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         kind = message.metadata.message_type
         if kind == "query.survey":
-            proposal = PlanProposal.from_json(unpack_payload(message.content))
+            proposal = PlanProposal.from_json(unpack_payload(message.content, _READER))
             agree(proposal, functools.partial(desk.join_planning, proposal))
         elif kind == "query.fingerprint":
-            desk.check_fingerprint(FingerprintTask.from_json(unpack_payload(message.content)))
+            task = FingerprintTask.from_json(unpack_payload(message.content, _READER))
+            desk.check_fingerprint(task, desk.find_raw(context).survey().cases)
             say("reads all images and masks for the fingerprint")
         elif kind == "query.prepare":
-            task = PrepareTask.from_json(unpack_payload(message.content))
-            desk.check_prepare(task)
-            if not task.check_only:
-                say(f"preprocesses with the federation's plans, SHA-256 {task.sha256[:12]}")
+            plans = PrepareTask.from_json(unpack_payload(message.content, _READER))
+            desk.check_prepare(plans)
+            if not plans.check_only:
+                say(f"preprocesses with the federation's plans, SHA-256 {plans.sha256[:12]}")
         return call_next(message, context)
 
     return guard
 
 
-def _guard_training(desk: Desk, say: Say) -> Mod:
+def _guard_work(desk: Desk, say: Say) -> Mod:
     def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if message.metadata.message_type != MessageType.TRAIN:
+        kind = message.metadata.message_type
+        if kind not in WORK:
             return call_next(message, context)
-        task = TrainTask.from_json(unpack_payload(message.content))
-        settings = desk.find(context).run.settings
-        desk.check_task(task, settings)
-        say(f"round {task.server_round + 1} of {settings.rounds}, learning rate {task.lr:.5f}")
-        with desk.spending():
-            return call_next(message, context)
+        task = TrainTask.from_json(unpack_payload(message.content, _READER))
+        question, kept = desk.admit(kind, task, only_array(message.content).data)
+        if kept is not None:
+            say(f"{_work(kind, task)}: the answer given before, again")
+            return Message(kept, reply_to=message)
+        say(_work(kind, task))
+        seconds = desk.seconds_left(task)
+        if seconds != task.seconds:
+            task = dataclasses.replace(task, seconds=seconds)
+            message.content[CONFIG] = pack_payload(task.to_json())
+        with desk.working():
+            answer = call_next(message, context)
+        desk.ledger.finish(question, answer.content)
+        return answer
 
     return guard
+
+
+def _work(kind: str, task: TrainTask) -> str:
+    if kind == MessageType.TRAIN:
+        return f"round {task.server_round + 1}, learning rate {task.lr:.5f}"
+    return "full validation" if kind == EVALUATE_FULLY else "validation of the last round's model"

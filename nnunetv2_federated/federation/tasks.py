@@ -1,0 +1,122 @@
+"""What a round asks of a site, as it follows from the approved settings; nothing else is done."""
+
+from __future__ import annotations
+
+import math
+
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.messages import VALIDATION_EPOCH, TrainTask
+from nnunetv2_federated.federation.schedule import poly_lr
+from nnunetv2_federated.federation.settings import FederationSettings
+
+SHARE_TO_TRAIN = 0.8
+"""Of a round's deadline: the rest is for the weights' way down and up."""
+
+DEFAULT_PROXIMAL_MU = 0.01
+"""Of FedProx; Flower's own default of 0 would make it equal to FedAvg."""
+
+_SAME = 1e-9
+"""Relative difference of two numbers that are the same but for the machine."""
+
+
+def proximal_mu(settings: FederationSettings) -> float:
+    """Weight of FedProx's proximal term; 0 for every other strategy."""
+    if settings.strategy != "fedprox":
+        return 0.0
+    return float(settings.strategy_options.get("proximal_mu", DEFAULT_PROXIMAL_MU))
+
+
+def seconds_to_train(settings: FederationSettings) -> float | None:
+    """How long a site may train in a round; ``None`` without a deadline."""
+    deadline = settings.round_deadline
+    return None if deadline is None else deadline * SHARE_TO_TRAIN
+
+
+def check_round(
+    task: TrainTask, settings: FederationSettings, initial_lr: float, val_iterations: int | None
+) -> None:
+    """Compare a round's task with what the approved settings say of that round.
+
+    Only the share of the validation depends on who else takes part; it is bounded.
+
+    Parameters
+    ----------
+    task
+        As it came.
+    settings
+        As they were approved.
+    initial_lr
+        Learning rate of round 0, of the settings or of the site's own trainer.
+    val_iterations
+        Of the site's trainer; ``None`` if it goes through all its cases.
+
+    Raises
+    ------
+    SiteError
+        Naming the first field that differs, what came and what was approved.
+    """
+    if not task.server_round < settings.rounds:
+        raise SiteError(
+            f"refused round {task.server_round + 1}: approved are {settings.rounds} rounds"
+        )
+    approved = {
+        "lr": poly_lr(task.server_round, settings.rounds, initial_lr),
+        "local_epochs": settings.local_epochs,
+        "proximal_mu": proximal_mu(settings),
+        "seconds": seconds_to_train(settings),
+    }
+    for name, expected in approved.items():
+        _check(name, getattr(task, name), expected)
+    _check_validation(task, settings, val_iterations, first=task.server_round == 0)
+
+
+def check_evaluation(
+    task: TrainTask, settings: FederationSettings, val_iterations: int | None
+) -> None:
+    """Allow the one evaluation that the settings know: of the last round's model.
+
+    Raises
+    ------
+    SiteError
+        If it is another, or longer than an epoch's validation.
+    """
+    _check("server_round", task.server_round, settings.rounds)
+    _check_validation(task, settings, val_iterations, first=False)
+
+
+def check_full_validation(task: TrainTask, settings: FederationSettings) -> None:
+    """Allow the full validation of the final model; its task is numbered after the evaluation.
+
+    Raises
+    ------
+    SiteError
+        If it has another number.
+    """
+    _check("server_round", task.server_round, settings.rounds + 1)
+
+
+def _check(name: str, came: float | None, expected: float | None) -> None:
+    same = came == expected or (
+        came is not None
+        and expected is not None
+        and math.isclose(came, expected, rel_tol=_SAME, abs_tol=0.0)
+    )
+    if not same:
+        raise SiteError(f"refused {name} {came}: approved is {expected}")
+
+
+def _check_validation(
+    task: TrainTask, settings: FederationSettings, val_iterations: int | None, *, first: bool
+) -> None:
+    asked = task.validate_received
+    if asked == 0:
+        return
+    if first or not settings.global_validation:
+        raise SiteError(f"refused {asked} validation iterations: approved are none in this round")
+    whole_epoch = asked == VALIDATION_EPOCH
+    if val_iterations is None and not whole_epoch:
+        raise SiteError(f"refused {asked} validation iterations: approved is one epoch's own")
+    if val_iterations is not None and not whole_epoch and asked > val_iterations:
+        raise SiteError(
+            f"refused {asked} validation iterations: approved are at most {val_iterations}"
+        )

@@ -1,0 +1,85 @@
+"""What a site gives at most, of one dataset, over all runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.settings import FederationSettings
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a site has given of one dataset so far, over all runs."""
+
+    rounds: int = 0
+    hours: float = 0.0
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a site gives at most, of one dataset, over all runs; ``None`` for no limit."""
+
+    max_rounds: int | None = None
+    max_local_epochs: int | None = None
+    """In one round."""
+    max_hours: float | None = None
+    """Of training and validation."""
+    max_evaluations: int | None = None
+    """Of models that are not trained further: one of the last round, and the full validation."""
+    max_gpu_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            kinds = (int, float) if name in ("max_hours", "max_gpu_gb") else (int,)
+            fits = value is None or (type(value) in kinds and 0 < value < float("inf"))
+            if not fits:
+                number = "number" if float in kinds else "whole number"
+                raise SettingsError(f"{name} {value}: must be a {number} above 0; or leave it out.")
+
+    def check_federation(
+        self, settings: FederationSettings, spent: Spent, answered: int, site: str
+    ) -> None:
+        """Raise ``SiteError`` if a federation wants more than the site has left to give.
+
+        Parameters
+        ----------
+        settings
+            Of the federation.
+        spent
+            Of the dataset so far, over all runs.
+        answered
+            Rounds of this federation that are among those already.
+        site
+            Name of the site.
+        """
+        most = self.max_local_epochs
+        if most is not None and settings.local_epochs > most:
+            raise SiteError(
+                f"site {site} takes part in at most {most} local_epochs, the federation has "
+                f"{settings.local_epochs}"
+            )
+        wanted = max(0, settings.rounds - answered)
+        if self.max_rounds is not None and spent.rounds + wanted > self.max_rounds:
+            raise SiteError(
+                f"site {site} takes part in at most {self.max_rounds} rounds with this dataset; "
+                f"{spent.rounds} are spent, the federation has {wanted} to come"
+            )
+
+    def check_step(self, spent: Spent, site: str, *, is_round: bool) -> None:
+        """Raise ``SiteError`` if not even one more round, or evaluation, may be given."""
+        if is_round:
+            self._check("rounds", spent.rounds, self.max_rounds, site)
+        else:
+            self._check("evaluations", spent.evaluations, self.max_evaluations, site)
+        self.check_hours(spent, site)
+
+    def check_hours(self, spent: Spent, site: str) -> None:
+        """Raise ``SiteError`` if the hours are spent."""
+        self._check("hours", spent.hours, self.max_hours, site)
+
+    @staticmethod
+    def _check(what: str, spent: float, most: float | None, site: str) -> None:
+        if most is not None and spent >= most:
+            raise SiteError(f"site {site} has given its {most:g} {what} with this dataset")
