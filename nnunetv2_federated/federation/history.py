@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ Record = dict[str, Any]
 
 
 def _pooled(validations: Sequence[Validation]) -> dict[str, Any]:
-    """Loss over all iterations, and Dice from the voxel counts of all sites."""
+    """Loss over all iterations, and Dice from the voxel counts of all sites.
+
+    Counts of another number of classes than at most sites cannot be added; they are left out.
+    """
+    (classes, _), *_ = Counter(len(v.tp) for v in validations).most_common(1) or [(0, 0)]
+    validations = [v for v in validations if len(v.tp) == classes]
     tp, fp, fn = (
         [sum(column) for column in zip(*(getattr(v, key) for v in validations), strict=True)]
         for key in ("tp", "fp", "fn")

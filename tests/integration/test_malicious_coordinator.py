@@ -1,0 +1,275 @@
+"""A coordinator with the right key, and a site that answers only what its engineer approved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from nnunetv2_federated.federation.messages import Proposal, TrainReport, TrainTask
+from nnunetv2_federated.federation.schedule import poly_lr
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.desk import Desk
+from nnunetv2_federated.flower.deployment.limits import Limits, Spent
+from nnunetv2_federated.flower.deployment.signing import sign
+from nnunetv2_federated.flower.deployment.site import Clerk
+from nnunetv2_federated.flower.records import (
+    ARRAYS,
+    CONFIG,
+    pack_payload,
+    pack_weights,
+    unpack_payload,
+    unpack_weights,
+)
+from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.weights import to_vector
+
+SETTINGS = FederationSettings(
+    rounds=2, initial_lr=0.01, iterations_per_epoch=1, val_iterations=2, batch_size=2
+)
+
+
+class Coordinator:
+    """Signs whatever it likes."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.key = Ed25519PrivateKey.generate()
+        self.said: list[str] = []
+        self.clerk = Clerk(desk, self.key.public_key(), self.said.append)
+        self.last: Message | None = None
+
+    def message(self, kind: str, payload: str, weights: Any = None) -> Message:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 7
+        content = RecordDict({CONFIG: pack_payload(payload)})
+        if weights is not None:
+            content[ARRAYS] = pack_weights(weights)
+        message = Message(content, 7, kind)
+        sign(message, self.key)
+        return message
+
+    def send(self, message: Message) -> Message:
+        answer = self.clerk.answer(message)
+        self.clerk.answered()
+        return answer
+
+    def ask(self, kind: str, payload: str, weights: Any = None) -> Message:
+        return self.send(self.message(kind, payload, weights))
+
+    def join(self, proposal: Proposal) -> Message:
+        return self.ask("query.join", proposal.to_json())
+
+    def train(self, task: TrainTask, weights: Any) -> Message:
+        return self.ask("train", task.to_json(), weights)
+
+
+def refusal(answer: Message) -> str:
+    assert answer.has_error(), "answered"
+    reason = answer.error.reason
+    assert "\n" not in reason
+    assert "/" not in reason
+    return reason
+
+
+def proposal(**changes: Any) -> Proposal:
+    content: dict[str, Any] = {
+        "started": "first-run",
+        "dataset": "Dataset777_OfTheServer",
+        "configuration": "2d",
+        "fold": 0,
+        "trainer": "nnUNetTrainerFederated",
+        "plans": "nnUNetPlans",
+        "plans_hash": load_dataset("901").plans_hash,
+        "position": 0,
+        "settings": asdict(SETTINGS),
+    }
+    return Proposal(**content | changes)
+
+
+def task(server_round: int, run: str = "first-run", **changes: Any) -> TrainTask:
+    lr = poly_lr(server_round, 2, 0.01) if server_round < 2 else 0.0
+    epochs = 1 if server_round < 2 else 0
+    return dataclasses.replace(TrainTask(server_round, lr, epochs, 0, run=run), **changes)
+
+
+@pytest.fixture
+def desk(dataset_2d: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    limits = Limits(max_rounds=3, max_hours=1)
+    opened = Desk("bern", dataset_2d, tmp_path / "work", "cpu", limits)
+    opened.consent.approve(proposal().approval(), "test")
+    yield opened
+    opened.pool.close()
+
+
+def test_a_round_is_trained_once_as_approved_and_its_answer_sent_again(desk: Desk) -> None:
+    coordinator = Coordinator(desk)
+    assert not coordinator.join(proposal()).has_error()
+    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+
+    for changes, text in (
+        ({"lr": 1.0}, "refused lr 1.0: approved is 0.01"),
+        ({"proximal_mu": 1e6}, "refused proximal_mu"),
+        ({"local_epochs": 5}, "refused local_epochs 5: approved is 1"),
+        ({"seconds": 1.0}, "refused seconds 1.0: approved is None"),
+        ({"run": "another"}, "refused a task of another run"),
+        ({"validate_received": 1}, "approved are none in this round"),
+    ):
+        assert text in refusal(coordinator.train(task(0, **changes), weights))
+    first = coordinator.train(task(0), weights)
+    again = coordinator.train(task(0), weights)
+
+    np.testing.assert_array_equal(unpack_weights(first.content), unpack_weights(again.content))
+    assert unpack_payload(first.content) == unpack_payload(again.content)
+    assert coordinator.said[-1].startswith("round 1, learning rate 0.01000: the answer given")
+    assert not np.array_equal(unpack_weights(first.content), weights)
+    assert "another question for round 1" in refusal(coordinator.train(task(0), weights * 2))
+    report = TrainReport.from_json(unpack_payload(first.content))
+    assert report.site == "bern"
+    assert desk.ledger.spent("Dataset901_Balls").rounds == 1
+
+    assert not coordinator.train(task(1, validate_received=2), weights).has_error()
+    assert "the site is at round 2 already" in refusal(coordinator.train(task(0), weights))
+    assert "approved are 2 rounds" in refusal(coordinator.train(task(2), weights))
+
+
+def test_evaluations_are_counted_and_bounded(desk: Desk) -> None:
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+
+    def evaluate(**changes: Any) -> Message:
+        return coordinator.ask("evaluate", task(2, **changes).to_json(), weights)
+
+    assert "at most 2" in refusal(evaluate(validate_received=3))
+    assert "at most 2" in refusal(evaluate(validate_received=10**7))
+    good = evaluate(validate_received=2)
+    assert json.loads(unpack_payload(good.content))["iterations"] == 2
+    for model in range(3):  # other models on the same cases tell of these cases
+        other = coordinator.ask(
+            "evaluate", task(2, validate_received=2).to_json(), weights + 1 + model
+        )
+        assert "another question for round 3" in refusal(other)
+    assert unpack_payload(evaluate(validate_received=2).content) == unpack_payload(good.content)
+    assert desk.ledger.spent("Dataset901_Balls").evaluations == 1
+
+
+def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(desk: Desk) -> None:
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+    for server_round in (0, 1):
+        assert not coordinator.train(task(server_round), weights).has_error()
+
+    again = coordinator.join(proposal(started="second-run"))
+
+    assert "at most 3 rounds with this dataset; 2 are spent" in refusal(again)
+    spent = desk.ledger.spent("Dataset901_Balls")
+    assert (spent.rounds, spent.evaluations) == (2, 0)
+    assert 0 < spent.hours < 1
+
+
+def test_hours_end_a_round_at_work_and_forbid_the_next(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+    desk.ledger.spend_hours("Dataset901_Balls", 0.5)
+    assert desk.seconds_left(task(0)) == pytest.approx(0.5 * 3600 * 0.8)
+    monkeypatch.setattr("nnunetv2_federated.flower.deployment.desk._LOOK_SECONDS", 0.0)
+    spend = desk.ledger.spent
+
+    with monkeypatch.context() as patched:  # an hour passes between two iterations
+        patched.setattr(
+            desk.ledger,
+            "spent",
+            lambda name: Spent(hours=1) if desk._meter._running else spend(name),
+        )
+        assert "has given its 1 hours" in refusal(coordinator.train(task(0), weights))
+
+    assert not coordinator.train(task(0), weights).has_error()  # no answer had left
+    desk.ledger.spend_hours("Dataset901_Balls", 0.6)
+    assert "has given its 1 hours" in refusal(coordinator.train(task(1), weights))
+
+
+def test_an_approval_is_taken_back_at_once_also_while_it_works(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+    monkeypatch.setattr("nnunetv2_federated.flower.deployment.desk._LOOK_SECONDS", 0.0)
+    approval, look = proposal().approval(), desk.check_going_on
+
+    def withdrawn_meanwhile(hours: float) -> None:
+        desk.consent.withdraw(approval, "test")
+        look(hours)
+
+    monkeypatch.setattr(desk, "check_going_on", withdrawn_meanwhile)
+    assert "was withdrawn" in refusal(coordinator.train(task(0), weights))
+    assert "was withdrawn" in refusal(coordinator.train(task(0), weights))
+    assert "was withdrawn" in refusal(coordinator.ask("query.describe", "{}"))
+
+
+def test_a_site_that_serves_another_dataset_has_to_be_asked_again(desk: Desk) -> None:
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    desk.dataset = "Dataset999_Other"
+    assert "serves another dataset" in refusal(coordinator.ask("query.describe", "{}"))
+
+
+def test_a_signed_message_is_answered_once(desk: Desk) -> None:
+    coordinator = Coordinator(desk)
+    message = coordinator.message("query.join", proposal().to_json())
+    copy = RecordDict(dict(message.content))
+    assert not coordinator.send(message).has_error()
+
+    for _ in range(2):
+        message.content = RecordDict(dict(copy))
+        assert "is not newer than the last one" in refusal(coordinator.send(message))
+
+
+@pytest.mark.parametrize("name", ["approved.json", "current.json", "ledger.json", "proposed.json"])
+def test_an_empty_state_file_stops_the_site_in_one_line(desk: Desk, name: str) -> None:
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    (desk.folder / name).write_text("")
+
+    if name != "proposed.json":
+        reason = refusal(coordinator.ask("query.describe", "{}"))
+        assert reason == "site bern: its saved state cannot be used; the site's log says more"
+    else:
+        assert not coordinator.ask("query.describe", "{}").has_error()
+        refused = coordinator.join(proposal(fold=1))
+        assert "its saved state cannot be used" in refusal(refused)
+
+
+def test_what_was_asked_and_what_left_is_recorded(desk: Desk) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    desk.record = lambda event, **fields: events.append((event, fields))
+    coordinator = Coordinator(desk)
+    joined = coordinator.join(proposal())
+    coordinator.ask("query.describe", "{}")
+    coordinator.train(task(0, lr=1.0), np.zeros(3, np.float32))
+
+    assert [event for event, _ in events] == ["asked", "left"] * 2 + ["asked", "refused"]
+    asked, left = events[0][1], events[1][1]
+    assert asked["message"] == left["message"] == "query.join"
+    assert len(asked["by"]) == len(asked["sha256"]) == len(left["sha256"]) == 64
+    assert left["bytes"] == len(unpack_payload(joined.content))
+    assert "refused lr" in events[-1][1]["reason"]
+
+
+def _only(desk: Desk) -> tuple[Any, int, Path]:
+    ((folder, index),) = desk.pool._alive
+    return desk.pool._alive[folder, index].run, index, folder
