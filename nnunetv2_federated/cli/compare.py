@@ -15,6 +15,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2_federated.cli.compare_build import build_comparison
 from nnunetv2_federated.cli.compare_report import write_report
 from nnunetv2_federated.cli.compare_run import run_models
+from nnunetv2_federated.cli.console import say
 from nnunetv2_federated.cli.options import (
     Options,
     add_partition_flags,
@@ -119,7 +120,7 @@ def _compare(options: Options) -> None:
 
 def _say(options: Options, text: str) -> None:
     if not options.get("quiet"):
-        print(text, flush=True)
+        say(text)
 
 
 def _default_folder(comparison: Comparison) -> Path:

@@ -1,10 +1,15 @@
-"""Progress at the terminal: bars for people, plain lines for files."""
+"""Progress at the terminal: bars for people, plain lines for files.
+
+Names, reasons and versions come from other machines. What prints or logs them is here: it lets no
+control character through, reads no markup, and keeps a line one line.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,17 +22,69 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.text import clean, one_line
+
+LONGEST_LINE = 4000
+"""Characters of a line put together here: it may name many sites."""
+
+_MOST_LINES = 200
+"""Of a traceback in a log."""
+
+
+def say(text: object) -> None:
+    """Print one line, at once."""
+    print(one_line(text, LONGEST_LINE), flush=True)
+
+
+def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table for a terminal; no text in it is read as markup."""
+    headers = [Column(Text(clean(name)), overflow="fold") for name in columns]
+    table = Table(*headers, title=Text(clean(title), style="table.title") if title else None)
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    return table
+
+
+class LogFormatter(logging.Formatter):
+    """Writes a record as one line; those of a traceback follow, indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        own = copy.copy(record)
+        own.exc_text = None  # another handler may have left it as it came
+        return super().format(own)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Format all but the traceback."""
+        return one_line(super().formatMessage(record), LONGEST_LINE)
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802  # logging's name and type
+        """Format a traceback: its last lines are the error's own text."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802  # logging's name
+        """Format where a record was made."""
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    lines = [one_line(line, LONGEST_LINE) for line in text.splitlines()]
+    if len(lines) > _MOST_LINES:
+        half = _MOST_LINES // 2
+        lines = [*lines[:half], f"… {len(lines) - _MOST_LINES} lines …", *lines[-half:]]
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def send_logs_to(path: Path) -> None:
     """Write everything Flower and this package log into a file instead of the terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("flwr", "nnunetv2_federated"):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
@@ -52,7 +109,7 @@ class ConsoleObserver(Observer):
     def __init__(self, num_rounds: int, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stdout, quiet=quiet, soft_wrap=True, highlight=False)
         self._progress = Progress(
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -77,14 +134,14 @@ class ConsoleObserver(Observer):
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, markup=False)
+        self._console.print(Text(one_line(text, LONGEST_LINE)))
 
     def sites_joined(self, sites: Sequence[SiteDescription]) -> None:
         """Print a table of them."""
         packages = sorted({name for site in sites for name in site.versions})
-        table = Table("site", "training", "validation", "device", "room", *packages)
-        for site in sites:
-            table.add_row(
+        columns = ("site", "training", "validation", "device", "room", *packages)
+        rows = [
+            (
                 site.site,
                 str(site.training_cases),
                 str(site.validation_cases),
@@ -92,7 +149,9 @@ class ConsoleObserver(Observer):
                 f"{site.free_gb:.0f} GB",
                 *(site.versions.get(name, "?") for name in packages),
             )
-        self._console.print(table)
+            for site in sites
+        ]
+        self._console.print(as_table("", columns, rows))
         for name in packages:
             found = {site.site: site.versions.get(name, "?") for site in sites}
             if len(set(found.values())) > 1:
@@ -107,7 +166,9 @@ class ConsoleObserver(Observer):
 
     def site_started(self, site: str, iterations: int) -> None:
         """Reset the site's bar."""
-        self._progress.reset(self._site, total=iterations, description=site, visible=True)
+        self._progress.reset(
+            self._site, total=iterations, description=clean(site, 24), visible=True
+        )
 
     def iteration_done(self) -> None:
         """Advance the site's bar."""

@@ -12,9 +12,13 @@ from typing import Any
 
 from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
 from nnunetv2_federated.federation.partition import METHODS, PartitionSettings
+from nnunetv2_federated.federation.text import clean
 
 Options = dict[str, Any]
 """What the user chose, by the flag's name; what was not chosen is absent."""
+
+_LONGEST_ERROR = 4000
+"""Characters: an error may name many sites, with what each of them said."""
 
 
 def add_partition_flags(parser: argparse.ArgumentParser) -> None:
@@ -150,11 +154,14 @@ def run_command(command: Callable[[], None]) -> None:
     try:
         command()
     except FederationError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {clean(error, _LONGEST_ERROR)}", file=sys.stderr)
         bad_input = isinstance(error, SettingsError | CheckpointError)
         raise SystemExit(2 if bad_input else 1) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        print(f"error: {error}: make room; what was finished is whole", file=sys.stderr)
+        print(
+            f"error: {clean(error, _LONGEST_ERROR)}: make room; what was finished is whole",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None

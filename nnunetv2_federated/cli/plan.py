@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunetv2_federated.cli.console import say
 from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.cli.run import networked, server_settings, sites_with_keys
 from nnunetv2_federated.cli.train import stopping_as_interrupt
@@ -92,8 +92,8 @@ def _plan(options: Options) -> None:
     app = make_client_app(find_raw=lambda context: sites[int(context.node_config["partition-id"])])
     grid = InProcessGrid(app, len(sites), {})
     surveys = survey_sites(grid, list(grid.get_node_ids()))
-    task = plan_together(grid, surveys, settings, print)
-    prepare_sites(grid, task, surveys, print)
+    task = plan_together(grid, surveys, settings, say)
+    prepare_sites(grid, task, surveys, say)
     _say_next(f"--site-datasets {' '.join(options['datasets'])}", task, settings)
 
 
@@ -115,7 +115,7 @@ def _plan_over_network(options: Options, settings: PlanningSettings) -> None:
                 sites_with_keys(options),
                 settings,
                 wait_for_sites=wait,
-                say=functools.partial(print, flush=True),
+                say=say,
             )
     except KeyboardInterrupt as stop:
         raise FederationError("stopped; the same command begins again") from stop

@@ -7,15 +7,50 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
-from rich.table import Table
 
+from nnunetv2_federated.cli.console import as_table
 from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.text import clean
 
 Row = tuple[str, str, str, str, str]
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Seconds = Annotated[float, Field(ge=0, lt=2**53)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Settings(_Checked):
+    rounds: _Count
+
+
+class _Site(_Checked):
+    training_cases: _Count
+
+
+class _Round(_Checked):
+    round: _Count
+    started: _Seconds
+    seconds: dict[str, _Seconds | None]
+    sites: dict[str, Any]
+    failed: dict[str, str]
+
+
+class _History(_Checked):
+    """What is shown of ``federation.json``, which may come from anywhere."""
+
+    dataset: str
+    configuration: str
+    settings: _Settings
+    sites: dict[str, _Site]
+    rounds: list[_Round]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,20 +71,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _status(options: Options) -> None:
-    path = options["folder"] / "federation.json"
-    try:
-        history = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{path} cannot be read ({error}): give the fold_X folder of a federation that has "
-            "finished a round."
-        ) from error
+    history = _read(options["folder"] / "federation.json")
     rounds, total = history["rounds"], history["settings"]["rounds"]
     title = f"{history['dataset']} {history['configuration']}: round {len(rounds)} of {total}"
-    table = Table("site", "cases", "rounds", "last answer", "last failure", title=title)
-    for row in site_rows(history, time.time()):
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    columns = ("site", "cases", "rounds", "last answer", "last failure")
+    Console(highlight=False).print(as_table(title, columns, site_rows(history, time.time())))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return _History.model_validate(json.loads(path.read_text("utf-8"))).model_dump()
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = "/".join(str(part) for part in found["loc"])
+        what = f"{clean(where, 80)}: {found['msg']}"
+    except (OSError, ValueError, RecursionError) as error:
+        what = str(error)
+    raise SettingsError(
+        f"{path} cannot be read ({what}): give the fold_X folder of a federation that has "
+        "finished a round."
+    )
 
 
 def site_rows(history: dict[str, Any], now: float) -> list[Row]:

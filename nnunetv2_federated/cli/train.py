@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
+from nnunetv2_federated.cli.console import ConsoleObserver, say, send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.run import build_run, server_settings
 from nnunetv2_federated.cli.train_flags import build_parser
@@ -154,7 +154,7 @@ def _validate(run: Run, options: Options, model: GlobalModel) -> None:
         run, model, best=bool(options.get("val_best")), npz=bool(options.get("npz"))
     )
     if not options.get("quiet"):
-        print(f"validation {metric} of the global model (full validation): {value:.4f}")
+        say(f"validation {metric} of the global model (full validation): {value:.4f}")
         print(f"result: {model.folder}")
 
 
@@ -163,7 +163,7 @@ def _say_result(folder: Path, options: Options) -> None:
         return
     if (folder / "validation" / "summary.json").is_file():
         metric, value = read_headline(folder)
-        print(f"validation {metric} of the global model (full validation): {value:.4f}")
+        say(f"validation {metric} of the global model (full validation): {value:.4f}")
     print(f"result: {folder}")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 LONGEST = 300
 """Characters of a text from outside that are kept."""
 
-_FORMULA = ("=", "+", "-", "@")
+_FORMULA = re.compile(r"""(^|[;,])([\s"']*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])""")
+"""Before what begins a formula, also in a spreadsheet that splits lines at another sign."""
 
 
 def clean(text: object, longest: int = LONGEST) -> str:
@@ -16,16 +18,22 @@ def clean(text: object, longest: int = LONGEST) -> str:
     Escape sequences, line breaks and characters that reorder a line (Unicode categories C, Zl and
     Zp) become blanks. Markup is not touched: it is the writer's to escape for its own format.
     """
-    start = str(text)[: 4 * longest]
-    shown = "".join(
-        " " if unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp") else c
-        for c in start
-    )
-    line = " ".join(shown.split())
+    line = " ".join(one_line(text, 4 * longest).split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def one_line(text: object, longest: int) -> str:
+    """Return at most ``longest`` characters without control characters, blanks as they are."""
+    return "".join(
+        " " if unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp") else c
+        for c in str(text)[:longest]
+    )
+
+
 def csv_cell(text: object) -> str:
-    """Return a cell that no spreadsheet takes for a formula (OWASP, CSV injection)."""
-    cell = clean(text)
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    """Return a cell that no spreadsheet takes for a formula (OWASP, CSV injection).
+
+    An apostrophe stands before what could begin one: at the start, and behind a sign at which a
+    spreadsheet of another language would split the line.
+    """
+    return _FORMULA.sub(r"\1\2'", clean(text))

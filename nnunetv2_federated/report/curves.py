@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_federated.federation.files import replacing
+from nnunetv2_federated.report.text import picture_text
 
 
 def _series(rounds: Sequence[Mapping[str, Any]], *keys: str) -> tuple[list[int], list[float]]:
@@ -38,9 +39,8 @@ def _panel(
     *prefix, last = keys
     for index, site in enumerate(sites):
         x, y = _series(rounds, *prefix, "sites", site, last)
-        # matplotlib reads $ as mathematics and hides labels that begin with _
-        label = " " + site.replace("$", r"\$") if len(sites) <= 10 else None
-        axes.plot(x, y, color=f"C{index % 10}", linewidth=0.8, alpha=0.6, label=label)
+        name = picture_text(site) if len(sites) <= 10 else None
+        axes.plot(x, y, color=f"C{index % 10}", linewidth=0.8, alpha=0.6, label=name)
     x, y = _series(rounds, *prefix, summary[0])
     marker = "." if len(x) < 30 else None
     axes.plot(x, y, color="black", linewidth=2, marker=marker, label=summary[1])

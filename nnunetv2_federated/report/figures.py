@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from nnunetv2_federated.report.evidence import Evidence, curve
 from nnunetv2_federated.report.partition import PALETTE
 from nnunetv2_federated.report.statistics import ALL_SITES
+from nnunetv2_federated.report.text import figure_text
 
 _FONT = "system-ui, sans-serif"
 _SYMBOLS = ("circle", "square", "diamond", "x")
@@ -156,6 +157,23 @@ def costs(evidence: Evidence) -> go.Figure:
     return figure
 
 
+def _escape(figure: Any) -> None:  # noqa: ANN401  # Plotly has no types
+    """Let no name, category or title be read as tags."""
+    for trace in figure.data:
+        for key in ("name", "legendgroup", "x", "y"):
+            value = trace[key]
+            if isinstance(value, str):
+                trace[key] = figure_text(value)
+            elif value is not None:
+                trace[key] = [figure_text(v) if isinstance(v, str) else v for v in value]
+    titles = [figure.layout.title, *figure.layout.annotations]
+    titles += [axis.title for axis in (*figure.select_xaxes(), *figure.select_yaxes())]
+    titles += [trace.colorbar.title for trace in figure.select_traces({"type": "heatmap"})]
+    for title in titles:
+        if title.text:
+            title.text = figure_text(title.text)
+
+
 def _dash(arm: str) -> str:
     return {"federated": "solid", "centralised": "dash"}.get(arm.partition("/")[0], "dot")
 
@@ -169,6 +187,7 @@ def _styled(figure: Any) -> go.Figure:  # noqa: ANN401  # Plotly has no types
         hovermode="closest",
         autosize=True,
     )
+    _escape(figure)
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     # rounds are whole numbers

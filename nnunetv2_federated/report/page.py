@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
+from nnunetv2_federated.federation.text import one_line
 from nnunetv2_federated.report.evidence import Evidence
 from nnunetv2_federated.report.figures import all_figures
 from nnunetv2_federated.report.pictures import draw_example
@@ -24,10 +25,15 @@ from nnunetv2_federated.report.summary import (
     versions,
 )
 
+_LONGEST_VALUE = 4000
+"""Characters of one text in the page."""
+
 
 def write_html(evidence: Evidence, path: Path) -> Path:
     """Write the page; figures, their code and pictures are within it."""
-    templates = Environment(loader=PackageLoader(__package__ or __name__), autoescape=True)
+    templates = Environment(
+        loader=PackageLoader(__package__ or __name__), autoescape=True, finalize=_shown
+    )
     figures = {
         name: figure.to_html(
             full_html=False,
@@ -59,3 +65,8 @@ def write_html(evidence: Evidence, path: Path) -> Path:
     )
     write_atomically(path, text)
     return path
+
+
+def _shown(value: object) -> object:
+    """Clean every text the template writes; what the template calls safe is made here."""
+    return value if hasattr(value, "__html__") else one_line(value, _LONGEST_VALUE)

@@ -16,6 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.report.text import picture_text
+
 Counts = Mapping[str, Mapping[str, int]]
 """Site to class to number of cases."""
 
@@ -67,9 +70,9 @@ def _figure(counts: Counts, title: str) -> Figure:
 def partition_table(counts: Counts) -> str:
     """Write the counts as a plain-text table: a row per site, a column per class, and the sums."""
     classes = _classes(counts)
-    header = ["site", *classes, "total"]
+    header = ["site", *map(clean, classes), "total"]
     body = [
-        [site, *(str(own.get(name, 0)) for name in classes), str(sum(own.values()))]
+        [clean(site), *(str(own.get(name, 0)) for name in classes), str(sum(own.values()))]
         for site, own in counts.items()
     ]
     sums = [sum(own.get(name, 0) for own in counts.values()) for name in classes]
@@ -97,9 +100,16 @@ def _draw_bars(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
     for name, colour in zip(classes, _colours(len(classes)), strict=True):
         widths = np.array([own.get(name, 0) for own in counts.values()], dtype=int)
         # Blanks let a long combination of labels break into lines, so the legend stays narrow.
-        label = textwrap.fill(name.replace("+", " + "), 26)
+        lines = textwrap.wrap(clean(name, 80).replace("+", " + "), 26)
         axes.barh(
-            positions, widths, 0.72, left, color=colour, label=label, edgecolor="white", lw=0.8
+            positions,
+            widths,
+            0.72,
+            left,
+            color=colour,
+            label="\n".join(map(picture_text, lines)),
+            edgecolor="white",
+            lw=0.8,
         )
         starts, left = left, left + widths
         for y, (width, start) in enumerate(zip(widths.tolist(), starts.tolist(), strict=True)):
@@ -114,13 +124,15 @@ def _draw_bars(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
             str(total), (total, y), (5, 0), textcoords="offset points", va="center",
             fontsize=10, fontweight="bold", color=INK,
         )  # fmt: skip
-    axes.set_yticks(positions, list(counts))
+    axes.set_yticks(positions, [picture_text(site) for site in counts])
     axes.set_xlim(0, 1.08 * longest)
     axes.set_ylim(len(counts) - 0.4, -0.6)
 
 
 def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
+    axes.set_title(
+        picture_text(title), loc="left", fontsize=12, fontweight="bold", color=INK, pad=10
+    )
     axes.set_xlabel("cases", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(length=0, colors=INK)

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_federated.report.evidence import Evidence, Example, Image, curve
 from nnunetv2_federated.report.figures import colours, repeats
+from nnunetv2_federated.report.text import picture_text
 
 REFERENCE, PREDICTION = "#56B4E9", "#E69F00"
 _MARKERS = ("", "o", "s", "^")
@@ -53,7 +54,7 @@ def draw_example(example: Example) -> bytes:
             axes.imshow(example.image, cmap="gray")
             _outline(axes, example.reference, REFERENCE)
             _outline(axes, mask, PREDICTION)
-            axes.set_title(f"{_plain(arm)}\n{_plain(shown)}", fontsize=8)
+            axes.set_title(f"{picture_text(arm)}\n{picture_text(shown)}", fontsize=8)
             axes.set_axis_off()
         if example.reference is not None:
             handles = [
@@ -66,11 +67,6 @@ def draw_example(example: Example) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
-    return text.replace("$", r"\$")
 
 
 def _outline(axes: Axes, mask: Image | None, colour: str) -> None:
@@ -98,15 +94,20 @@ def _matrix(evidence: Evidence) -> Figure | None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     picture = axes.imshow(values, cmap="Blues", aspect="auto")
-    names = [f"{g}\n(external)" if g in evidence.external else g for g in evidence.groups]
-    axes.set_xticks(range(len(names)), [_plain(n) for n in names], fontsize=9)
-    axes.set_yticks(range(len(arms)), [_plain(a) for a in arms], fontsize=9)
+    names = [
+        f"{picture_text(g)}\n(external)" if g in evidence.external else picture_text(g)
+        for g in evidence.groups
+    ]
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.set_yticks(range(len(arms)), [picture_text(a) for a in arms], fontsize=9)
     low, high = np.nanmin(values), np.nanmax(values)
     for (i, j), value in np.ndenumerate(values):
         dark = not np.isnan(value) and value > (low + high) / 2
         text = "-" if np.isnan(value) else f"{value:.3f}"
         axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
-    axes.set_title(f"{evidence.headline} of each model (row) at each site (column)", fontsize=10)
+    axes.set_title(
+        f"{picture_text(evidence.headline)} of each model (row) at each site (column)", fontsize=10
+    )
     figure.colorbar(picture)
     return figure
 
@@ -141,7 +142,7 @@ def _curves(evidence: Evidence) -> Figure | None:
                 x, means, _ = curve(evidence.histories, arm, *_spelled(keys, name))
                 y = [np.nan if v is None else v for v in means]
                 panels[row][column].plot(
-                    x, y, style, marker=marker, markersize=5, color=colour, label=_plain(arm)
+                    x, y, style, marker=marker, markersize=5, color=colour, label=picture_text(arm)
                 )
     for axes, title in zip(panels[0], sides, strict=True):
         axes.set_title(title)

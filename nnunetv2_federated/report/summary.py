@@ -10,17 +10,18 @@ from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.report.evidence import Evidence, what_left
 from nnunetv2_federated.report.pictures import save_pictures
 from nnunetv2_federated.report.statistics import ALL_SITES, Difference
+from nnunetv2_federated.report.text import markdown
 
 
 def write_markdown(evidence: Evidence, folder: Path) -> Path:
     """Write ``report.md`` and its PNGs."""
     pictures = save_pictures(evidence, folder)
     parts = [
-        f"# {evidence.title}: local, federated, centralised",
+        f"# {markdown(evidence.title)}: local, federated, centralised",
         "Mean ± standard deviation over seeds and folds. " + SMALL_PRINT,
         "## All sites",
         markdown_table(*headline_rows(evidence)),
-        f"## {evidence.headline} at each site",
+        f"## {markdown(evidence.headline)} at each site",
         markdown_table(*matrix_rows(evidence)),
         "## Paired differences",
         markdown_table(*difference_rows(evidence)),
@@ -29,7 +30,7 @@ def write_markdown(evidence: Evidence, folder: Path) -> Path:
         "## Settings",
         "```json\n" + json.dumps(evidence.settings, indent=1) + "\n```",
         "## Versions",
-        ", ".join(f"{k} {v}" for k, v in versions(evidence).items()) or "not known",
+        ", ".join(markdown(f"{k} {v}") for k, v in versions(evidence).items()) or "not known",
         "## Pictures",
         *(f"![{name}]({name})" for name in pictures),
     ]
@@ -111,10 +112,9 @@ def versions(evidence: Evidence) -> dict[str, str]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table; bars within cells are escaped."""
+    """Write a table; whatever a cell holds is shown and does nothing."""
     if not rows:
         return "None."
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
-    )
+    lines = [header, *rows]
+    written = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
+    return "\n".join([written[0], "| --- " * len(header) + "|", *written[1:]])

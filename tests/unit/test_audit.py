@@ -300,7 +300,7 @@ def test_a_line_is_on_the_disk_before_the_head_and_the_head_before_the_caller_go
 
     def synced(file: int) -> None:
         fsync(file)
-        done.append(f"synced {Path(os.readlink(f'/proc/self/fd/{file}')).name}")
+        done.append(f"synced {Path(f'/proc/self/fd/{file}').readlink().name}")
 
     def replaced(source: Path, target: Path) -> None:
         replace(source, target)

@@ -12,7 +12,7 @@ from nnunetv2_federated.federation import files
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import read_state, replacing, write_atomically, write_state
 from nnunetv2_federated.federation.names import check_dataset_name, check_fold, check_name
-from nnunetv2_federated.federation.text import clean, csv_cell
+from nnunetv2_federated.federation.text import clean, csv_cell, one_line
 
 
 class Disk:
@@ -186,7 +186,26 @@ def test_a_megabyte_of_text_is_cut() -> None:
     assert len(clean("x\n" * 10**6)) == 300
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1"])
-def test_a_cell_is_no_formula(cell: str) -> None:
-    assert csv_cell(cell).startswith("'")
-    assert csv_cell("bern 5") == "bern 5"
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'=1"),
+        (" =1", "'=1"),
+        ("\uff1dcmd()", "'\uff1dcmd()"),  # full width: Excel takes it for =
+        ("a;=cmd();b,-1", "a;'=cmd();b,'-1"),
+        ('"=cmd()', "\"'=cmd()"),
+        ("bern 5 = 2 + 3", "bern 5 = 2 + 3"),
+        ("a-b@c", "a-b@c"),
+    ],
+)
+def test_a_cell_is_no_formula_wherever_a_line_is_split(text: str, cell: str) -> None:
+    assert csv_cell(text) == cell
+
+
+def test_a_line_keeps_its_blanks() -> None:
+    assert one_line("round  1/3\n\x1b[2J  lr", 100) == "round  1/3  [2J  lr"
+    assert one_line("x" * 10**6, 5) == "xxxxx"
