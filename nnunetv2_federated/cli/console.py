@@ -27,7 +27,7 @@ from rich.text import Text
 
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.text import clean, one_line
+from nnunetv2_federated.federation.text import LONGEST, clean, one_line
 
 LONGEST_LINE = 4000
 """Characters of a line put together here: it may name many sites."""
@@ -41,12 +41,26 @@ def say(text: object) -> None:
     print(one_line(text, LONGEST_LINE), flush=True)
 
 
-def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table for a terminal; no text in it is read as markup."""
+def as_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], longest: int = LONGEST
+) -> Table:
+    """Return a table for a terminal; no text in it is read as markup.
+
+    Parameters
+    ----------
+    title
+        Above it; empty for none.
+    columns
+        Their names.
+    rows
+        As many texts each as there are columns.
+    longest
+        Characters of a cell that are kept.
+    """
     headers = [Column(Text(clean(name)), overflow="fold") for name in columns]
     table = Table(*headers, title=Text(clean(title), style="table.title") if title else None)
     for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
+        table.add_row(*(Text(clean(cell, longest)) for cell in row))
     return table
 
 

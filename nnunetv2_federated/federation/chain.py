@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,7 +69,7 @@ class Line:
 
     @property
     def moment(self) -> datetime:
-        """When it was recorded."""
+        """When it was recorded, in UTC."""
         return datetime.fromisoformat(str(self.entry["time"]))
 
     @property
@@ -380,7 +380,7 @@ def _entry(raw: bytes) -> dict[str, Value] | None:
             type(entry["number"]) is int
             and type(entry["previous"]) is str
             and type(entry["event"]) is str
-            and datetime.fromisoformat(entry["time"]).tzinfo is not None
+            and datetime.fromisoformat(entry["time"]).utcoffset() == timedelta(0)
             and all(isinstance(value, Value) for value in entry.values())
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

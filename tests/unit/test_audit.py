@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from nnunetv2_federated.cli import audit as command
 from nnunetv2_federated.federation import chain
 from nnunetv2_federated.federation.audit import EVENTS, AuditLog
 from nnunetv2_federated.federation.chain import START, Report, check, head_path, read
@@ -193,6 +198,49 @@ def test_a_changed_byte_of_the_head_is_noticed_anywhere(path: Path) -> None:
         changed[place] ^= 1
         head_path(path).write_bytes(changed)
         assert check(path).problem, place
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=60),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
+        ).map(lambda value: json.dumps(value).encode()),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "number": st.integers() | st.none() | st.floats(),
+                "time": st.sampled_from(["2026-01-01T00:00:00+00:00", "0001-01-01T00:00+14:00", 5]),
+                "event": st.sampled_from(["left", 5, None]),
+                "previous": st.sampled_from([START, "", [], None]),
+                "format": st.integers() | st.none(),
+            },
+        ).map(lambda entry: json.dumps(entry).encode()),
+    )
+)
+
+
+@given(lines=LINES, head=st.binary(max_size=60) | st.integers(0, 200))
+@settings(deadline=None, max_examples=100)
+def test_whatever_is_in_the_files_they_are_judged(lines: list[bytes], head: bytes | int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.jsonl"
+        content = b"\n".join(lines)
+        path.write_bytes(content)
+        if isinstance(head, int):
+            chain.Head(head % 4, START, head).write(path)
+        else:
+            head_path(path).write_bytes(head)
+        report = check(path)
+        assert sum(line.size for line in read(path)) == len(content)
+        try:
+            AuditLog(path).record("stopped")
+        except CheckpointError:
+            assert report.problem
+        else:
+            assert report.problem == check(path).problem == ""
+            assert report.lines <= 1  # no more than the one the head did not know
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"format": 1, "lines": NaN, "size": NaN}'])
@@ -404,6 +452,130 @@ def test_a_long_log_is_appended_to_without_reading_it(tmp_path: Path) -> None:
 
     assert bytes_read() - before < 3 * chain.LONGEST_LINE < path.stat().st_size / 100
     assert check(path).lines == 100_001
+
+
+# The command
+
+
+@pytest.fixture
+def site(path: Path) -> Path:
+    """The site.toml beside which the log is."""
+    file = path.parent.parent / "site.toml"
+    file.write_text(
+        'name = "hannover"\nserver = "fl.example.org:9092"\nca = "ca.crt"\nkey = "site.key"\n'
+        'coordinator = "coordinator.pub"\n'
+    )
+    return file
+
+
+def audit(*arguments: object) -> int:
+    try:
+        command.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command_shows_what_left_and_the_head(
+    site: Path, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    AuditLog(path).record("left", message="query.describe", bytes=500_000)
+    AuditLog(path).record("refused", message="train", reason="[/x] round 3 again")
+    assert audit(site) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert "round 1, by SHA256:9f86d081884c7d65" in shown
+    assert "reason [/x] round 3 again" in shown
+    assert "2 messages left, 132.5 MB: 1 query.describe, 1 train" in lines[-2]
+    assert lines[-1] == f"the chain holds: 7 lines, head {check(path).sha256}"
+
+    assert audit(site, "--event", "left", "refused") == 0
+    numbers = [
+        line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
+    ]
+    assert numbers == ["5", "6", "7"]
+
+
+def test_a_period_without_a_message_says_so(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit(site, "--since", "2999-01-01") == 0
+    assert "nothing was recorded in this period" in capsys.readouterr().out
+    assert audit(site, "--since", "2026-01-01T08:00+02:00") == 0
+    assert "1 message left, 132.0 MB: 1 train" in capsys.readouterr().out
+
+
+def test_a_table_for_a_spreadsheet_has_no_formula(
+    site: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AuditLog(path).record("refused", message="=cmd()", reason='a;=1+1,"b"\n-2', round=-1)
+    file = tmp_path / "audit.csv"
+
+    assert audit(site, "--csv", file) == 0
+
+    assert f"wrote 6 lines to {file}" in capsys.readouterr().out
+    rows = list(csv.DictReader(file.open(newline="")))
+    assert [row["event"] for row in rows] == records(path)
+    assert rows[4]["bytes"] == "132000000"
+    assert rows[5]["message"] == "'=cmd()"
+    assert rows[5]["reason"] == 'a;\'=1+1,"b" -2'
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_head_on_paper_tells_a_replaced_log(
+    site: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noted = check(path).sha256
+    AuditLog(path).record("stopped")
+    on_paper = f"{noted[:8]} {noted[8:20].upper()}"
+    assert audit(site, "--head", on_paper) == 0
+    assert "is line 5" in capsys.readouterr().out
+
+    lines = other_log(6)
+    path.write_bytes(b"".join(lines))
+    chain.Head(6, chain.sha256(lines[-1]), path.stat().st_size).write(path)
+    assert check(path).problem == ""  # it holds together
+    assert audit(site, "--head", on_paper) == 1
+    assert "no line of" in capsys.readouterr().err
+
+
+def test_a_changed_log_is_told_in_one_line_and_nothing_is_shown(
+    site: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_bytes(path.read_bytes().replace(b"132000000", b"  1000000"))
+    assert audit(site) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert "line 5 is not the one the head knows" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--since", "yesterday"], "give a date such as 2026-03-01"),
+        (["--event", "send"], "--event send: is unknown; known are started,"),
+        (["--head", "abc"], "give 16 to 64 of the digits"),
+        (["--head", "g" * 20], "give 16 to 64 of the digits"),
+        (["--csv", "/nowhere/audit.csv"], "--csv /nowhere/audit.csv cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    site: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    assert audit(site, *arguments) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_a_site_that_never_ran_has_no_log(
+    site: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.unlink()
+    head_path(path).unlink()
+    assert audit(site) == 2
+    assert "has no line: the site has not run with this site.toml yet" in capsys.readouterr().err
+    assert audit(site.with_name("none.toml")) == 2
 
 
 def test_the_page_names_every_event() -> None:

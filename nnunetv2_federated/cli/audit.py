@@ -1,0 +1,183 @@
+"""``nnUNetv2_federated_audit``: what a site was asked, what it agreed to, and what left it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from nnunetv2_federated.cli.console import LONGEST_LINE, as_table, say
+from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.site import read_site_file
+from nnunetv2_federated.federation.audit import AUDIT_FILE, EVENTS
+from nnunetv2_federated.federation.chain import Line, Report, Value, check, read
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.files import replacing
+from nnunetv2_federated.federation.text import csv_cell
+
+_SHORTEST_HEAD, _HASH_LENGTH = 16, 64
+_FIRST_FIELDS = (
+    *("message", "run", "round", "sequence", "bytes", "sha256", "by", "what", "how", "reason"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_federated_audit",
+        description="Check a site's audit log and show it: what was asked, what was agreed to, and "
+        "what left. Exit status 1 if the log was changed.",
+    )
+    add = parser.add_argument
+    add("site", type=Path, metavar="site.toml", help="of the site, as for nnUNetv2_federated_site")
+    add("--csv", type=Path, metavar="FILE", help="write a table to this file, print none")
+    add("--since", metavar="DATE", help="only from then on: 2026-03-01, or 2026-03-01T08:00 (UTC)")
+    add("--event", nargs="+", metavar="NAME", help=f"only these: {', '.join(EVENTS)}")
+    add(
+        "--head",
+        metavar="HASH",
+        help=f"look for a head that was noted earlier; at least {_SHORTEST_HEAD} of its digits",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = build_parser()
+    run_command(lambda: _audit(parse(parser, argv)))
+
+
+def _audit(options: Options) -> None:
+    since, events = _since(options.get("since")), _events(options.get("event"))
+    noted = _noted(options.get("head"))
+    path = read_site_file(options["site"]).work / AUDIT_FILE
+    report = check(path)
+    if report.problem:
+        raise FederationError(f"audit log {path} was changed or damaged: {report.problem}.")
+    if not report.lines:
+        raise SettingsError(f"{path} has no line: the site has not run with this site.toml yet.")
+    period = [line for line in _whole(path, report) if since is None or line.moment >= since]
+    shown = [line for line in period if not events or line.event in events]
+    if "csv" in options:
+        _write_csv(shown, options["csv"])
+        say(f"wrote {len(shown)} lines to {options['csv']}")
+    else:
+        rows = [(str(line.number), _time(line), line.event, _told(line)) for line in shown]
+        columns = ("line", "time (UTC)", "event", "what")
+        Console(highlight=False).print(as_table("", columns, rows, LONGEST_LINE))
+    say(what_left(period))
+    if report.note:
+        say(f"a process was interrupted: {report.note}")
+    say(f"the chain holds: {report.lines} lines, head {report.sha256}")
+    if noted:
+        _find(noted, path, report)
+
+
+def _whole(path: Path, report: Report) -> Iterable[Line]:
+    """Yield the lines that were checked; a running site may have appended since."""
+    return (line for line in read(path) if line.number <= report.lines)
+
+
+def what_left(lines: Sequence[Line]) -> str:
+    """Say in words what left the site in a period.
+
+    Parameters
+    ----------
+    lines
+        Of the period, of every event.
+    """
+    if not lines:
+        return "nothing was recorded in this period"
+    period = f"from {_time(lines[0])} to {_time(lines[-1])} (UTC)"
+    left = [line.fields for line in lines if line.event == "left"]
+    if not left:
+        return f"{period} nothing left"
+    kinds = Counter(str(fields.get("message")) for fields in left)
+    sizes = [fields.get("bytes") for fields in left]
+    total = sum(size for size in sizes if isinstance(size, int))
+    listed = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    number = "1 message" if len(left) == 1 else f"{len(left)} messages"
+    return f"{period} {number} left, {total / 1e6:.1f} MB: {listed}"
+
+
+def _find(noted: str, path: Path, report: Report) -> None:
+    """Say which line was the head when it was noted."""
+    for line in _whole(path, report):
+        if line.sha256.startswith(noted):
+            say(f"head {noted} is line {line.number}, of {_time(line)}: all up to it is as it was")
+            return
+    raise FederationError(
+        f"--head {noted}: no line of {path} has this hash; it was noted wrongly, or the log was "
+        "replaced since."
+    )
+
+
+def _write_csv(lines: Sequence[Line], path: Path) -> None:
+    known = dict.fromkeys(name for line in lines for name in line.fields)
+    names = [
+        *(n for n in _FIRST_FIELDS if n in known),
+        *(n for n in known if n not in _FIRST_FIELDS),
+    ]
+    try:
+        with replacing(path, private=True) as temporary, temporary.open("w", newline="") as file:
+            table = csv.writer(file, quoting=csv.QUOTE_ALL)
+            table.writerow(["line", "time", "event", *map(csv_cell, names)])
+            for line in lines:
+                cells = (_cell(line.fields.get(name)) for name in names)
+                table.writerow([line.number, _time(line), csv_cell(line.event), *cells])
+    except OSError as error:
+        raise SettingsError(f"--csv {path} cannot be written: {error}") from error
+
+
+def _cell(value: Value) -> str:
+    if value is None:
+        return ""
+    return csv_cell(value) if isinstance(value, str) else str(value)
+
+
+def _told(line: Line) -> str:
+    return ", ".join(f"{name} {value}" for name, value in line.fields.items())
+
+
+def _time(line: Line) -> str:
+    return line.moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _since(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"--since {text}: give a date such as 2026-03-01, or 2026-03-01T08:00."
+        ) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _events(names: Sequence[str] | None) -> frozenset[str]:
+    for name in names or ():
+        if name not in EVENTS:
+            raise SettingsError(f"--event {name}: is unknown; known are {', '.join(EVENTS)}.")
+    return frozenset(names or ())
+
+
+def _noted(text: str | None) -> str:
+    if text is None:
+        return ""
+    noted = "".join(text.split()).lower()
+    if not _SHORTEST_HEAD <= len(noted) <= _HASH_LENGTH or set(noted) - set("0123456789abcdef"):
+        raise SettingsError(
+            f"--head {text}: give {_SHORTEST_HEAD} to {_HASH_LENGTH} of the digits 0-9 and a-f "
+            "that were printed as the head."
+        )
+    return noted
+
+
+if __name__ == "__main__":
+    main()
