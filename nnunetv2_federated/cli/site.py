@@ -25,20 +25,27 @@ from nnunetv2_federated.cli.console import send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.flower.deployment.consent import Agreement
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.desk import Desk
 from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
-from nnunetv2_federated.flower.deployment.site import SiteSettingsFile, serve
+from nnunetv2_federated.flower.deployment.site import (
+    DEFAULT_MAX_MESSAGE_MB,
+    SiteSettingsFile,
+    serve,
+)
 from nnunetv2_federated.flower.deployment.words import describe
 from nnunetv2_federated.training.dataset import check_environment, find_name
 from nnunetv2_federated.training.tracking import stay_local
 
 _ASK = "ask"
 _DECISIONS = ("approve", "withdraw", "rewind")
+_LARGEST_MESSAGE_MB = 2**20
 _RUNS_ALREADY = "this site runs already; stop the other process first."
 _PATHS = ("ca", "key", "coordinator", "work")
 
@@ -110,8 +117,16 @@ def _site(options: Options) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     stay_local()
     settings = read_site_file(options["site"])
-    desk = Desk(settings.name, options["dataset"], settings.work, "cpu", settings.limits)
-    desk.processes = _processes(options)
+    desk = Desk(
+        settings.name,
+        options["dataset"],
+        settings.work,
+        "cpu",
+        settings.limits,
+        processes=_processes(options),
+        allowed_modules=settings.allowed_modules,
+        record=AuditLog(settings.work / AUDIT_FILE).record,
+    )
     if any(name in options for name in _DECISIONS):
         _decide(desk, options)
         return
@@ -133,11 +148,13 @@ def _site(options: Options) -> None:
     send_logs_to(log)
     with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
         _say(f"site {settings.name}, dataset {options['dataset']}, {desk.device}; log in {log}")
+        desk.record("started", dataset=options["dataset"], version=version("nnunetv2-federated"))
         try:
             serve(settings, desk, _say, threading.Event())
         except KeyboardInterrupt:
             _say("stopped")
         finally:
+            desk.record("stopped")
             desk.pool.close()
 
 
@@ -182,53 +199,75 @@ def read_site_file(path: Path) -> SiteSettingsFile:
             raise SettingsError(
                 f"--site {path}: {key} is unknown; known are {', '.join(sorted(own | limits))}."
             )
-    for key in ("name", "server", "ca", "key", "coordinator"):
-        if not isinstance(content.get(key), str):
+    for key in ("name", "server", "ca", "key", "coordinator", "work"):
+        if not isinstance(content.get(key, "work" if key == "work" else None), str):
             raise SettingsError(f"--site {path}: {key} is missing, or not a text.")
     content.setdefault("work", "work")
     chosen = {key: value for key, value in content.items() if key in own}
     chosen |= {key: path.parent / content[key] for key in _PATHS}
     chosen["server"] = Address.of(content["server"])
+    check_name(f"--site {path}: name", content["name"])
+    chosen["allowed_modules"] = _modules(path, content.get("allowed_modules", []))
+    size = content.get("max_message_mb", DEFAULT_MAX_MESSAGE_MB)
+    if type(size) not in (int, float) or not 0 < size <= _LARGEST_MESSAGE_MB:
+        raise SettingsError(
+            f"--site {path}: max_message_mb {size!r} must be a number above 0, at most "
+            f"{_LARGEST_MESSAGE_MB}."
+        )
     return SiteSettingsFile(
         **chosen, limits=Limits(**{k: v for k, v in content.items() if k in limits})
     )
 
 
+def _modules(path: Path, names: object) -> tuple[str, ...]:
+    """Return the hospital's own modules, as Python spells them."""
+    spelled = isinstance(names, list) and all(
+        isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+        for name in names
+    )
+    if not spelled or not isinstance(names, list):
+        raise SettingsError(
+            f"--site {path}: allowed_modules {names!r} must be a list of Python modules, such as "
+            '["our_hospital.trainers"].'
+        )
+    return tuple(names)
+
+
 def _decide(desk: Desk, options: Options) -> None:
     """Carry out what an engineer says about approvals and rounds, and end."""
-    by = f"{getpass.getuser()} on this machine"
+    who = getpass.getuser()
     if "rewind" in options:
-        _rewind(desk, *options["rewind"], by=by)
+        _rewind(desk, *options["rewind"], how=f"--rewind, {who}")
     elif "withdraw" in options:
         approval = desk.consent.complete("--withdraw", options["withdraw"])
-        desk.consent.withdraw(approval, by)
+        desk.consent.withdraw(approval, f"--withdraw, {who}")
         print(f"withdrawn {approval}; the site takes no part in it from the next message on")
     else:
-        _approve(desk, options["approve"], by)
+        _approve(desk, options["approve"], f"--approve, {who}")
 
 
-def _approve(desk: Desk, wanted: str, by: str) -> None:
+def _approve(desk: Desk, wanted: str, how: str) -> None:
     proposal = desk.consent.proposed()
     if wanted == _ASK:
         if proposal is None:
             print("nothing was proposed that is not approved already")
         elif _ask(desk, proposal):
-            desk.consent.approve(proposal.approval(), by)
+            desk.consent.approve(proposal.approval(), how)
             print("approved")
         return
     approval = desk.consent.complete("--approve", wanted)
     if proposal is not None and proposal.approval() == approval:
         print("\n".join(_in_words(desk, proposal)))
-    desk.consent.approve(approval, by)
+    desk.consent.approve(approval, how)
     print(f"approved {approval[:12]}")
 
 
-def _rewind(desk: Desk, run: str, number: str, *, by: str) -> None:
+def _rewind(desk: Desk, run: str, number: str, *, how: str) -> None:
     if not number.isdecimal() or int(number) < 1:
         raise SettingsError(
             f"--rewind {run} {number}: give the round as the server counts it, from 1."
         )
-    desk.rewind(run, int(number) - 1, by)
+    desk.rewind(run, int(number) - 1, how)
     print(f"the server may ask for round {number} of {run} again; what was spent stays spent")
 
 

@@ -265,6 +265,7 @@ def test_what_was_asked_and_what_left_is_recorded(desk: Desk) -> None:
     assert [event for event, _ in events] == ["asked", "left"] * 2 + ["asked", "refused"]
     asked, left = events[0][1], events[1][1]
     assert asked["message"] == left["message"] == "query.join"
+    assert events[-1][1]["round"] == 1
     assert len(asked["by"]) == len(asked["sha256"]) == len(left["sha256"]) == 64
     assert left["bytes"] == len(unpack_payload(joined.content))
     assert "refused lr" in events[-1][1]["reason"]

@@ -113,6 +113,13 @@ def test_the_bundle_can_be_read_as_it_is_handed_out(tmp_path: Path) -> None:
         ("rounds = 3", "rounds is unknown; known are"),
         ("max_rounds = 0", "must be a whole number above 0"),
         ("max_hours = 'ten'", "must be a number above 0"),
+        ("max_evaluations = 1.5", "max_evaluations 1.5: must be a whole number above 0"),
+        ("max_hours = inf", "must be a number above 0"),
+        ("max_message_mb = 'x'", "max_message_mb 'x' must be a number above 0"),
+        ("max_message_mb = nan", "must be a number above 0"),
+        ("allowed_modules = 'os'", "must be a list of Python modules"),
+        ("allowed_modules = ['a/b']", "must be a list of Python modules"),
+        ("work = 5", "work is missing, or not a text"),
         ("]", "cannot be read"),
     ],
 )

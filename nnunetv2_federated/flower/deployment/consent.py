@@ -67,15 +67,15 @@ class Consent:
         self._folder = folder
         self._record = record or record_nothing
 
-    def approve(self, approval: str, by: str) -> None:
-        """Take part in what has this hash; ``by`` says who decided, and how."""
+    def approve(self, approval: str, how: str) -> None:
+        """Take part in what has this hash; ``how`` says who decided, and how."""
+        self._record("approved", sha256=approval, how=how)
         self._change(approval, approved=True)
-        self._record("approved", approval=approval, by=by)
 
-    def withdraw(self, approval: str, by: str) -> None:
+    def withdraw(self, approval: str, how: str) -> None:
         """Take an approval back; from the next message on the site takes no part."""
         self._change(approval, approved=False)
-        self._record("withdrawn", approval=approval, by=by)
+        self._record("withdrawn", sha256=approval, how=how)
 
     def is_approved(self, agreement: Agreement) -> bool:
         """Whether something was approved and not taken back."""
@@ -92,14 +92,14 @@ class Consent:
         if self.proposed() != agreement:
             content = {"what": agreement.what, "content": asdict(agreement)}
             write_state(self._folder / PROPOSED, content, _FORMAT)
-            self._record("proposed", what=agreement.what, approval=approval)
+            self._record("proposed", what=agreement.what, sha256=approval)
         withdrawn = approval in self._read()["withdrawn"]
         if withdrawn or self.ask is None or not self.ask(agreement):
             raise NotApprovedError(
                 f"site {self._site} has not approved {agreement.what} {approval[:12]}"
                 f"{', its approval was withdrawn' if withdrawn else ' yet'}"
             )
-        self.approve(approval, "the process that serves the site")
+        self.approve(approval, "asked by the running site")
 
     def require_still(self, agreement: Agreement) -> None:
         """Raise ``SiteError`` if an approval was taken back."""

@@ -183,7 +183,7 @@ class Desk:
             return None
         return dataset.plans if dataset.plans_hash == agreement.plans_hash else None
 
-    def rewind(self, run: str, server_round: int, by: str) -> None:
+    def rewind(self, run: str, server_round: int, how: str) -> None:
         """Let a server that was restored from a backup ask for a round again.
 
         Parameters
@@ -192,8 +192,8 @@ class Desk:
             Its identifier, or how it begins.
         server_round
             From 0.
-        by
-            Who decided.
+        how
+            Who decided, and how.
 
         Raises
         ------
@@ -209,7 +209,7 @@ class Desk:
                 f"that round; the earliest it can repeat is {first}."
             )
         self.ledger.rewind(run, server_round)
-        self.record("rewound", run=run, round=server_round + 1, by=by)
+        self.record("rewound", run=run, round=server_round + 1, how=how)
 
     # Work: a round, an evaluation, the full validation
 

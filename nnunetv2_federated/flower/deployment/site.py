@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,6 +23,7 @@ from nnunetv2_federated.federation.errors import (
     CheckpointError,
     FederationError,
     SettingsError,
+    SiteError,
 )
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
@@ -71,6 +73,8 @@ class SiteSettingsFile:
     """For messages being answered, approvals and the log."""
     limits: Limits = field(default_factory=Limits)
     max_message_mb: float = DEFAULT_MAX_MESSAGE_MB
+    allowed_modules: tuple[str, ...] = ()
+    """Python modules of the hospital's own, whose trainers and networks plans may name."""
 
     def load_key(self) -> ec.EllipticCurvePrivateKey:
         """Read the site's private key.
@@ -155,10 +159,11 @@ class Clerk:
         self._by = fingerprint_of(coordinator)
         self._app = _build_app(desk, say)
         self._fresh = False
+        self._round: int | None = None
 
     def answer(self, message: Message) -> Message:
         """Let the installed app answer; whatever goes wrong becomes an error reply."""
-        self._fresh = False
+        self._fresh, self._round = False, None
         reply = self._answer(message)
         self._record_leaving(reply)
         return reply
@@ -196,10 +201,10 @@ class Clerk:
         signed = verify(message, self._coordinator)
         self._desk.ledger.take(signed.sequence, signed.digest)
         self._fresh = True
+        self._round = _round_of(message)
         self._desk.record(
             "asked",
-            message=clean(message.metadata.message_type),
-            run=str(message.metadata.run_id),
+            **self._about(message),
             sequence=signed.sequence,
             bytes=size,
             sha256=signed.digest,
@@ -207,18 +212,33 @@ class Clerk:
         )
 
     def _record_leaving(self, reply: Message) -> None:
-        kind = clean(reply.metadata.message_type)
+        """Record what is about to leave; what cannot be recorded is not sent."""
         if reply.has_error():
             reason = reply.error.reason or ""
-            event = "not yet" if reply.error.code == NOT_YET else "refused"
-            self._desk.record(event, message=kind, reason=reason, bytes=len(reason.encode()))
+            self._desk.record("refused", **self._about(reply), reason=reason)
             return
         self._desk.record(
             "left",
-            message=kind,
+            **self._about(reply),
             bytes=num_bytes(reply.content),
             sha256=hash_content(reply.content).hex(),
         )
+
+    def _about(self, message: Message) -> dict[str, str | int]:
+        about: dict[str, str | int] = {
+            "message": clean(message.metadata.message_type),
+            "run": str(message.metadata.run_id),
+        }
+        return about if self._round is None else about | {"round": self._round}
+
+
+def _round_of(message: Message) -> int | None:
+    """Return the round a message is about, counted from 1; ``None`` if it is about none."""
+    if message.metadata.message_type not in WORK:
+        return None
+    with contextlib.suppress(SiteError):  # said when it is answered
+        return TrainTask.from_json(unpack_payload(message.content, _READER)).server_round + 1
+    return None
 
 
 def fingerprint_of(key: Ed25519PublicKey) -> str:
