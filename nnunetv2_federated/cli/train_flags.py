@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.cli.options import add_partition_flags
-from nnunetv2_federated.federation.settings import STRATEGIES, TRANSPORT_DTYPES
+from nnunetv2_federated.federation.settings import (
+    OVERSIZED_UPDATE,
+    STRATEGIES,
+    TRANSPORT_DTYPES,
+)
 from nnunetv2_federated.flower.launch import BACKENDS
 
 DESCRIPTION = """Train nnU-Net across sites. Sites are simulated on this machine, one after another,
@@ -147,6 +151,18 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--weighting", choices=("cases", "uniform"), help="of the sites (default cases)")
     add(
+        "--max-update-norm",
+        type=_update_norm,
+        metavar="X|auto|none",
+        help="longest update that is aggregated, L2 norm of trained minus sent weights; auto "
+        "(default) is ten times the usual, from three sites on",
+    )
+    add(
+        "--oversized-update",
+        choices=OVERSIZED_UPDATE,
+        help="what is longer: refuse it by name (default), or clip it to the limit",
+    )
+    add(
         "--no-global-validation",
         dest="global_validation",
         action="store_false",
@@ -160,6 +176,14 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="let the table [reduced] of the settings file replace what it names",
     )
+
+
+def _update_norm(text: str) -> float | str:
+    """Read a number; the settings judge what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _add_runtime_flags(parser: argparse.ArgumentParser) -> None:

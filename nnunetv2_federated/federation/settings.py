@@ -25,6 +25,7 @@ STRATEGIES = (
 
 
 TRANSPORT_DTYPES = ("float32", "float16", "bfloat16")
+OVERSIZED_UPDATE = ("refuse", "clip")
 
 _ABOVE_0 = math.nextafter(0.0, 1.0)
 _BELOW_1 = math.nextafter(1.0, 0.0)
@@ -71,6 +72,12 @@ class FederationSettings:
     weighting: str = "cases"
     sites_per_round: int | None = None
     min_replies: int | None = None
+    max_update_norm: float | str = "auto"
+    """Longest update (L2 norm of trained minus sent weights) that is aggregated: a number, ``none``
+    for no limit of one's own, or ``auto`` for ten times the usual, from three sites on."""
+    oversized_update: str = "refuse"
+    """What becomes of a longer one: ``refuse`` it, and the site has failed in this round, or
+    ``clip`` it to the limit."""
     transport_dtype: str = "float32"
     """Of weights on the way; 16 bits carry a site's change of the weights, not the weights."""
     global_validation: bool = True
@@ -84,6 +91,9 @@ class FederationSettings:
 
     def __post_init__(self) -> None:
         self._check_counts()
+        norm = self.max_update_norm
+        fits = norm in ("auto", "none") or (_is_number(norm) and float(norm) > 0)
+        _require(fits, "--max-update-norm", norm, "auto, none or a number above 0")
         for name, low, high, allowed in (
             ("initial_lr", _ABOVE_0, 1.0, "above 0 and at most 1; nnU-Net has 0.01"),
             ("momentum", 0.0, _BELOW_1, "at least 0 and below 1; nnU-Net has 0.99"),
@@ -97,6 +107,7 @@ class FederationSettings:
             ("batchnorm", ("average", "local", "group")),
             ("weighting", ("cases", "uniform")),
             ("transport_dtype", TRANSPORT_DTYPES),
+            ("oversized_update", OVERSIZED_UPDATE),
             ("strategy", STRATEGIES),
             ("global_validation", (True, False)),
         ):

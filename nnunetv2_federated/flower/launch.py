@@ -16,7 +16,7 @@ from nnunetv2_federated.flower.client_app import find_site, make_client_app
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
 from nnunetv2_federated.flower.server_app import make_server_app
-from nnunetv2_federated.flower.strategies import build_strategy
+from nnunetv2_federated.flower.strategies import check_replies
 from nnunetv2_federated.training.build import results_not_writable
 from nnunetv2_federated.training.dataset import check_environment
 from nnunetv2_federated.training.site import SitePool
@@ -40,11 +40,13 @@ def federation_folder(run: Run) -> Path:
 
 
 def check(run: Run, backend: str = "in-process") -> None:
-    """Raise ``SettingsError`` for what is wanted and absent, or options the strategy refuses."""
+    """Raise ``SettingsError`` for what is wanted and absent, or a strategy that cannot work."""
     wanted_trackers()
     if backend == "ray":
         check_ray()
-    build_strategy(run.settings.strategy, run.settings.strategy_options)
+    settings = run.settings
+    fewest = settings.min_replies or settings.sites_per_round or len(run.site_names)
+    check_replies(settings.strategy, settings.strategy_options, fewest)
 
 
 def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> Path:

@@ -28,6 +28,7 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run, read_run
+from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
 from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.records import (
     ARRAYS,
@@ -117,6 +118,9 @@ class Server:
             self._attendance,
             streaming=averages(self.settings.strategy),
             first_round=len(self.rounds),
+            bound=UpdateBound.of(
+                self.settings, len(self._attendance.names), accepted_norms(self.rounds)
+            ),
         )
         if state is not None:
             restore(strategy.inner, state["strategy"])
@@ -161,6 +165,7 @@ class Server:
             "started": outcome.started,
             "participants": outcome.participants,
             "failed": outcome.failed,
+            "updates": outcome.updates,
             **client_side(outcome.reports),
             "global_model": None,
             "bytes_down": outcome.bytes_down,

@@ -70,6 +70,10 @@ def build_strategy(name: str, options: Mapping[str, float]) -> FedAvg:
         raise SettingsError(
             f"--strategy-option proximal_mu={arguments['proximal_mu']}: at least 0."
         )
+    if arguments.get("num_malicious_nodes", 0) < 0:
+        raise SettingsError(
+            f"--strategy-option num_malicious_nodes={arguments['num_malicious_nodes']}: at least 0."
+        )
     try:
         return cls(
             min_train_nodes=1,
@@ -78,3 +82,35 @@ def build_strategy(name: str, options: Mapping[str, float]) -> FedAvg:
         )
     except (TypeError, ValueError) as error:
         raise SettingsError(f"--strategy-option {dict(options)}: {name} says: {error}") from error
+
+
+def check_replies(name: str, options: Mapping[str, float], fewest: int) -> None:
+    """Refuse a robust strategy that tolerates nothing with so few replies in a round.
+
+    Parameters
+    ----------
+    name, options
+        As :func:`build_strategy` takes them.
+    fewest
+        Replies with which a round may be aggregated.
+
+    Raises
+    ------
+    SettingsError
+        If it would trim no reply, be a plain mean, or have too few honest neighbours to choose by
+        (krum: more than 2 f + 2 replies, Blanchard et al. 2017, arXiv:1703.02757).
+    """
+    strategy = build_strategy(name, options)
+    why = None
+    if isinstance(strategy, flwr_strategy.FedTrimmedAvg) and int(strategy.beta * fewest) < 1:
+        why = f"beta={strategy.beta} trims none of them; beta times their number must be 1 or more"
+    elif isinstance(strategy, flwr_strategy.Krum) and fewest < 2 * strategy.num_malicious_nodes + 3:
+        needed = 2 * strategy.num_malicious_nodes + 3
+        why = f"num_malicious_nodes={strategy.num_malicious_nodes} needs {needed}"
+    elif isinstance(strategy, flwr_strategy.FedMedian) and fewest < 3:
+        why = "their median is their mean"
+    if why is not None:
+        raise SettingsError(
+            f"--strategy {name}: a round may have no more than {fewest} replies, and {why}. Use "
+            "more sites, a larger --sites-per-round or --min-replies, or another strategy."
+        )

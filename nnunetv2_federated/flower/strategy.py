@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import (
@@ -29,6 +30,7 @@ from nnunetv2_federated.federation.messages import (
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.tasks import seconds_to_train
+from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.attendance import Attendance
 from nnunetv2_federated.flower.records import (
     ARRAYS,
@@ -54,9 +56,28 @@ class Outcome:
     started: float = field(default_factory=time.time)
     reports: list[TrainReport] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    updates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """:meth:`.UpdateBound.record`."""
     bytes_down: int = 0
     bytes_up: int = 0
     aggregation_seconds: float = 0.0
+
+
+@dataclass
+class _Reply:
+    """A site's checked reply, as long as it is needed."""
+
+    site: str
+    report: TrainReport
+    vector: Vector
+    weight: float
+    message: Message
+    num_bytes: int
+
+    def forget(self) -> None:
+        """Give the memory of the weights back, whoever still holds the reply."""
+        self.vector = np.empty(0, np.float32)
+        self.message.content = RecordDict()
 
 
 def sample_sites(names: list[str], count: int | None, seed: int, server_round: int) -> list[str]:
@@ -138,6 +159,8 @@ class PolyLRStrategy(Strategy):
         running mean as it arrives and forgotten.
     first_round
         Rounds already done, when a run is resumed.
+    bound
+        Which updates are too long; ``None`` for the settings' own, at the start of a run.
     """
 
     def __init__(
@@ -149,6 +172,7 @@ class PolyLRStrategy(Strategy):
         *,
         streaming: bool = False,
         first_round: int = 0,
+        bound: UpdateBound | None = None,
     ) -> None:
         self.inner = inner
         self.settings = settings
@@ -158,6 +182,7 @@ class PolyLRStrategy(Strategy):
         self._sent: Vector = np.empty(0, np.float32)
         self._streaming = streaming
         self._first_round = first_round
+        self._bound = bound or UpdateBound.of(settings, len(attendance.names))
 
     def summary(self) -> None:
         """Log the inner strategy's settings."""
@@ -235,25 +260,19 @@ class PolyLRStrategy(Strategy):
         outcome = self._outcome()
         mean = RunningMean()
         accepted: list[Message] = []
-        for message in self._in_site_order(replies):
-            name = self._name(message)
+        for reply in self._judged(replies):
             started = time.perf_counter()
-            try:
-                report, vector = self._open(name, message)
-            except SiteError as error:
-                outcome.failed[name] = str(error)
-                continue
-            cases = report.training_cases if self.settings.weighting == "cases" else 1
-            weight = cases * report.completed
-            outcome.reports.append(report)
-            outcome.bytes_up += num_bytes(message.content)
+            outcome.reports.append(reply.report)
+            outcome.bytes_up += reply.num_bytes
+            vector, message = reply.vector, reply.message
+            reply.forget()
             if self._streaming:
-                mean.add(vector, weight)
-                message.content = RecordDict()
+                mean.add(vector, reply.weight)
                 accepted[:] = [message]
             else:
-                message.content = _flower_reply(vector, weight)
+                message.content = _flower_reply(vector, reply.weight)
                 accepted.append(message)
+            del vector
             outcome.aggregation_seconds += time.perf_counter() - started
         self._require_replies(outcome)
         started = time.perf_counter()
@@ -272,6 +291,39 @@ class PolyLRStrategy(Strategy):
         result = pack_weights(vector)
         outcome.aggregation_seconds += time.perf_counter() - started
         return result, metrics
+
+    def _judged(self, replies: Iterable[Message]) -> Iterator[_Reply]:
+        """Pass on, in site order, what is usable and not too long."""
+        outcome = self._outcome()
+        for reply in self._bound.judge(self._opened(replies), self._sent):
+            reason = self._bound.refusal(reply.site)
+            if reason is None:
+                yield reply
+            else:
+                outcome.failed[reply.site] = reason
+                reply.forget()
+        outcome.updates = self._bound.record()
+
+    def _opened(self, replies: Iterable[Message]) -> Iterator[_Reply]:
+        outcome = self._outcome()
+        answered: set[str] = set()
+        for message in self._in_site_order(replies):
+            name = self._name(message)
+            try:
+                reply = self._reply(name, message, answered)
+            except SiteError as error:
+                outcome.failed[name] = str(error)
+                continue
+            answered.add(name)
+            yield reply
+
+    def _reply(self, name: str, message: Message, answered: Collection[str]) -> _Reply:
+        report, vector = self._open(name, message)
+        if name in answered:
+            raise SiteError("answered twice")
+        cases = report.training_cases if self.settings.weighting == "cases" else 1
+        size = num_bytes(message.content)
+        return _Reply(name, report, vector, cases * report.completed, message, size)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -318,8 +370,6 @@ class PolyLRStrategy(Strategy):
         vector = unpack_reply(message.content, self._sent, self.settings.transport_dtype)
         if report.site != name:
             raise SiteError(f"answered as {report.site}")
-        if any(name == other.site for other in self._outcome().reports):
-            raise SiteError("answered twice")
         if report.training_cases < 1:
             raise SiteError(f"trained on {report.training_cases} cases")
         if not np.isfinite(report.train_loss):
