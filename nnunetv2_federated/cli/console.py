@@ -28,6 +28,7 @@ from rich.text import Text
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.text import LONGEST, clean, one_line
+from nnunetv2_federated.federation.update_bound import ACCEPTED, LARGEST_NORM
 
 LONGEST_LINE = 4000
 """Characters of a line put together here: it may name many sites."""
@@ -109,6 +110,10 @@ def send_logs_to(path: Path) -> None:
 def describe_round(record: Mapping[str, Any], num_rounds: int) -> str:
     """Return one line about a round."""
     failed = f"  failed: {', '.join(record['failed'])}" if record["failed"] else ""
+    for site, update in record["updates"].items():
+        if update["outcome"] != ACCEPTED:
+            failed += f"  {update['outcome']}: {site}, update norm {update['norm']:.3g}"
+            failed += f" over {update['bound'] or LARGEST_NORM:.3g}"
     return (
         f"round {record['round'] + 1:>{len(str(num_rounds))}}/{num_rounds}"
         f"  lr {record['lr']:.5f}  train loss {record['train_loss']:+.4f}"

@@ -76,6 +76,12 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
+def _update_numbers(update: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        f"update_{key}": update[key] for key in ("norm", "cosine") if update.get(key) is not None
+    }
+
+
 def round_numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """Return what a round says of its sites, its traffic and its time, by path.
 
@@ -83,6 +89,7 @@ def round_numbers(record: Mapping[str, Any]) -> dict[str, float]:
     global model's there. Why a site failed is left out: the text of an error may name a case.
     """
     validated = (record["global_model"] or {}).get("sites", {})
+    updates = record.get("updates", {})
     names = sorted({*record["participants"], *record["sites"], *validated})
     tree = {
         "seconds": record["seconds"],
@@ -92,6 +99,7 @@ def round_numbers(record: Mapping[str, Any]) -> dict[str, float]:
         "sites": {
             name: {
                 **record["sites"].get(name, {}),
+                **_update_numbers(updates.get(name, {})),
                 "failed": int(name in record["failed"]),
                 "global_model": validated.get(name, {}),
             }

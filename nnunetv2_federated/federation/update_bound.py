@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -147,7 +148,7 @@ class UpdateBound:
         return {
             site: {
                 "norm": update.norm,
-                "cosine": cosine,
+                "cosine": cosine if math.isfinite(cosine) else None,
                 "bound": update.bound if update.bound < LARGEST_NORM else None,
                 "outcome": update.outcome,
             }

@@ -1,4 +1,4 @@
-"""``federation.png``: loss and Dice by round, at the sites and of the global model."""
+"""``federation.png``: loss and Dice by round, at the sites and of the global model; updates."""
 
 from __future__ import annotations
 
@@ -40,18 +40,52 @@ def _panel(
     for index, site in enumerate(sites):
         x, y = _series(rounds, *prefix, "sites", site, last)
         name = picture_text(site) if len(sites) <= 10 else None
-        axes.plot(x, y, color=f"C{index % 10}", linewidth=0.8, alpha=0.6, label=name)
+        axes.plot(x, y, color=_colour(index), linewidth=0.8, alpha=0.6, label=name)
     x, y = _series(rounds, *prefix, summary[0])
     marker = "." if len(x) < 30 else None
     axes.plot(x, y, color="black", linewidth=2, marker=marker, label=summary[1])
     axes.grid(visible=True, alpha=0.3)
 
 
+def _colour(index: int) -> str:
+    return f"C{index % 10}"
+
+
+def _update_panels(
+    norms: Axes, cosines: Axes, rounds: Sequence[Mapping[str, Any]], sites: Sequence[str]
+) -> None:
+    """Draw norms, with a cross where an update was not aggregated as it came, and cosines."""
+    for index, site in enumerate(sites):
+        colour = _colour(index)
+        for axes, key in ((norms, "norm"), (cosines, "cosine")):
+            x, y = _series(rounds, "updates", site, key)
+            axes.plot(x, y, ".-" if len(x) < 30 else "-", color=colour, linewidth=0.8, alpha=0.6)
+        odd = [r for r in rounds if _outcome(r, site) in ("clipped", "refused")]
+        x, y = _series(odd, "updates", site, "norm")
+        if x:
+            label = picture_text(site) if len(sites) <= 10 else None
+            norms.plot(x, y, "x", color=colour, markersize=8, label=label)
+    norms.set_yscale("symlog", linthresh=1e-3)
+    norms.set_ylabel("norm of updates")
+    if norms.get_legend_handles_labels()[0]:
+        norms.legend(fontsize="small", ncols=2, title="refused or clipped", title_fontsize="small")
+    cosines.set_ylabel("cosine with the other sites' mean")
+    cosines.set_ylim(-1.05, 1.05)
+    for axes in (norms, cosines):
+        axes.grid(visible=True, alpha=0.3)
+
+
+def _outcome(record: Mapping[str, Any], site: str) -> str | None:
+    update = record.get("updates", {}).get(site)
+    return None if update is None else str(update["outcome"])
+
+
 def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the curves of ``federation.json``.
 
     Client side is the mean over sites of the locally trained models, server side the global model
-    validated at the sites; a thin line for each site.
+    validated at the sites; a thin line for each site. Below them the norms of the sites' updates
+    and their cosines, if the rounds tell them.
 
     Parameters
     ----------
@@ -68,10 +102,12 @@ def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _draw(rounds: Sequence[Mapping[str, Any]]) -> Figure:
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    updates = {site for record in rounds for site in record.get("updates", {})}
+    sites = sorted(updates | {site for record in rounds for site in record["sites"]})
+    rows = 3 if updates else 2
+    figure = Figure(figsize=(11, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2, sharex=True)
-    sites = sorted({site for record in rounds for site in record["sites"]})
+    panels = figure.subplots(rows, 2, sharex=True)
     mean, pooled = "mean over sites", "all sites pooled"
     _panel(panels[0][0], rounds, sites, ("loss",), ("mean_site_loss", mean))
     _panel(panels[1][0], rounds, sites, ("dice",), ("mean_site_dice", mean))
@@ -85,6 +121,9 @@ def _draw(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     for axes in panels[1]:
         axes.set_ylabel("validation Dice")
         axes.set_ylim(0, 1)
+    if updates:
+        _update_panels(panels[2][0], panels[2][1], rounds, sites)
+    for axes in panels[-1]:
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -35,6 +35,7 @@ def all_figures(evidence: Evidence) -> dict[str, go.Figure]:
         "server": curves(evidence, "server side: the global model", ("global_model",), ""),
         "client": curves(evidence, "client side: mean over the sites", (), "mean_site_"),
         "sites": site_curves(evidence),
+        "updates": updates(evidence),
         "distribution": distribution(evidence),
         "costs": costs(evidence),
     }
@@ -101,9 +102,7 @@ def curves(evidence: Evidence, title: str, prefix: tuple[str, ...], key: str) ->
 def site_curves(evidence: Evidence) -> go.Figure:
     """Dice by round at each site, of the first federation: local models and global model."""
     figure = make_subplots(1, 2, subplot_titles=("after local training", "global model"))
-    arm = next((arm for arm in evidence.arms if arm.startswith("federated/")), "")
-    found = [h for (name, _, _), h in evidence.histories.items() if name == arm]
-    sites = list(found[0]["sites"]) if found else []
+    arm, sites = _first_federation(evidence)
     for site, colour in colours(sites).items():
         for column, prefix in enumerate(((), ("global_model",)), 1):
             x, y, _ = curve(evidence.histories, arm, *prefix, "sites", site, "dice")
@@ -116,6 +115,34 @@ def site_curves(evidence: Evidence) -> go.Figure:
     figure.update_xaxes(title="round")
     figure.update_layout(title=f"{arm}: Dice at each site", height=420)
     return figure
+
+
+def updates(evidence: Evidence) -> go.Figure:
+    """Norms and cosines of the sites' updates by round, of the first federation."""
+    titles = ("norm of the update", "cosine with the mean of the others")
+    figure = make_subplots(1, 2, subplot_titles=titles)
+    arm, sites = _first_federation(evidence)
+    for site, colour in colours(sites).items():
+        for column, name in enumerate(("norm", "cosine"), 1):
+            x, y, _ = curve(evidence.histories, arm, "updates", site, name)
+            if any(value is not None for value in y):
+                figure.add_scatter(
+                    x=x, y=y, name=site, legendgroup=site, showlegend=column == 1,
+                    mode="lines+markers" if len(x) < 30 else "lines", connectgaps=True,
+                    line={"color": colour}, row=1, col=column,
+                )  # fmt: skip
+    figure.update_xaxes(title="round")
+    figure.update_yaxes(type="log", row=1, col=1)
+    figure.update_yaxes(range=[-1.05, 1.05], row=1, col=2)
+    figure.update_layout(title=f"{arm}: the sites' updates", height=420)
+    return figure
+
+
+def _first_federation(evidence: Evidence) -> tuple[str, list[str]]:
+    """Return the name of the first federated arm, and its sites."""
+    arm = next((arm for arm in evidence.arms if arm.startswith("federated/")), "")
+    found = [h for (name, _, _), h in evidence.histories.items() if name == arm]
+    return arm, list(found[0]["sites"]) if found else []
 
 
 def distribution(evidence: Evidence) -> go.Figure:

@@ -20,6 +20,7 @@ from nnunetv2_federated.report.summary import (
     SMALL_PRINT,
     difference_rows,
     headline_rows,
+    held_back_rows,
     matrix_rows,
     sent_rows,
     versions,
@@ -49,6 +50,7 @@ def write_html(evidence: Evidence, path: Path) -> Path:
         headline=headline_rows(evidence),
         matrix=matrix_rows(evidence),
         differences=difference_rows(evidence),
+        held_back=held_back_rows(evidence),
         sent=sent_rows(evidence),
         fields=[[f.name for f in fields(message)] for message in (SiteDescription, TrainReport)],
         settings=[

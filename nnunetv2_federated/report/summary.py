@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.update_bound import ACCEPTED
 from nnunetv2_federated.report.evidence import Evidence, what_left
 from nnunetv2_federated.report.pictures import save_pictures
 from nnunetv2_federated.report.statistics import ALL_SITES, Difference
@@ -25,6 +26,8 @@ def write_markdown(evidence: Evidence, folder: Path) -> Path:
         markdown_table(*matrix_rows(evidence)),
         "## Paired differences",
         markdown_table(*difference_rows(evidence)),
+        "## Updates that were refused or clipped",
+        markdown_table(*held_back_rows(evidence)),
         "## What left each site",
         markdown_table(*sent_rows(evidence)),
         "## Settings",
@@ -93,6 +96,19 @@ def interval(difference: Difference) -> str:
     if difference.low is None or difference.high is None:
         return "too few cases"
     return f"{difference.low:+.4f} to {difference.high:+.4f}"
+
+
+def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Name the updates that ``--max-update-norm`` did not let through as they came."""
+    header = ["federation", "seed", "fold", "round", "site", "norm", "bound", "outcome"]
+    return header, [
+        [arm, str(seed), str(fold), str(record["round"] + 1), site, f"{update['norm']:.3g}",
+         "-" if update["bound"] is None else f"{update['bound']:.3g}", update["outcome"]]
+        for (arm, seed, fold), history in evidence.histories.items()
+        for record in history["rounds"]
+        for site, update in record.get("updates", {}).items()
+        if update["outcome"] != ACCEPTED
+    ]  # fmt: skip
 
 
 def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
