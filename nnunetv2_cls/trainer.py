@@ -185,6 +185,11 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
             )
         return augmenter, SingleThreadedAugmenter(val_loader, None)
 
+    @property
+    def validated_classes(self) -> int:
+        """How many classes a validation step counts."""
+        return len(self.image_labels.classes)
+
     def set_deep_supervision_enabled(self, enabled: bool) -> None:  # nnU-Net's
         """Do nothing: there is none."""
 

@@ -43,14 +43,14 @@ def client_side(reports: Sequence[TrainReport]) -> Record:
         report.site: {
             "training_cases": report.training_cases,
             "train_loss": report.train_loss,
-            **_pooled([report.local]),
+            **_pooled([report.validation]),
             "seconds": report.seconds,
         }
         for report in reports
     }
     return {
         "train_loss": weighted_mean((r.train_loss, r.training_cases) for r in reports),
-        **_pooled([report.local for report in reports]),
+        **_pooled([report.validation for report in reports]),
         "mean_site_loss": weighted_mean(
             (site["loss"], 1) for site in sites.values() if math.isfinite(site["loss"])
         ),

@@ -359,13 +359,3 @@ class TrainReport(_Payload):
     seconds: Seconds
     completed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the round's iterations that were done, above 0 and at most 1."""
-
-    @property
-    def local(self) -> Validation:
-        """Validation of the locally trained weights."""
-        return self.validation
-
-    @property
-    def global_model(self) -> Validation | None:
-        """Validation of the global weights as received."""
-        return self.received

@@ -30,6 +30,8 @@ class Same:
     """Hash of them."""
     declared: Mapping[str, Any] = field(default_factory=dict)
     """Channels and labels; what the server does not declare is not compared."""
+    classes: int | None = None
+    """Foreground classes or regions that a validation counts voxels of; ``None`` if unknown."""
 
 
 class Attendance:
@@ -71,6 +73,11 @@ class Attendance:
     def run_id(self) -> str:
         """Identifies the run at sites on other machines."""
         return self._run.started
+
+    @property
+    def classes(self) -> int | None:
+        """See :attr:`Same.classes`."""
+        return self._same.classes
 
     @property
     def names(self) -> list[str]:

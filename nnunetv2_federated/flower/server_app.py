@@ -95,7 +95,7 @@ class Server:
         self._folder = model.folder
         self._clock = time.perf_counter()
         self._writing = 0.0
-        same = Same(model.manifest, model.plans_hash, model.declared)
+        same = Same(model.manifest, model.plans_hash, model.declared, model.validated_classes)
         self._attendance = Attendance(grid, run, same, observer)
 
     def run(self) -> None:
@@ -183,7 +183,7 @@ class Server:
         self, strategy: PolyLRStrategy, outcome: Outcome, record: Record, weights: Vector
     ) -> None:
         """Keep what the round brought: record, plots, best checkpoint, state."""
-        received = {r.site: v for r in outcome.reports if (v := r.global_model) is not None}
+        received = {r.site: v for r in outcome.reports if (v := r.received) is not None}
         if self.rounds:
             self._complete_previous(received)
         self.rounds.append(record)

@@ -40,10 +40,9 @@ from nnunetv2_federated.flower.records import (
     num_bytes,
     pack_payload,
     pack_weights,
-    unpack_payload,
-    unpack_reply,
     unpack_weights,
 )
+from nnunetv2_federated.flower.replies import read_training
 
 
 @dataclass
@@ -318,9 +317,16 @@ class PolyLRStrategy(Strategy):
             yield reply
 
     def _reply(self, name: str, message: Message, answered: Collection[str]) -> _Reply:
-        report, vector = self._open(name, message)
-        if name in answered:
-            raise SiteError("answered twice")
+        described = self._attendance.sites.get(message.metadata.src_node_id)
+        if described is None or name in answered:
+            raise SiteError("was not asked, or answered twice")
+        report, vector = read_training(
+            message,
+            described,
+            self._sent,
+            self.settings.transport_dtype,
+            self._attendance.classes,
+        )
         cases = report.training_cases if self.settings.weighting == "cases" else 1
         size = num_bytes(message.content)
         return _Reply(name, report, vector, cases * report.completed, message, size)
@@ -362,21 +368,6 @@ class PolyLRStrategy(Strategy):
                 yield heapq.heappop(early)[2]
         while early:
             yield heapq.heappop(early)[2]
-
-    def _open(self, name: str, message: Message) -> tuple[TrainReport, Vector]:
-        if message.has_error():
-            raise SiteError(message.error.reason)
-        report = TrainReport.from_json(unpack_payload(message.content))
-        vector = unpack_reply(message.content, self._sent, self.settings.transport_dtype)
-        if report.site != name:
-            raise SiteError(f"answered as {report.site}")
-        if report.training_cases < 1:
-            raise SiteError(f"trained on {report.training_cases} cases")
-        if not np.isfinite(report.train_loss):
-            raise SiteError(f"its training loss is {report.train_loss}")
-        if not is_finite(vector):
-            raise SiteError("its weights are not finite")
-        return report, vector
 
     def _require_sites(self, outcome: Outcome) -> None:
         count = len(outcome.participants) - len(outcome.failed)

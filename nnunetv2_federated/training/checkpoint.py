@@ -72,6 +72,7 @@ class GlobalModel:
         self.val_iterations: int | None = self.trainer.num_val_iterations_per_epoch
         self.plans_hash = dataset.plans_hash
         self.declared = dataset.declared
+        self.validated_classes = self.trainer.validated_classes
         self.num_values = num_values(self.trainer.network)
         self._fingerprint = dataset.folder / "dataset_fingerprint.json"
 

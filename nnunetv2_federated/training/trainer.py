@@ -151,6 +151,19 @@ class FederatedRounds(_Base):
         """Share of the last round's training iterations that were done."""
         return self._steps.completed
 
+    @property
+    def validated_classes(self) -> int | None:
+        """How many classes :attr:`last_validation` counts; ``None`` if only the trainer knows.
+
+        A trainer with a validation of its own may say it in an attribute of this name.
+        """
+        own: int | None = getattr(super(), "validated_classes", None)
+        if own is not None or super().validation_step.__func__ is not nnUNetTrainer.validation_step:
+            return own
+        manager = self.label_manager
+        found = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        return len(found)
+
     def run_round(
         self,
         lr: float,

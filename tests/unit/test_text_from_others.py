@@ -62,10 +62,14 @@ def controls(text: str) -> set[str]:
 def test_the_table_of_sites_shows_what_they_call_themselves(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sites = [
-        SiteDescription(text, 5, 2, "m", "p", {}, {text: text, "torch": "2.9"}, text, 81.2)
-        for text in HOSTILE
-    ]
+    sites = []
+    for text in HOSTILE:
+        site = SiteDescription("bern", 5, 2, "m", "p", free_gb=81.2)
+        # past the border, which lets no such text in
+        for name, value in (("site", text), ("versions", {text: text, "torch": "2.9"})):
+            object.__setattr__(site, name, value)
+        object.__setattr__(site, "device", text)
+        sites.append(site)
     with ConsoleObserver(3) as console:
         for site in sites:
             console.sites_joined([site])
