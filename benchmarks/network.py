@@ -103,8 +103,7 @@ def main() -> None:
         link.start()
         processes = []
         try:
-            for name in names:
-                link.register(name, credentials / "sites" / f"{name}.pub")
+            link.register(names)
             grid = link.acquire_run(load_signing_key(credentials / "coordinator.key"))
             heartbeat = link.keep_alive(grid)
             spawn = multiprocessing.get_context("spawn")

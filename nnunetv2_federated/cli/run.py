@@ -150,17 +150,19 @@ def server_settings(options: Options) -> ServerSettings:
     Raises
     ------
     SettingsError
-        If it would be open to others than its sites.
+        If it would be open to others than its sites, or its keys are.
     """
     public = Address.of(options["server"])
     default = public if public.loopback else public.behind_proxy
     listen = Address.of(options["listen"]) if "listen" in options else default
     check_listening(listen, force=bool(options.get("force")))
-    return ServerSettings(
+    settings = ServerSettings(
         Path(options.get("credentials", DEFAULT_CREDENTIALS)),
         listen,
         options.get("superlink_database"),
     )
+    settings.check()
+    return settings
 
 
 def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options:
@@ -230,6 +232,14 @@ def _sites(
     return sites_of_fold(dataset, configuration, fold, sites)
 
 
+def _same_sites(options: Options, run: Run, stored: Run) -> bool:
+    """Whether the remote sites are those of the stored run, but for those revoked since."""
+    if not stored.remote_sites or not run.remote_sites:
+        return run.remote_sites == stored.remote_sites
+    known = server_settings(options).site_keys()
+    return set(run.remote_sites) == {name for name in stored.remote_sites if name in known}
+
+
 def _continued(options: Options, run: Run) -> Run:
     """Return the run as it was started; a flag that says otherwise is refused."""
     folder = federation_folder(run)
@@ -243,7 +253,7 @@ def _continued(options: Options, run: Run) -> Run:
                 f"--{name.replace('_', '-')} {getattr(asked, name)}: the run to continue has "
                 f"{getattr(stored.settings, name)}; leave the flag out, or start anew without --c."
             )
-    if run.remote_sites != stored.remote_sites:
+    if not _same_sites(options, run, stored):
         raise SettingsError(
             f"--c: the run to continue has {', '.join(stored.remote_sites) or 'no'} remote sites; "
             "name the same."

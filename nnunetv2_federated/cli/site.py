@@ -32,6 +32,7 @@ from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.flower.deployment.consent import Agreement
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.desk import Desk
+from nnunetv2_federated.flower.deployment.enrolment import identity, make_key
 from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
 from nnunetv2_federated.flower.deployment.site import (
@@ -59,13 +60,29 @@ def build_parser() -> argparse.ArgumentParser:
         "sent to it.",
     )
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="id or name; raw, or planned and preprocessed here")
+    add(
+        "dataset",
+        nargs="?",
+        metavar="DATASET",
+        help="id or name; raw, or planned and preprocessed here",
+    )
     add(
         "--site",
         type=Path,
-        required=True,
         metavar="site.toml",
         help="of the bundle the coordinator handed out",
+    )
+    add(
+        "--new-key",
+        metavar="NAME",
+        help="make this site's key pair, and end: the private half stays here, NAME.pub goes to "
+        "the coordinator",
+    )
+    add(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="for --new-key: where to put it (a folder NAME here)",
     )
     add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
     add("-np", type=int, metavar="N", help="processes, when it is planned for (nnU-Net's)")
@@ -113,6 +130,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _site(options: Options) -> None:
+    if "new_key" in options:
+        _new_key(options)
+        return
+    _check_given(options)
     use_trainer_folder()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     stay_local()
@@ -149,6 +170,8 @@ def _site(options: Options) -> None:
     with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
         _say(f"site {settings.name}, dataset {options['dataset']}, {desk.device}; log in {log}")
         desk.record("started", dataset=options["dataset"], version=version("nnunetv2-federated"))
+        for what, mark in identity(settings).items():
+            _say(f"{what}: {mark}")
         try:
             serve(settings, desk, _say, threading.Event())
         except KeyboardInterrupt:
@@ -156,6 +179,21 @@ def _site(options: Options) -> None:
         finally:
             desk.record("stopped")
             desk.pool.close()
+
+
+def _check_given(options: Options) -> None:
+    for name, flag in (("dataset", "DATASET"), ("site", "--site site.toml")):
+        if name not in options:
+            raise SettingsError(f"{flag} is missing: see nnUNetv2_federated_site --help.")
+
+
+def _new_key(options: Options) -> None:
+    name = options["new_key"]
+    made = make_key(name, options.get("folder", Path(name)))
+    print(f"made {made.private}: it stays on this machine, send it to nobody")
+    print(f"made {made.public}: send it to the coordinator, who answers with a bundle")
+    print(f"the coordinator must see the same fingerprint, compare it by telephone:\n{made.mark}")
+    print(f"then put the bundle's files beside the key, in {made.private.parent}")
 
 
 def _check(settings: SiteSettingsFile, options: Options) -> None:

@@ -26,11 +26,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import FederationError
+from nnunetv2_federated.flower.deployment.control import Control
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
-from nnunetv2_federated.flower.deployment.process import run_tool
 from nnunetv2_federated.flower.deployment.server import ServerSettings, open_grid
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
-from nnunetv2_federated.flower.deployment.superlink import SuperLink, flower_environment
+from nnunetv2_federated.flower.deployment.superlink import SuperLink
 from nnunetv2_federated.training.dataset import fold_split, load_dataset
 
 pytestmark = pytest.mark.deployment
@@ -350,8 +350,8 @@ def test_a_run_that_the_superlink_gives_up_is_one_line(tmp_path: Path) -> None:
     def stop_in_the_middle() -> None:
         with open_grid(link, server, ["bern"], say=lambda _: None) as grid:
             assert list(grid.get_nodes()) == []
-            stop = ["flwr", "stop", (link / "run").read_text(), "server"]
-            assert run_tool(stop, flower_environment(link / "flwr"))[0] == 0
+            authority = (server.credentials / "ca.crt").read_bytes()
+            Control(str(address), authority).stop_run(int((link / "run").read_text()))
             grid.get_nodes()
 
     with pytest.raises(FederationError, match="the SuperLink has given the run up"):
@@ -366,7 +366,7 @@ def test_a_site_answers_nobody_but_the_coordinator(
     link = SuperLink(consortium.folder / "link", credentials, Address("127.0.0.1", consortium.port))
     link.start()
     try:
-        link.register("bern", credentials / "sites" / "bern.pub")
+        assert link.register(["bern"]) == []
         consortium.start_site("bern")
         consortium.wait_until("bern", "connected")
         grid = link.acquire_run(Ed25519PrivateKey.generate())

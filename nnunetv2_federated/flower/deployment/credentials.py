@@ -8,7 +8,6 @@ and 1.42 take: ECDSA on a NIST curve, in OpenSSH's format.
 from __future__ import annotations
 
 import ipaddress
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,14 +22,29 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.planning import PLAIN_NAME
+from nnunetv2_federated.federation.files import only_one, replacing
+from nnunetv2_federated.federation.names import check_name
+from nnunetv2_federated.flower.deployment.keyfiles import (
+    authority_fingerprint,
+    check_key_folder,
+    fingerprint,
+    public_line,
+    read_public_key,
+    read_secret,
+)
+from nnunetv2_federated.flower.deployment.proxy import nginx_conf
+from nnunetv2_federated.flower.deployment.register import SiteRegister
+from nnunetv2_federated.flower.deployment.signing import load_verifying_key
 
 COORDINATOR_KEY, COORDINATOR_PUB = "coordinator.key", "coordinator.pub"
+SERVER_KEY, SITE_KEY = "server.key", "site.key"
 DEFAULT_PORT = 9092
 DEFAULT_DAYS = 730
 CA_DAYS = 3650
 _CLOCKS_MAY_DIFFER = timedelta(hours=1)
-_SECRET, _PUBLIC = 0o600, 0o644
+_SECRET, _PUBLIC, _FOLDER = 0o600, 0o644, 0o700
+_LONGEST_NAME = 64
+_LOCK = ".provision.lock"
 _CA_NAME = "nnunetv2-federated CA"
 
 
@@ -40,42 +54,6 @@ server = "{server}"
 ca = "ca.crt"
 key = "site.key"
 coordinator = "coordinator.pub"
-"""
-
-NGINX = """\
-# Lets sites reach the fleet API and nothing else of the SuperLink, which listens on loopback.
-# Start: nginx -p FOLDER_OF_THIS_FILE -c nginx.conf
-pid nginx.pid;
-error_log nginx-error.log;
-events {}
-http {
-  access_log off;
-  client_body_temp_path nginx-temp;
-  proxy_temp_path nginx-temp;
-  fastcgi_temp_path nginx-temp;
-  uwsgi_temp_path nginx-temp;
-  scgi_temp_path nginx-temp;
-  client_max_body_size 16m;
-  server {
-    listen %(port)d ssl;
-    ssl_certificate server.crt;
-    ssl_certificate_key server.key;
-    ssl_protocols TLSv1.2 TLSv1.3;
-    location /v1/fleet/ {
-      proxy_pass https://%(listen)s;
-      proxy_ssl_verify on;
-      proxy_ssl_name localhost;
-      proxy_ssl_trusted_certificate ca.crt;
-      proxy_http_version 1.1;
-      proxy_buffering off;
-      proxy_request_buffering off;
-      proxy_read_timeout 120s;
-    }
-    location / {
-      return 403;
-    }
-  }
-}
 """
 
 
@@ -129,19 +107,34 @@ class Address:
         return Address("127.0.0.1", self.port + 1 if self.port < 65535 else self.port - 1)
 
 
+def check_site_name(flag: str, name: str) -> str:
+    """Return the name of a site.
+
+    Raises
+    ------
+    SettingsError
+        If it is none, or too long.
+    """
+    if len(check_name(flag, name)) > _LONGEST_NAME:
+        raise SettingsError(f"{flag} {name}: a site's name has at most {_LONGEST_NAME} letters.")
+    return name
+
+
 def provision(
     folder: Path,
     server: Address,
-    sites: Sequence[str],
+    sites: Sequence[str] = (),
     *,
+    public_keys: Sequence[Path] = (),
     days: int = DEFAULT_DAYS,
     renew: bool = False,
 ) -> list[Path]:
     """Make what is not there yet: authority, server certificate, and a bundle for each site.
 
     ``folder/ca.key`` signs certificates and is needed for nothing else. ``folder/server`` goes to
-    the coordinator, ``folder/sites/NAME`` to that site: it holds the site's own private key and
-    nothing secret of anyone else. What exists is never replaced, except by ``renew``.
+    the coordinator, ``folder/sites/NAME`` to that site. The bundle of a site that sent its public
+    key holds nothing secret; that of one of ``sites`` holds its private key, made here, and nothing
+    secret of anyone else. What exists is never replaced, except by ``renew``.
 
     Parameters
     ----------
@@ -150,7 +143,9 @@ def provision(
     server
         Written into the certificate and the bundles.
     sites
-        Their names.
+        Names of those whose key pair is made here: for a try on one machine.
+    public_keys
+        Files ``NAME.pub`` of the other sites, who made their keys themselves.
     days
         How long the server's certificate is valid.
     renew
@@ -164,11 +159,28 @@ def provision(
     Raises
     ------
     SettingsError
-        If a name or number is not allowed, the certificate there is for another server or has
-        expired, or the authority's key is needed and not there.
+        If a name, number or public key is not allowed, the certificate there is for another server
+        or has expired, or the authority's key is needed and not there.
     """
-    _check(sites, days)
-    folder.mkdir(parents=True, exist_ok=True)
+    register = SiteRegister(folder / "server")
+    enrolled = _check(register, sites, public_keys, days)
+    _check_bundles(folder, register, sites)
+    folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER)
+    check_key_folder(folder)
+    with only_one(folder / _LOCK, "this command runs already; wait for its end."):
+        made = _make_coordinators_part(folder, server, days, renew=renew)
+        new = [site for site in sites if not register.has(site)]  # others may be handed over
+        made += [_add_with_new_key(folder, register, site, server) for site in new]
+        for site, key in enrolled.items():
+            bundle = folder / "sites" / site
+            if not bundle.is_dir():
+                _make_bundle(bundle, server, folder)
+                made.append(bundle)
+            register.add(site, key)
+    return made
+
+
+def _make_coordinators_part(folder: Path, server: Address, days: int, *, renew: bool) -> list[Path]:
     made = []
     if not (folder / "ca.crt").is_file():
         if (folder / "server").exists():
@@ -185,28 +197,105 @@ def provision(
         made.append(folder / "server")
     else:
         _check_server(folder / "server" / "server.crt", server)
-    for site in sites:
-        known = folder / "server" / "sites" / f"{site}.pub"
-        if known.is_file():  # its bundle may have been handed over and removed here
-            continue
-        bundle = folder / "sites" / site
-        if not bundle.is_dir():
-            _make_site(bundle, server, folder)
-        _write(known, (bundle / "site.pub").read_bytes(), _PUBLIC)
-        made.append(bundle)
     return made
 
 
-def _check(sites: Sequence[str], days: int) -> None:
+def revoke(folder: Path, sites: Sequence[str]) -> dict[str, str]:
+    """Keep these sites' keys out for ever; a server that runs leaves them out from now on.
+
+    Parameters
+    ----------
+    folder
+        That :func:`provision` made, with ``server`` in it; or ``server`` itself.
+    sites
+        Their names.
+
+    Returns
+    -------
+    dict
+        The fingerprint of each key, by the site's name.
+
+    Raises
+    ------
+    SettingsError
+        If one is unknown; then none is revoked.
+    """
+    server = folder / "server" if (folder / "server").is_dir() else folder
+    register = SiteRegister(server)
     for site in sites:
-        if not PLAIN_NAME.fullmatch(site) or len(site) > 64:
-            raise SettingsError(
-                f"--sites {site!r}: a name is letters, digits, - and _, at most 64 of them."
-            )
-    if len({site.casefold() for site in sites}) < len(sites):
-        raise SettingsError("--sites: a name is given twice.")
+        if site not in register.keys():  # noqa: SIM118  # a method, no mapping
+            known = ", ".join(register.keys()) or "none"
+            raise SettingsError(f"--revoke {site!r}: no such site in {server}; known are {known}.")
+    with only_one(folder / _LOCK, "this command runs already; wait for its end."):
+        return {site: register.revoke(site) for site in dict.fromkeys(sites)}
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Return what coordinator and sites compare on the telephone, by what it is of.
+
+    Parameters
+    ----------
+    folder
+        That :func:`provision` made.
+
+    Raises
+    ------
+    SettingsError
+        If a key or certificate there cannot be read.
+    """
+    server = folder / "server"
+    return {
+        "authority": authority_fingerprint(folder / "ca.crt"),
+        "coordinator's key": fingerprint(load_verifying_key(server / COORDINATOR_PUB)),
+        **{f"key of {name}": fingerprint(key) for name, key in SiteRegister(server).keys().items()},
+    }
+
+
+def _check(
+    register: SiteRegister, sites: Sequence[str], public_keys: Sequence[Path], days: int
+) -> dict[str, ec.EllipticCurvePublicKey]:
+    """Look at all that was given before anything is made; return the keys that were sent."""
+    names = [check_site_name("--sites", site) for site in sites]
+    names += [check_site_name("--public-key", path.stem) for path in public_keys]
+    if len({name.casefold() for name in names}) < len(names):
+        raise SettingsError("--sites and --public-key: a name is given twice.")
     if not 0 < days <= CA_DAYS:
         raise SettingsError(f"--days {days}: must be from 1 to {CA_DAYS}.")
+    enrolled: dict[str, ec.EllipticCurvePublicKey] = {}
+    marks: dict[str, str] = {}
+    for path in public_keys:
+        key = read_public_key(path)
+        register.check(path.stem, key)
+        other = marks.setdefault(fingerprint(key), path.stem)
+        if other != path.stem:
+            raise SettingsError(f"--public-key: {other} and {path.stem} sent the same key.")
+        enrolled[path.stem] = key
+    for site in sites:
+        register.check_name(site)
+    return enrolled
+
+
+def _check_bundles(folder: Path, register: SiteRegister, sites: Sequence[str]) -> None:
+    """Refuse to let a key in again that lies here still but was revoked."""
+    for site in sites:
+        bundle = folder / "sites" / site
+        if register.has(site) or not bundle.is_dir():
+            continue
+        key = read_public_key(bundle / "site.pub")
+        if register.is_revoked(key):
+            raise SettingsError(
+                f"--sites {site}: {bundle} holds the key {fingerprint(key)}, which was revoked and "
+                "stays so: remove that folder for a new key."
+            )
+        register.check(site, key)
+
+
+def _add_with_new_key(folder: Path, register: SiteRegister, site: str, server: Address) -> Path:
+    bundle = folder / "sites" / site
+    if not bundle.is_dir():
+        _make_bundle(bundle, server, folder, ec.generate_private_key(ec.SECP384R1()))
+    register.add(site, read_public_key(bundle / "site.pub"))
+    return bundle
 
 
 def _make_authority(folder: Path) -> None:
@@ -230,7 +319,10 @@ def _make_server(folder: Path, server: Address, days: int) -> None:
             f"{folder / 'ca.key'} is not there: the server's certificate is signed with it. Bring "
             "it back for this command."
         )
-    signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    try:
+        signer = serialization.load_pem_private_key(read_secret(folder / "ca.key"), None)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"{folder / 'ca.key'} cannot be read as a key: {error}") from error
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise SettingsError(f"{folder / 'ca.key'} is not the key this command made.")
     key = ec.generate_private_key(ec.SECP384R1())
@@ -251,10 +343,10 @@ def _make_server(folder: Path, server: Address, days: int) -> None:
     target = folder / "server"
     (target / "server.crt").unlink(missing_ok=True)  # last: it stands for all of them
     _write(target / "server.toml", f'server = "{server}"\n'.encode(), _PUBLIC)
-    proxy = NGINX % {"port": server.port, "listen": server.behind_proxy}
+    proxy = nginx_conf(server.port, str(server.behind_proxy))
     _write(target / "nginx.conf", proxy.encode(), _PUBLIC)
     _write(target / "ca.crt", (folder / "ca.crt").read_bytes(), _PUBLIC)
-    _write(target / "server.key", _pem(key), _SECRET)
+    _write(target / SERVER_KEY, _pem(key), _SECRET)
     _write(target / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
 
 
@@ -267,24 +359,31 @@ def _make_coordinator(target: Path) -> None:
     _write(target / COORDINATOR_KEY, _pem(key), _SECRET)
 
 
-def _make_site(bundle: Path, server: Address, folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
+def _make_bundle(
+    bundle: Path,
+    server: Address,
+    folder: Path,
+    key: ec.EllipticCurvePrivateKey | None = None,
+) -> None:
+    """Make what a site is handed, with its key pair if that is made here."""
     settings = SITE_TOML.format(site=bundle.name, server=server)
     with _whole_folder(bundle) as new:
         _write(new / "ca.crt", (folder / "ca.crt").read_bytes(), _PUBLIC)
         coordinator = folder / "server" / COORDINATOR_PUB
         _write(new / COORDINATOR_PUB, coordinator.read_bytes(), _PUBLIC)
-        _write(new / "site.key", private, _SECRET)
-        _write(new / "site.pub", public + f" {bundle.name}\n".encode(), _PUBLIC)
         _write(new / "site.toml", settings.encode(), _PUBLIC)
+        if key is not None:
+            _write(new / SITE_KEY, private_key_text(key), _SECRET)
+            _write(new / "site.pub", public_line(key.public_key(), bundle.name), _PUBLIC)
+
+
+def private_key_text(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key in OpenSSH's format."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
 
 
 def check_validity(path: Path) -> None:
@@ -368,19 +467,16 @@ def _pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     """Replace a file at once, never readable by others if it is secret."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    temporary.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=_FOLDER)
+    with replacing(path, private=mode == _SECRET) as temporary:
+        temporary.write_bytes(content)
+        temporary.chmod(mode)
 
 
 @contextmanager
 def _whole_folder(path: Path) -> Iterator[Path]:
     """Make a folder, readable by its owner, that appears with all its files or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=_FOLDER)
     temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
     try:
         yield temporary

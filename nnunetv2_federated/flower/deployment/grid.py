@@ -33,6 +33,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.flower.deployment.admission import Admission
 from nnunetv2_federated.flower.deployment.parts import OVERLOADED, limited, push_part, put_together
 from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
 from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, num_bytes
@@ -109,8 +110,8 @@ class NetworkGrid(HttpGrid):
     patience = 0.0
     """Seconds to wait for a node that was lost while it was asked."""
 
-    sites: Mapping[bytes, str]
-    """Names of the sites, by their public keys."""
+    admission: Admission
+    """The sites of the run, and who of them was turned out."""
 
     def _connect(self) -> None:
         self._client = _Client.from_server_address(
@@ -125,12 +126,8 @@ class NetworkGrid(HttpGrid):
         )
 
     def site_names(self) -> dict[int, str]:
-        """Names of the connected sites, by node id; who has another key is left out."""
-        return {
-            node.node_id: self.sites[node.public_key]
-            for node in self.get_nodes()
-            if node.public_key in self.sites
-        }
+        """Names of the connected sites, by node id; strangers and who was revoked are left out."""
+        return self.admission.names([node.node_id for node in self.get_nodes()])
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -142,10 +139,18 @@ class NetworkGrid(HttpGrid):
         larger than it can be, unreadable or not from whom it says is an error of that node.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        waiting = self._send(messages)
+        questions = list(messages)
+        away = self._turned_away(questions)
+        yield from away.values()
+        waiting = self._send([q for q in questions if q.metadata.dst_node_id not in away])
         arriving: dict[str, _Arriving] = {}
         lost: list[_Lost] = []
         while (waiting or lost) and (end is None or time.monotonic() < end):
+            away = self._turned_away([*waiting.values(), *(site.question for site in lost)])
+            waiting = {k: q for k, q in waiting.items() if q.metadata.dst_node_id not in away}
+            lost = [site for site in lost if site.node not in away]
+            arriving = {name: answer for name, answer in arriving.items() if name in waiting}
+            yield from away.values()
             self._look_for_answers(waiting, arriving)
             complete = 0
             for name in list(arriving):
@@ -155,6 +160,7 @@ class NetworkGrid(HttpGrid):
                 complete += 1
                 question = waiting.pop(name)
                 del arriving[name]
+                reply = self._turned_away([question]).get(question.metadata.dst_node_id, reply)
                 if not reply.has_error():
                     yield reply
                 # the SuperLink's own errors do not say which node they are about
@@ -172,6 +178,16 @@ class NetworkGrid(HttpGrid):
             yield from [site.answer for site in lost if site.until <= now]
             lost = [site for site in lost if site.until > now]
 
+    def _turned_away(self, questions: Iterable[Message]) -> dict[int, Message]:
+        """Return, by node, an answer for each site that was asked but may take part no more."""
+        refused = self.admission.refused()
+        nodes = {question.metadata.dst_node_id: question for question in questions}
+        return {
+            node: Message(Error(SITE_FAILED, refused[node]), reply_to=question)
+            for node, question in nodes.items()
+            if node in refused
+        }
+
     def _send(self, messages: Iterable[Message]) -> dict[str, Message]:
         signed = list(messages)
         for message in signed:
@@ -188,7 +204,9 @@ class NetworkGrid(HttpGrid):
         found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=waiting))
         for envelope, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             name = envelope.metadata.reply_to_message_id
-            if name in arriving:
+            if name not in waiting:  # a site may send what answers no question
+                self._forget(tree)
+            if name in arriving or name not in waiting:
                 continue
             pull = make_pull_object_fn_protobuf(
                 self._runtime_client.PullObject, self.node, self.run.run_id
@@ -211,14 +229,16 @@ class NetworkGrid(HttpGrid):
             return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=question)
         except SiteError as error:
             reply = Message(Error(SITE_FAILED, str(error)), reply_to=question)
+        self._forget(answer.tree)
+        return reply
+
+    def _forget(self, tree: ObjectTree) -> None:
+        """Let the SuperLink delete a message that was received."""
         self._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
-                node=self.node,
-                run_id=self.run.run_id,
-                message_object_id=answer.tree.object_id,
+                node=self.node, run_id=self.run.run_id, message_object_id=tree.object_id
             )
         )
-        return reply
 
     def _look_for(
         self, lost: list[_Lost], waiting: dict[str, Message]

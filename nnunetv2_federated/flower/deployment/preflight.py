@@ -23,6 +23,7 @@ from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
 from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.flower.deployment.enrolment import identity
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
@@ -62,6 +63,7 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
     """Look at everything a site needs; yield what was found, in the order it is needed."""
     yield Finding("versions", True, ", ".join(f"{name} {version(name)}" for name in _PACKAGES))
     yield _look("key", lambda: (settings.load_key(), str(settings.key))[1])
+    yield _look("to compare", lambda: _identity(settings))
     yield from _check_server(settings)
     yield _look("disk", lambda: _disk(settings.work))
     dataset: list[Dataset] = []
@@ -79,6 +81,12 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
         return
     yield _look("plans", lambda: _plans(dataset[0], wanted, settings.name))
     yield _look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
+
+
+def _identity(settings: SiteSettingsFile) -> str:
+    """Say what the coordinator must see too, or somebody stands between the two."""
+    marks = ", ".join(f"{what} {mark}" for what, mark in identity(settings).items())
+    return f"by telephone, with what the coordinator sees: {marks}"
 
 
 def _look(what: str, find: Callable[[], str]) -> Finding:

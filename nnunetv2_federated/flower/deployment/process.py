@@ -15,6 +15,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_ONLY_THIS_USER = 0o077
 _PAUSE_SECONDS = 1.0
 _STOP_SECONDS = 20.0
 
@@ -22,6 +23,7 @@ _STOP_SECONDS = 20.0
 class Child:
     """A command with a log file; on Linux it does not outlive its parent, however that ends.
 
+    What it writes is for this user only.
     It is started again if it is killed, by the kernel for want of memory for example.
 
     Parameters
@@ -92,6 +94,7 @@ class Child:
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
                     env=self._environment,
+                    umask=_ONLY_THIS_USER,
                     preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
                 )
             started.set()
@@ -101,19 +104,6 @@ class Child:
                 return
             logger.error("%s ended: %s; starting it again", self._command[0], self.last_line())
             self._stopped.wait(_PAUSE_SECONDS)
-
-
-def run_tool(command: Sequence[str | Path], environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run a command to its end; return exit status and what it said, in one line."""
-    done = subprocess.run(  # noqa: S603  # Flower's own commands
-        [str(part) for part in command],
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
@@ -16,10 +17,13 @@ from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.flower.deployment.credentials import (
     COORDINATOR_KEY,
+    SERVER_KEY,
     Address,
     check_validity,
 )
 from nnunetv2_federated.flower.deployment.grid import RUN_ENDED, NetworkGrid
+from nnunetv2_federated.flower.deployment.keyfiles import check_private_folder, read_secret
+from nnunetv2_federated.flower.deployment.register import SiteRegister
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
 from nnunetv2_federated.flower.deployment.superlink import SuperLink
 from nnunetv2_federated.flower.planning import (
@@ -46,15 +50,31 @@ class ServerSettings:
     database: Path | None = None
     """Folder for the SuperLink's database; ``None`` to keep it with its log."""
 
-    def site_keys(self) -> dict[str, Path]:
-        """Public key of each site, by name.
+    def check(self) -> None:
+        """Check what the SuperLink is given, before anything begins.
 
         Raises
         ------
         SettingsError
-            If the folder has none.
+            If there is no site, a key or the database could be read or replaced by others, or the
+            certificate is not valid now.
         """
-        keys = {path.stem: path for path in sorted((self.credentials / "sites").glob("*.pub"))}
+        self.site_keys()
+        read_secret(self.credentials / SERVER_KEY)
+        load_signing_key(self.credentials / COORDINATOR_KEY)
+        check_validity(self.credentials / "server.crt")
+        if self.database is not None:
+            check_private_folder(self.database, "--superlink-database")
+
+    def site_keys(self) -> dict[str, ec.EllipticCurvePublicKey]:
+        """Public key of each site that may take part now, by name.
+
+        Raises
+        ------
+        SettingsError
+            If there is none, or one cannot be read.
+        """
+        keys = SiteRegister(self.credentials).keys()
         if not keys:
             raise SettingsError(
                 f"--credentials {self.credentials}: no site's key there (sites/NAME.pub); give the "
@@ -107,16 +127,15 @@ def open_grid(
     FederationError
         If the SuperLink cannot be started, or ends the run.
     """
+    server.check()
     signing_key = load_signing_key(server.credentials / COORDINATOR_KEY)
-    check_validity(server.credentials / "server.crt")
-    keys = server.site_keys()
     link = SuperLink(folder, server.credentials, server.listen, server.database)
     error: BaseException | None = None
     try:
         link.start()
         say(f"the server listens at {server.listen}")
-        for name in sites:
-            link.register(name, keys[name])
+        for name in link.register(sites):
+            say(f"{name}: was turned out of this run; it can take part in a new one")
         grid = link.acquire_run(signing_key)
         heartbeat = link.keep_alive(grid)
         try:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.flower.deployment.keyfiles import read_secret
 
 SIGNATURE, SEQUENCE = "signature", "sequence"
 
@@ -61,11 +62,11 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
     Raises
     ------
     SettingsError
-        If the file holds none.
+        If the file holds none, or others can read or replace it.
     """
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+        key = load_pem_private_key(read_secret(path), None)
+    except (ValueError, TypeError) as error:
         raise SettingsError(f"{path} cannot be read as the coordinator's key: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise SettingsError(f"{path} is not the key nnUNetv2_federated_provision made.")

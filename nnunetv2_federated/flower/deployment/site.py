@@ -38,6 +38,7 @@ from nnunetv2_federated.flower.deployment.consent import Agreement, NotApprovedE
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.desk import EVALUATE_FULLY, WORK, Desk
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError, reason_of
+from nnunetv2_federated.flower.deployment.keyfiles import read_secret
 from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.signing import hash_content, load_verifying_key, verify
 from nnunetv2_federated.flower.records import (
@@ -82,14 +83,16 @@ class SiteSettingsFile:
         Raises
         ------
         SettingsError
-            If the file holds none.
+            If the file holds none, or others can read or replace it.
         """
         try:
-            key = load_ssh_private_key(self.key.read_bytes(), None)
-        except (OSError, ValueError) as error:
+            key = load_ssh_private_key(read_secret(self.key), None)
+        except (ValueError, TypeError) as error:
             raise SettingsError(f"key {self.key} cannot be read: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise SettingsError(f"key {self.key} is not the key nnUNetv2_federated_provision made.")
+            raise SettingsError(
+                f"key {self.key} is not the key nnUNetv2_federated_site --new-key made."
+            )
         return key
 
     def load_authority(self) -> bytes:

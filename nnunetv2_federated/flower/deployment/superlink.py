@@ -13,13 +13,11 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.common.constant import SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import (
@@ -31,23 +29,24 @@ from flwr.proto.runtime_pb2 import (
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.files import private_folder, replacing
+from nnunetv2_federated.flower.deployment.admission import Admission
+from nnunetv2_federated.flower.deployment.control import Control
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.grid import NetworkGrid
-from nnunetv2_federated.flower.deployment.process import Child, run_tool
+from nnunetv2_federated.flower.deployment.process import Child
+from nnunetv2_federated.flower.deployment.register import SiteRegister
 
 logger = logging.getLogger(__name__)
 
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
-_UNAVAILABLE = "is unavailable"
-"""What Flower's command says when nobody answers."""
-APP_FOLDER = Path(__file__).parents[1] / "app"
+_APP_FOLDER = Path(__file__).parents[1] / "app"
 
 
 class SuperLink:
@@ -73,13 +72,12 @@ class SuperLink:
         self._credentials = credentials
         self._listen = listen
         self._run_file = folder / "run"
-        self._sites: dict[bytes, str] = {}
-        for place in (folder, self._database.parent):
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._admission: Admission
+        private_folder(folder)
         self._secret = secrets.token_bytes(32)
         secret_file = folder / "superexec.secret"
-        secret_file.touch(0o600)
-        secret_file.write_bytes(self._secret)
+        with replacing(secret_file, private=True) as temporary:
+            temporary.write_bytes(self._secret)
         self._child = Child(
             [
                 *("flower-superlink", "--host", listen.host, "--port", str(listen.port)),
@@ -92,7 +90,7 @@ class SuperLink:
             folder / "superlink.log",
             flower_environment(folder / "flwr"),
         )
-        self._write_connection()
+        self._control = Control(self._address, self._authority)
 
     @property
     def _authority(self) -> bytes:
@@ -137,28 +135,27 @@ class SuperLink:
         except OSError:
             return False
 
-    def register(self, site: str, public_key: Path) -> None:
-        """Let a site's key in; a key that is in already stays so.
+    def register(self, sites: Iterable[str]) -> list[str]:
+        """Let the keys of these sites in, and no other; a key that is in already stays so.
+
+        Returns
+        -------
+        list of str
+            Sites that were turned out of this SuperLink before: Flower lets such a key in no more.
 
         Raises
         ------
         SettingsError
-            If the SuperLink refuses it.
+            If a key cannot be read.
+        FederationError
+            If the SuperLink refuses one.
         """
-        code, output = self._flwr("supernode", "register", public_key, "server", "--name", site)
-        if code != 0 and "already" not in output:
-            raise SettingsError(f"the key {public_key} cannot be registered: {output}")
-        key = load_ssh_public_key(public_key.read_bytes())
-        self._sites[public_key_to_bytes(cast(EllipticCurvePublicKey, key))] = site
-
-    def _flwr(self, *command: str | Path) -> tuple[int, str]:
-        """Run Flower's command; once more if the SuperLink was just being started again."""
-        end = time.monotonic() + _START_SECONDS
-        while True:
-            code, output = run_tool(["flwr", *command], flower_environment(self._folder / "flwr"))
-            if code == 0 or _UNAVAILABLE not in output or time.monotonic() > end:
-                return code, output
-            time.sleep(_LOOK_SECONDS)
+        register = SiteRegister(self._credentials)
+        keys = register.keys()
+        wanted = [name for name in sites if name in keys]
+        nodes = self._control.register({name: keys[name] for name in wanted})
+        self._admission = Admission(register, self._control, nodes)
+        return [name for name in wanted if name not in nodes]
 
     def acquire_run(self, key: Ed25519PrivateKey) -> NetworkGrid:
         """Create a run, and take it over as the process that executes it.
@@ -178,16 +175,14 @@ class SuperLink:
                     raise FederationError(f"the run cannot be acquired: {error}") from error
 
     def _acquire_new_run(self, key: Ed25519PrivateKey) -> NetworkGrid:
-        code, output = self._flwr("run", APP_FOLDER, "server")
-        if code != 0:
-            raise FederationError(f"the run cannot be created: {output}")
+        self._control.start_run(_APP_FOLDER)
         grid = NetworkGrid(
             self._address,
             insecure=False,
             root_certificates=self._authority,
             token=self._acquire_token(),
         )
-        grid.signing_key, grid.sites = key, self._sites
+        grid.signing_key, grid.admission = key, self._admission
         received = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id = received.task_id
         TaskIdentity.run_id, TaskIdentity.node_id = received.run.run_id, received.context.node_id
@@ -200,8 +195,8 @@ class SuperLink:
 
         The SuperLink itself ends it a minute after the last heartbeat.
         """
-        if self._run_file.is_file():  # what has ended already cannot be stopped: all the same
-            self._flwr("stop", self._run_file.read_text(), "server")
+        if self._run_file.is_file() and (run_id := self._run_file.read_text()).isdecimal():
+            self._control.stop_run(int(run_id))
 
     def _acquire_token(self) -> str:
         client = RuntimeHttpClient.from_server_address(
@@ -264,14 +259,6 @@ class SuperLink:
         """Delete what a run that is done needs no more, and that is as large as its messages."""
         for file in self._database.parent.glob(f"{self._database.name}*"):
             file.unlink()
-
-    def _write_connection(self) -> None:
-        home = self._folder / "flwr"
-        home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(
-            f'[superlink.server]\naddress = "{self._address}"\n'
-            f'root-certificates = "{(self._credentials / "ca.crt").resolve()}"\n'
-        )
 
 
 def flower_environment(home: Path) -> dict[str, str]:
