@@ -41,6 +41,7 @@ def site(credentials: Path, name: str, *arguments: str) -> Iterator[Path]:
     finally:
         process.terminate()
         process.wait(20)
+        sys.stdout.write(out.read_text())
 
 
 @contextmanager
@@ -162,3 +163,30 @@ def test_the_database_is_for_its_owner_only(tmp_path: Path) -> None:
     assert modes.keys() >= {database, f"{database}-wal"}
     assert set(modes.values()) == {0o600}
     assert shared.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_site_stores_beyond_its_answer_is_deleted_and_the_site_named(tmp_path: Path) -> None:
+    """Bern's is an answer: it is turned out. Lyon sends in the server's name: that is nobody's."""
+    address = Address("127.0.0.1", free_port())
+    provision(tmp_path, Address("localhost", address.port), ["bern", "lyon", "oslo"])
+    with (
+        grid_of(tmp_path, address, "bern", "lyon", "oslo") as grid,
+        site(tmp_path, "bern", "hoard"),
+        site(tmp_path, "lyon", "forge") as lyon_said,
+        site(tmp_path, "oslo"),
+    ):
+        wait_for(lambda: len(grid.site_names()) == 3, "three sites")
+        nodes = {name: node for node, name in grid.site_names().items()}
+        answers = {}
+        questions = [Message(RecordDict(), node, "query.x") for node in nodes.values()]
+        for answer in grid.send_and_receive(questions, timeout=120):
+            answers[answer.metadata.src_node_id] = answer
+            if len(answers) == 2:  # lyon has sent none
+                break
+        wait_for(lambda: "filled" in lyon_said.read_text(), "forgery of lyon")
+        assert not ask(grid, nodes["oslo"])[nodes["oslo"]].has_error()
+        stored = sum(message.bytes for message in grid.storage.messages().values())
+
+    assert not answers[nodes["oslo"]].has_error()
+    assert "bytes at the server, of an answer of at most" in answers[nodes["bern"]].error.reason
+    assert stored < 1_000_000

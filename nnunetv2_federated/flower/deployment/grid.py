@@ -36,6 +36,7 @@ from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.flower.deployment.admission import Admission
 from nnunetv2_federated.flower.deployment.parts import OVERLOADED, limited, push_part, put_together
 from nnunetv2_federated.flower.deployment.signing import SIGNATURE, sign
+from nnunetv2_federated.flower.deployment.storage import Storage, find_unwanted
 from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, num_bytes
 
 POLL_SECONDS = 0.5
@@ -70,6 +71,11 @@ class _Arriving:
     tree: ObjectTree
     pull: Callable[[str], bytes]
     parts: dict[str, bytes] = field(default_factory=dict)
+
+
+def _most_bytes(question: Message) -> int:
+    """Bytes that its answer can be at most."""
+    return num_bytes(question.content) + _BEYOND_QUESTION
 
 
 def _asked_again(question: Message) -> Message:
@@ -112,6 +118,9 @@ class NetworkGrid(HttpGrid):
 
     admission: Admission
     """The sites of the run, and who of them was turned out."""
+
+    storage: Storage
+    """The SuperLink's database."""
 
     def _connect(self) -> None:
         self._client = _Client.from_server_address(
@@ -170,6 +179,7 @@ class NetworkGrid(HttpGrid):
                 else:
                     yield Message(reply.error, reply_to=question)
             if not complete:
+                self._guard_storage(waiting, arriving)
                 lost, back = self._look_for(lost, waiting)
                 arriving = {name: answer for name, answer in arriving.items() if name in waiting}
                 waiting |= self._send(back)
@@ -190,6 +200,9 @@ class NetworkGrid(HttpGrid):
 
     def _send(self, messages: Iterable[Message]) -> dict[str, Message]:
         signed = list(messages)
+        sizes = [num_bytes(message.content) for message in signed]
+        # what all are asked is stored once, what each answers is about as large
+        self.storage.check_room(max(sizes, default=0) + sum(sizes))
         for message in signed:
             sign(message, self.signing_key)
         ids = list(self.push_messages(signed))
@@ -205,14 +218,13 @@ class NetworkGrid(HttpGrid):
         for envelope, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             name = envelope.metadata.reply_to_message_id
             if name not in waiting:  # a site may send what answers no question
-                self._forget(tree)
+                self._forget(tree.object_id)
             if name in arriving or name not in waiting:
                 continue
             pull = make_pull_object_fn_protobuf(
                 self._runtime_client.PullObject, self.node, self.run.run_id
             )
-            room = num_bytes(waiting[name].content) + _BEYOND_QUESTION
-            arriving[name] = _Arriving(tree, limited(pull, room))
+            arriving[name] = _Arriving(tree, limited(pull, _most_bytes(waiting[name])))
 
     def _fetch(self, answer: _Arriving, question: Message) -> Message | None:
         """Fetch what has come of an answer; once it is whole, return it, or what is wrong."""
@@ -229,16 +241,36 @@ class NetworkGrid(HttpGrid):
             return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=question)
         except SiteError as error:
             reply = Message(Error(SITE_FAILED, str(error)), reply_to=question)
-        self._forget(answer.tree)
+        self._forget(answer.tree.object_id)
         return reply
 
-    def _forget(self, tree: ObjectTree) -> None:
-        """Let the SuperLink delete a message that was received."""
+    def _forget(self, message: str) -> None:
+        """Let the SuperLink delete a message that was received, or is not wanted."""
         self._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
-                node=self.node, run_id=self.run.run_id, message_object_id=tree.object_id
+                node=self.node, run_id=self.run.run_id, message_object_id=message
             )
         )
+
+    def _guard_storage(
+        self, waiting: Mapping[str, Message], arriving: Mapping[str, _Arriving]
+    ) -> None:
+        """Delete what nobody was asked for, turn out who stores too much, end before it is full."""
+        most = {
+            question.metadata.dst_node_id: _most_bytes(question) for question in waiting.values()
+        }
+        unwanted = find_unwanted(
+            self.storage.messages(),
+            waiting,
+            {a.tree.object_id: waiting[name].metadata.dst_node_id for name, a in arriving.items()},
+            most,
+        )
+        for node, size in unwanted.sites.items():
+            reason = f"stored {size} bytes at the server, of an answer of at most {most[node]}"
+            self.admission.turn_out(node, reason)
+        for message in unwanted.messages:
+            self._forget(message)
+        self.storage.check_room(0)
 
     def _look_for(
         self, lost: list[_Lost], waiting: dict[str, Message]

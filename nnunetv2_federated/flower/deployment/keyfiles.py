@@ -81,17 +81,20 @@ def check_private_folder(path: Path, what: str) -> None:
     Raises
     ------
     SettingsError
-        If it cannot be made, is no folder, belongs to another user or is open to others. The
-        message has the command that mends it.
+        If it cannot be made, is no folder, is open to others, or belongs to another user, itself or
+        what lies in it. The message has the command that mends it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         link, status = path.lstat(), path.stat()
+        content = {file: file.lstat() for file in path.iterdir()}
     except OSError as error:
         raise SettingsError(f"{what} {path} cannot be used: {error.strerror}.") from error
     for each in (link, status):
         _check_owner(f"{what} {path}", path, each)
     _check_mode(f"{what} {path}", path, status, "700")
+    for file, of_file in content.items():  # somebody may have been there before it was closed
+        _check_owner(f"{what}: {file}", file, of_file)
 
 
 def check_key_folder(folder: Path) -> None:

@@ -38,8 +38,10 @@ from nnunetv2_federated.flower.deployment.admission import Admission
 from nnunetv2_federated.flower.deployment.control import Control
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.grid import NetworkGrid
+from nnunetv2_federated.flower.deployment.keyfiles import check_private_folder
 from nnunetv2_federated.flower.deployment.process import Child
 from nnunetv2_federated.flower.deployment.register import SiteRegister
+from nnunetv2_federated.flower.deployment.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ class SuperLink:
         self._run_file = folder / "run"
         self._admission: Admission
         private_folder(folder)
+        if database is not None:
+            check_private_folder(database, "--superlink-database")
         self._secret = secrets.token_bytes(32)
         secret_file = folder / "superexec.secret"
         with replacing(secret_file, private=True) as temporary:
@@ -183,6 +187,7 @@ class SuperLink:
             token=self._acquire_token(),
         )
         grid.signing_key, grid.admission = key, self._admission
+        grid.storage = Storage(self._database)
         received = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id = received.task_id
         TaskIdentity.run_id, TaskIdentity.node_id = received.run.run_id, received.context.node_id
