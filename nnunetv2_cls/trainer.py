@@ -81,7 +81,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
-        plans = adapted_plans(plans, configuration, self.model_name, self.batch_size_of_trainer)
+        plans = self.plans_of_trainer(plans, configuration)
         self.image_labels = _image_labels(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
@@ -94,6 +94,17 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         labels = {"background": 0} | {name: i for i, name in enumerate(classes) if i}
         self.label_manager = LabelManager(labels, None)
         self.logger: MetaLogger = _Logger(self.logger)
+
+    @classmethod
+    def plans_of_trainer(cls, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+        """Return a copy of plans with this trainer's own model and batch size, if it has any.
+
+        Raises
+        ------
+        ClsError
+            If there is no such configuration, or it is none of a classification.
+        """
+        return adapted_plans(plans, configuration, cls.model_name, cls.batch_size_of_trainer)
 
     @staticmethod
     def build_network_architecture(  # noqa: D102  # of nnUNetTrainer

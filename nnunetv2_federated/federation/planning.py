@@ -14,8 +14,6 @@ from nnunetv2_federated.federation.messages import SiteSurvey
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """What may become a file or folder."""
 
-_CODE = ("dynamic_network_architectures.", "torch.nn.", "nnunetv2_cls.network.")
-
 
 def hash_plans(plans: Mapping[str, Any]) -> str:
     """SHA-256 of plans, without the dataset's name: sites name their datasets as they like."""
@@ -38,28 +36,6 @@ def check_names(plans: Mapping[str, Any], site: str) -> None:
             raise SiteError(
                 f"site {site}: {name!r} cannot be a name of plans: use letters, digits, _ and -."
             )
-
-
-def check_code(plans: Mapping[str, Any], site: str) -> None:
-    """Make sure that plans name only code of the packages a site installed for this purpose.
-
-    nnU-Net imports whatever a plan names as network, norm or nonlinearity.
-
-    Raises
-    ------
-    SiteError
-        If they name another package.
-    """
-    for configuration in plans.get("configurations", {}).values():
-        architecture = configuration.get("architecture", {})
-        arguments = architecture.get("arch_kwargs", {})
-        imported = [arguments.get(key) for key in architecture.get("_kw_requires_import", ())]
-        for name in [architecture.get("network_class_name"), *imported]:
-            if name is not None and not str(name).startswith(_CODE):
-                raise SiteError(
-                    f"site {site}: refused plans that name {str(name)[:80]!r} as network or part "
-                    f"of it; allowed is what begins with {', '.join(_CODE)}"
-                )
 
 
 def check_agreement(surveys: Sequence[SiteSurvey]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing
 from nnunetv2_federated.federation.planning import hash_plans
+from nnunetv2_federated.federation.text import clean
 
 _DECLARED = ("channel_names", "labels", "regions_class_order", "classes")
 """The last are of images as a whole, as in DKFZ's image classification."""
@@ -230,9 +231,9 @@ def find_trainer(name: str) -> type:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             found: type = recursive_find_trainer_class_by_name(name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:  # the last: found, but no class
         raise SettingsError(
-            f"trainer {name} is unknown: use a class that nnUNetv2_train -tr accepts (folders of "
-            "your own trainers go into nnUNet_extTrainer)."
+            f"trainer {clean(name, 80)} is unknown: use a class that nnUNetv2_train -tr accepts "
+            "(folders of your own trainers go into nnUNet_extTrainer)."
         ) from error
     return found

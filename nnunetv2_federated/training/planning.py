@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nnunetv2
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
     ExperimentPlanner,
 )
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
-from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.fingerprint import SiteFingerprint, nnunet_fingerprint
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.training.code_register import resolve
 from nnunetv2_federated.training.environment import environment
 from nnunetv2_federated.training.site import quiet
 
@@ -60,9 +59,11 @@ def plan(
     Raises
     ------
     SettingsError
-        If the planner is unknown, or refuses an option.
+        If the planner, its preprocessor or the sites' reader/writer is unknown, or the planner
+        refuses an option.
     """
-    reader_writer = recursive_find_reader_writer_by_name(declared["reader_writer"])
+    reader_writer = resolve("reader/writer", declared["reader_writer"])
+    resolve("preprocessor", settings.preprocessor)
 
     class WithoutImages(find_planner(settings.planner)):  # type: ignore[misc]  # found by name
         """Takes the reader/writer the sites agree on; there is no image to try it on."""
@@ -111,16 +112,13 @@ def find_planner(name: str) -> type[ExperimentPlanner]:
     SettingsError
         If there is none of that name.
     """
-    package = "nnunetv2.experiment_planning"
-    found = recursive_find_python_class(
-        str(Path(nnunetv2.__path__[0]) / "experiment_planning"), name, package
-    )
-    if found is None or not issubclass(found, ExperimentPlanner):
+    try:
+        planner: type[ExperimentPlanner] = resolve("planner", name)
+    except SettingsError as error:
         raise SettingsError(
-            f"-pl {name}: no planner of nnU-Net; use ExperimentPlanner, nnUNetPlannerResEncM, "
-            "nnUNetPlannerResEncL or nnUNetPlannerResEncXL."
-        )
-    planner: type[ExperimentPlanner] = found
+            f"-pl {clean(name, 80)}: no planner of nnU-Net; use ExperimentPlanner, "
+            "nnUNetPlannerResEncM, nnUNetPlannerResEncL or nnUNetPlannerResEncXL."
+        ) from error
     return planner
 
 

@@ -41,16 +41,17 @@ from nnunetv2_federated.federation.messages import (
     SiteSurvey,
 )
 from nnunetv2_federated.federation.planning import (
-    check_code,
     check_declared,
     check_names,
     hash_plans,
 )
+from nnunetv2_federated.training.checked_plans import check_dataset_json, check_plans
 from nnunetv2_federated.training.dataset import (
     check_environment,
     find_name,
     preprocessed_cases,
 )
+from nnunetv2_federated.training.memory import check_preprocessing
 from nnunetv2_federated.training.site import quiet
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class RawSite:
     fingerprint_processes: int = 8
     preprocessing_processes: Mapping[str, int] = field(default_factory=dict)
     """By configuration; nnU-Net's default for any other."""
+    allowed_modules: tuple[str, ...] = ()
+    """Of the site's own networks, which plans may name."""
 
     @classmethod
     def open(
@@ -89,6 +92,7 @@ class RawSite:
         site: str | None = None,
         fingerprint_processes: int = 8,
         preprocessing_processes: Mapping[str, int] | None = None,
+        allowed_modules: Sequence[str] = (),
     ) -> RawSite:
         """Find a raw dataset; a site without a name of its own has the dataset's.
 
@@ -105,7 +109,13 @@ class RawSite:
                 f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
                 "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
             )
-        return cls(name, site or name, fingerprint_processes, preprocessing_processes or {})
+        return cls(
+            name,
+            site or name,
+            fingerprint_processes,
+            preprocessing_processes or {},
+            tuple(allowed_modules),
+        )
 
     @property
     def _raw(self) -> Path:
@@ -183,10 +193,23 @@ class RawSite:
         if hash_plans(task.plans) != task.sha256:
             raise SiteError(f"site {self.name}: the plans do not have the hash sent with them")
         check_names(task.plans, self.name)
-        check_code(task.plans, self.name)
+        dataset_json = self._dataset_json()
+        check_plans(task.plans, dataset_json, self.name, self.allowed_modules)
+        shape, spacing = self._largest_case(dataset_json)
+        check_preprocessing(task.plans, task.configurations, shape, spacing, site=self.name)
         check_declared(self.survey(), task.declared, "the federation")
         if problem := other_plans(self._preprocessed, task):
             raise SiteError(f"site {self.name}: {problem}")
+
+    def _largest_case(self, dataset_json: dict[str, Any]) -> tuple[Sequence[int], Sequence[float]]:
+        """Return shape (channels, z, y, x) and spacing (z, y, x) of the case of the most bytes."""
+        cases = self._cases(dataset_json)
+        images = max(
+            (case["images"] for case in cases.values()),
+            key=lambda files: sum(Path(file).stat().st_size for file in files),
+        )
+        image, properties = _reader_writer(dataset_json, cases)().read_images(images)
+        return image.shape, properties["spacing"]
 
     def _copy_splits(self) -> None:
         """Take the raw dataset's own folds, as nnU-Net's planner does."""
@@ -288,6 +311,7 @@ def install_plans(folder: Path, task: PrepareTask, dataset_json: Mapping[str, An
 
 def _reader_writer(dataset_json: dict[str, Any], cases: dict[str, dict[str, Any]]) -> type:
     """nnU-Net's choice, which may look at an image."""
+    check_dataset_json(dataset_json)
     example = next(iter(cases.values()))["images"][0]
     found: type = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
     return found

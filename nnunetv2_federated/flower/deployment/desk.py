@@ -32,7 +32,6 @@ from nnunetv2_federated.federation.messages import (
     TrainTask,
 )
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import (
     RUN_FILE,
     FederationSettings,
@@ -56,9 +55,9 @@ from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.launch import federation_folder
 from nnunetv2_federated.training.dataset import Dataset, find_name, fold_split, load_dataset
 from nnunetv2_federated.training.local_state import rounds_on_disk
+from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.raw_site import DEFAULT_PROCESSES, RawSite
 from nnunetv2_federated.training.site import Site, SitePool
-from nnunetv2_federated.training.trainer import federated_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,16 @@ class Desk:
             self.ledger.rounds_done(proposal.started),
             self.site,
         )
-        check_code(dataset.plans, self.site)
+        check_training(
+            dataset,
+            proposal.configuration,
+            proposal.trainer,
+            self.site,
+            batch_size=settings.batch_size,
+            device=self.device,
+            limit_gb=self.limits.max_gpu_gb if self.device == "cuda" else None,
+            allowed_modules=self.allowed_modules,
+        )
         self.consent.require(proposal)
         run = self._run(proposal, settings, dataset)
         folder = federation_folder(run)
@@ -315,6 +323,7 @@ class Desk:
                 preprocessing_processes=dict.fromkeys(DEFAULT_PROCESSES, self.processes)
                 if self.processes
                 else None,
+                allowed_modules=self.allowed_modules,
             )
         except SettingsError as error:
             logger.exception("no raw dataset")
@@ -388,7 +397,6 @@ class Desk:
     def _settings(self, proposal: Proposal) -> FederationSettings:
         try:
             settings = FederationSettings(**proposal.settings)
-            federated_trainer(proposal.trainer)
         except (SettingsError, TypeError) as error:
             raise SiteError(f"site {self.site}: {error}") from error
         return settings

@@ -20,13 +20,13 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.planning import check_code
 from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.enrolment import identity
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
+from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.site import quiet
 
 _CLOCKS_MAY_DIFFER = 60.0
@@ -166,13 +166,15 @@ def _disk(work: Path) -> str:
 
 
 def _plans(dataset: Dataset, wanted: Wanted, site: str) -> str:
-    check_code(dataset.plans, site)
+    memory = check_training(
+        dataset, wanted.configuration, wanted.trainer, site, device=wanted.device
+    )
     configuration = PlansManager(dataset.plans).get_configuration(wanted.configuration)
     return (
         f"{wanted.plans} {wanted.configuration}, SHA-256 {dataset.plans_hash[:12]}, patch "
         f"{'x'.join(map(str, configuration.patch_size))}, batch {configuration.batch_size}; "
         f"channels {', '.join(dataset.dataset_json['channel_names'].values())}; labels "
-        f"{', '.join(dataset.dataset_json['labels'])}"
+        f"{', '.join(dataset.dataset_json['labels'])}; {memory}"
     )
 
 
