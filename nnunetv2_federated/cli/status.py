@@ -20,7 +20,7 @@ from nnunetv2_federated.federation.text import clean
 Row = tuple[str, str, str, str, str]
 
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
-_Seconds = Annotated[float, Field(ge=0, lt=2**53)]
+_Seconds = Annotated[float, Field(gt=-(2**53), lt=2**53)]
 
 
 class _Checked(BaseModel):
