@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import getpass
@@ -13,15 +12,13 @@ import threading
 import time
 import tomllib
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
-from nnunetv2_federated.cli.console import send_logs_to
+from nnunetv2_federated.cli.console import LONGEST_LINE, as_table, say, send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
@@ -42,6 +39,7 @@ from nnunetv2_federated.flower.deployment.site import (
 )
 from nnunetv2_federated.flower.deployment.words import describe
 from nnunetv2_federated.training.dataset import check_environment, find_name
+from nnunetv2_federated.training.packages import compare_packages
 from nnunetv2_federated.training.tracking import stay_local
 
 _ASK = "ask"
@@ -208,11 +206,13 @@ def _check(settings: SiteSettingsFile, options: Options) -> None:
         trainer=options.get("trainer", "nnUNetTrainer"),
         device=choose_device(options.get("device")),
     )
-    table = Table("", "", Column(overflow="fold"), title=f"site {settings.name}", show_header=False)
+    rows = []
     bad = []
     for finding in check_site(settings, wanted):
-        table.add_row("ok" if finding.good else "NO", finding.what, escape(finding.seen))
+        rows.append(("ok" if finding.good else "NO", finding.what, finding.seen))
         bad += [] if finding.good else [finding.what]
+    table = as_table(f"site {settings.name}", ("", "", ""), rows, longest=LONGEST_LINE)
+    table.show_header = False
     Console(highlight=False).print(table)
     if bad:
         raise FederationError(f"not ready: {', '.join(bad)}")
@@ -322,12 +322,8 @@ def _ask(desk: Desk, agreement: Agreement) -> bool:
 
 
 def _in_words(desk: Desk, agreement: Agreement) -> list[str]:
-    """Say what is proposed, with the plans as they are here and the versions that are installed."""
-    installed = {}
-    for name in agreement.packages:
-        with contextlib.suppress(PackageNotFoundError):
-            installed[name] = version(name)
-    return describe(agreement, desk.plans_of(agreement), installed)
+    """Say what is proposed, with the plans as they are here and the packages that differ."""
+    return describe(agreement, desk.plans_of(agreement), compare_packages(agreement.packages))
 
 
 def _accept(agreement: Agreement) -> bool:
@@ -336,7 +332,7 @@ def _accept(agreement: Agreement) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    say(f"{time.strftime('%H:%M:%S')}  {text}")
 
 
 if __name__ == "__main__":

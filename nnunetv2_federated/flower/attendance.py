@@ -30,6 +30,8 @@ class Same:
     """Hash of them."""
     declared: Mapping[str, Any] = field(default_factory=dict)
     """Channels and labels; what the server does not declare is not compared."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Names and versions of those that define what plans and trainer name; a site approves them."""
     classes: int | None = None
     """Foreground classes or regions that a validation counts voxels of; ``None`` if unknown."""
 
@@ -167,4 +169,5 @@ class Attendance:
             plans_hash=self._same.plans,
             position=self.names.index(site),
             settings=asdict(run.settings),
+            packages=dict(self._same.packages),
         ).to_json()

@@ -95,7 +95,13 @@ class Server:
         self._folder = model.folder
         self._clock = time.perf_counter()
         self._writing = 0.0
-        same = Same(model.manifest, model.plans_hash, model.declared, model.validated_classes)
+        same = Same(
+            model.manifest,
+            model.plans_hash,
+            model.declared,
+            model.packages,
+            model.validated_classes,
+        )
         self._attendance = Attendance(grid, run, same, observer)
 
     def run(self) -> None:

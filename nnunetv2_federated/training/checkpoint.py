@@ -20,6 +20,7 @@ from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.packages import defining_packages
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
 from nnunetv2_federated.training.tracking import close_trackers, open_trackers, trackers_of
@@ -72,6 +73,7 @@ class GlobalModel:
         self.val_iterations: int | None = self.trainer.num_val_iterations_per_epoch
         self.plans_hash = dataset.plans_hash
         self.declared = dataset.declared
+        self.packages = defining_packages(dataset.plans, run.trainer)
         self.validated_classes = self.trainer.validated_classes
         self.num_values = num_values(self.trainer.network)
         self._fingerprint = dataset.folder / "dataset_fingerprint.json"

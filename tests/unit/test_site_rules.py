@@ -553,7 +553,7 @@ PLANS = {
 
 def test_an_engineer_reads_what_plans_and_settings_say() -> None:
     asked = proposal(configuration="2d_small")
-    text = "\n".join(describe(asked, PLANS, {"nnunetv2": "2.8.0"}))
+    text = "\n".join(describe(asked, PLANS, ["nnunetv2: 2.8.0 here, 2.8.1 at the coordinator"]))
 
     for words in (
         "training of 2d_small, fold 0, with nnUNetTrainerFederated",
@@ -561,14 +561,14 @@ def test_an_engineer_reads_what_plans_and_settings_say() -> None:
         "by fedavg",
         "network a.b.PlainConvUNet, patch 64x48, batch 4, spacing 1x0.5",
         "CTNormalization",
-        "nnunetv2 2.8.1 there, 2.8.0 here",
+        "package nnunetv2: 2.8.0 here, 2.8.1 at the coordinator",
         asked.approval(),
     ):
         assert words in text
-    assert "no such plans (yet)" in "\n".join(describe(asked, None, {}))
-    assert describe(proposal(configuration="loop"), PLANS, {})  # ends
+    assert "no such plans (yet)" in "\n".join(describe(asked, None, []))
+    assert describe(proposal(configuration="loop"), PLANS, [])  # ends
     evil = plan_proposal(planner={"planner": "\x1b[2J\nfine"}, replace_plans=True)
-    lines = describe(evil, None, {})
+    lines = describe(evil, None, [])
     assert not any("\x1b" in line or "\n" in line for line in lines)
     assert "merged until each bin holds at least 5 cases" in "\n".join(lines)
     assert "and replaces plans of the same name" in "\n".join(lines)

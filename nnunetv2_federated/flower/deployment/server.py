@@ -35,6 +35,7 @@ from nnunetv2_federated.flower.planning import (
 from nnunetv2_federated.flower.roll_call import RollCall
 from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.packages import defining_packages
 from nnunetv2_federated.training.planning import dataset_json_of
 from nnunetv2_federated.training.raw_site import install_plans, other_plans
 from nnunetv2_federated.training.trainer import FederatedRounds
@@ -205,6 +206,7 @@ def serve_planning(
         min_cases=settings.min_cases,
         verify_dataset_integrity=settings.verify_dataset_integrity,
         replace_plans=settings.replace_plans,
+        packages=defining_packages({"configurations": {}}, "nnUNetTrainer"),
     )
     files = folder / "planning"
     with open_grid(files, server, sites, say) as grid:

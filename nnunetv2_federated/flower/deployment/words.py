@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
@@ -13,7 +13,7 @@ from nnunetv2_federated.flower.deployment.consent import Agreement
 
 
 def describe(
-    agreement: Agreement, plans: Mapping[str, Any] | None, installed: Mapping[str, str]
+    agreement: Agreement, plans: Mapping[str, Any] | None, differing: Sequence[str]
 ) -> list[str]:
     """Say in lines what an approval agrees to.
 
@@ -23,20 +23,14 @@ def describe(
         What is proposed.
     plans
         As they are at this site, if they have the hash that is proposed; ``None`` otherwise.
-    installed
-        Versions of the packages here, by name.
+    differing
+        How packages here differ from the coordinator's.
     """
     if isinstance(agreement, Proposal):
         lines = [*_training(agreement), *_plans(agreement, plans)]
     else:
         lines = _planning(agreement)
-    differing = [
-        f"{name} {version} there, {installed.get(name, 'none')} here"
-        for name, version in agreement.packages.items()
-        if installed.get(name) != version
-    ]
-    if differing:
-        lines.append(f"versions differ: {'; '.join(differing)}")
+    lines += [f"package {line}" for line in differing]
     lines.append(f"approval hash: {agreement.approval()}")
     return [clean(line, 1000) for line in lines]
 
