@@ -56,13 +56,15 @@ def read_secret(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise SettingsError(f"the key {path} cannot be read: {error.strerror}.") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())  # of what was opened, not of what is there by now
+    try:
+        status = os.fstat(descriptor)  # of what was opened, not of what is there by now
         if not stat.S_ISREG(status.st_mode):
             raise SettingsError(f"the key {path} is not a file.")
         _check_owner(f"the key {path}", path, status)
         _check_mode(f"the key {path}", path, status, "600")
-        content = file.read(_LARGEST + 1)
+        content = os.read(descriptor, _LARGEST + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > _LARGEST:
         raise SettingsError(f"the key {path} is larger than {_LARGEST} bytes: it is no key.")
     return content

@@ -85,11 +85,15 @@ class Storage:
 
     def room(self) -> int:
         """Return how many bytes can be stored still: on the disk, and in pages that are free."""
+        return shutil.disk_usage(self._file.parent).free + self.reusable()
+
+    def reusable(self) -> int:
+        """Return the bytes of pages that are free: SQLite gives none back to the disk."""
         pages, size = (
             sum(int(row[0]) for row in self._query(f"PRAGMA {name}"))
             for name in ("freelist_count", "page_size")
         )
-        return shutil.disk_usage(self._file.parent).free + pages * size
+        return pages * size
 
     def messages(self) -> dict[str, Stored]:
         """Return what is stored, by the object that the message is; nothing while it is locked."""
