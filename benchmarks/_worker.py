@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from _dataset import NAME, make_dataset
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -199,7 +199,7 @@ def aggregation(replies: int, parameters: int) -> Result:
             report = TrainReport(sites[node].site, node, 0.0, nothing, None, 0.0)
             content = RecordDict(
                 {
-                    ARRAYS: records[index % 2],
+                    ARRAYS: ArrayRecord(dict(records[index % 2])),
                     CONFIG: pack_payload(report.to_json()),
                 }
             )

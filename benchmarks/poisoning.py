@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="file to collect results in")
     parser.add_argument("--rounds", type=int, default=6, help="(6)")
     parser.add_argument("--iterations", type=int, default=6, help="of a site and round (6)")
-    parser.add_argument("--batch-size", type=int, default=4, help="(4)")
+    parser.add_argument("--batch-size", type=int, default=2, help="(2)")
     parser.add_argument("--seeds", type=int, default=3, help="of the honest baseline (3)")
     args = parser.parse_args()
     os.environ.update(nnUNet_n_proc_DA="0", nnUNet_compile="f")

@@ -76,7 +76,8 @@ class _Reply:
     def forget(self) -> None:
         """Give the memory of the weights back, whoever still holds the reply."""
         self.vector = np.empty(0, np.float32)
-        self.message.content = RecordDict()
+        for record in self.message.content.values():
+            record.clear()  # RecordDict's views are reference cycles and would keep it for a while
 
 
 def sample_sites(names: list[str], count: int | None, seed: int, server_round: int) -> list[str]:

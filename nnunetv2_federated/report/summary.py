@@ -99,16 +99,16 @@ def interval(difference: Difference) -> str:
 
 
 def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
-    """Name the updates that ``--max-update-norm`` did not let through as they came."""
-    header = ["federation", "seed", "fold", "round", "site", "norm", "bound", "outcome"]
-    return header, [
-        [arm, str(seed), str(fold), str(record["round"] + 1), site, f"{update['norm']:.3g}",
-         "-" if update["bound"] is None else f"{update['bound']:.3g}", update["outcome"]]
-        for (arm, seed, fold), history in evidence.histories.items()
-        for record in history["rounds"]
-        for site, update in record.get("updates", {}).items()
-        if update["outcome"] != ACCEPTED
-    ]  # fmt: skip
+    """Name the sites whose updates ``--max-update-norm`` did not let through as they came."""
+    header = ["federation", "seed", "fold", "site", "outcome", "rounds", "largest norm"]
+    norms: dict[tuple[str, ...], list[float]] = {}
+    for (arm, seed, fold), history in evidence.histories.items():
+        for record in history["rounds"]:
+            for site, update in record.get("updates", {}).items():
+                if update["outcome"] != ACCEPTED:
+                    key = (arm, str(seed), str(fold), site, update["outcome"])
+                    norms.setdefault(key, []).append(update["norm"])
+    return header, [[*key, str(len(own)), f"{max(own):.3g}"] for key, own in norms.items()]
 
 
 def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:

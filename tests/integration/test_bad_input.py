@@ -41,6 +41,31 @@ BAD = {
     "datasets twice": (["901", "2d", "0", "--site-datasets", "901", "901"], "named twice"),
     "datasets that differ": (["901", "2d", "0", "--site-datasets", "901", "902"], "901"),
     "no settings file": (["901", "2d", "0", "--settings", "none.toml"], "cannot be read"),
+    "update norm": (["901", "2d", "0", "--max-update-norm", "much"], "--max-update-norm much"),
+    "trims nothing": (
+        ["901", "2d", "0", "--strategy", "fedtrimmedavg"],
+        "a round may have no more than 3 replies, and beta=0.2 trims none of them",
+    ),
+    "krum of few": (
+        [
+            "901",
+            "2d",
+            "0",
+            "--sites",
+            "6",
+            "--min-replies",
+            "4",
+            "--strategy",
+            "krum",
+            "--strategy-option",
+            "num_malicious_nodes=1",
+        ],
+        "num_malicious_nodes=1 needs 5",
+    ),
+    "median of few": (
+        ["901", "2d", "0", "--sites-per-round", "2", "--strategy", "fedmedian"],
+        "their median is their mean",
+    ),
     "no pretrained": (["901", "2d", "0", "-pretrained_weights", "none.pth"], "none.pth"),
 }
 

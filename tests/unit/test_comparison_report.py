@@ -12,7 +12,12 @@ from nnunetv2_federated.report.evidence import Example, gather, what_left
 from nnunetv2_federated.report.figures import colours, repeats
 from nnunetv2_federated.report.page import write_html
 from nnunetv2_federated.report.partition import PALETTE
-from nnunetv2_federated.report.summary import headline_rows, matrix_rows, write_markdown
+from nnunetv2_federated.report.summary import (
+    headline_rows,
+    held_back_rows,
+    matrix_rows,
+    write_markdown,
+)
 from nnunetv2_federated.training.testing import SegmentationTester
 
 ARMS = ["local/bern", "federated/fedavg", "federated/broken", "centralised"]
@@ -29,6 +34,11 @@ def history(sites):
                 "sites": own, "bytes_up": 2**21, "bytes_down": 2**21,
                 "global_model": {"loss": -value, "dice": value, "sites": own},
                 "seconds": {"round": 3.0, "training": 2.0},
+                "updates": {
+                    site: {"norm": 2.5 + index, "cosine": 0.5, "bound": 4.0, "outcome": outcome}
+                    for site in sites
+                    for outcome in ("refused" if index == 2 and site == "lyon" else "accepted",)
+                },
             }
         )  # fmt: skip
     known = {site: {"training_cases": 5, "versions": {"torch": "2"}} for site in sites}
@@ -90,6 +100,18 @@ def test_what_a_site_sent_is_its_share_of_every_round(evidence):
     ]
 
 
+def test_sites_whose_updates_were_held_back_are_named(evidence, tmp_path):
+    header, rows = held_back_rows(evidence)
+    assert header == ["federation", "seed", "fold", "site", "outcome", "rounds", "largest norm"]
+    assert rows == [
+        ["federated/fedavg", "1", "0", "lyon", "refused", "1", "4.5"],
+        ["federated/fedavg", "2", "0", "lyon", "refused", "1", "4.5"],
+    ]
+    page = write_html(evidence, tmp_path / "report.html").read_text()
+    assert 'id="figure-updates"' in page
+    assert "<td>refused</td>" in page
+
+
 def test_markdown_links_pictures_that_show_something(evidence, tmp_path):
     text = write_markdown(evidence, tmp_path).read_text()
     pictures = sorted(tmp_path.glob("*.png"))
@@ -120,7 +142,7 @@ def test_the_page_opens_without_a_network_and_its_figures_respond(evidence, tmp_
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.goto(path.as_uri())
     assert page.locator(".js-plotly-plot .main-svg").first.is_visible()
-    assert page.locator(".js-plotly-plot").count() == 7
+    assert page.locator(".js-plotly-plot").count() == 8
     assert "<Balls>" in page.title()
     assert page.locator("td.failed").count() == 5
     server = page.locator("#figure-server")

@@ -53,8 +53,28 @@ def test_curves_are_drawn(tmp_path, rounds):
     assert [file.name for file in tmp_path.iterdir()] == ["federation.png"]
 
 
+def with_updates(index, outcome):
+    update = {"norm": 10.0**index, "cosine": -0.5 if index else None, "bound": 5.0}
+    accepted = {**update, "outcome": "accepted"}
+    updates = {"bern": accepted, "lyon": accepted, "_refused$": {**update, "outcome": outcome}}
+    return {**make_round(index), "updates": updates}
+
+
+def test_updates_have_panels_of_their_own(tmp_path):
+    """Also those of a site that was refused, which has no other line."""
+    pictures = []
+    for outcome in ("refused", "accepted"):
+        path = tmp_path / f"{outcome}.png"
+        plot_federation([make_round(0), *(with_updates(i, outcome) for i in (1, 2))], path)
+        pictures.append(plt.imread(path)[..., :3])
+    assert pictures[0].shape[:2] == (1155, 1210)
+    for columns in (slice(0, 605), slice(605, None)):
+        assert pictures[0][770:, columns].min() < 0.5
+    assert (pictures[0][770:, :605] != pictures[1][770:, :605]).any()
+
+
 def test_drawn_anew_from_its_file_it_is_the_same_picture(tmp_path):
-    rounds = [*ROUNDS, {**make_round(4), "mean_site_dice": math.nan}]
+    rounds = [*ROUNDS, {**with_updates(4, "clipped"), "mean_site_dice": math.nan}]
     plot_federation(rounds, tmp_path / "a.png")
     write_history(tmp_path / "federation.json", {}, rounds)
     stored = json.loads((tmp_path / "federation.json").read_text())["rounds"]

@@ -40,6 +40,7 @@ def test_defaults_are_those_the_documentation_promises():
     assert (settings.initial_lr, settings.momentum, settings.weight_decay) == (None, None, None)
     assert (settings.strategy, settings.weighting) == ("fedavg", "cases")
     assert settings.local_momentum == "keep"
+    assert (settings.max_update_norm, settings.oversized_update) == ("auto", "refuse")
     assert settings.seed == 12345
 
 
@@ -71,6 +72,8 @@ def test_counts_are_whole_numbers_from_one(name, value):
         *(("initial_lr", value) for value in (0, -0.01, 1.01, math.nan, math.inf)),
         *(("momentum", value) for value in (-0.1, 1, 1.5, math.nan)),
         *(("weight_decay", value) for value in (-1e-5, 1, math.nan)),
+        *(("max_update_norm", value) for value in (0, -1, True, None, "x", math.nan, math.inf)),
+        ("oversized_update", "drop"),
         ("local_momentum", "drop"),
         ("transport_dtype", "float64"),
         ("weighting", "size"),
@@ -102,7 +105,16 @@ def test_two_sites_need_two_names():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", 0), ("initial_lr", 1), ("momentum", 0), ("weight_decay", 0), ("rounds", 1)],
+    [
+        ("seed", 0),
+        ("initial_lr", 1),
+        ("momentum", 0),
+        ("weight_decay", 0),
+        ("rounds", 1),
+        ("max_update_norm", 1e-9),
+        ("max_update_norm", 5),
+        ("max_update_norm", "none"),
+    ],
 )
 def test_values_on_the_border_are_allowed(name, value):
     assert getattr(FederationSettings(**{name: value}), name) == value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -22,6 +23,7 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings, Run, SiteSettings
+from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.records import (
@@ -35,7 +37,7 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
-from nnunetv2_federated.flower.strategies import averages, build_strategy
+from nnunetv2_federated.flower.strategies import averages, build_strategy, check_replies
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, sample_sites, validation_share
 from nnunetv2_federated.flower.strategy_state import dump, restore
 from nnunetv2_federated.training import local_state
@@ -108,7 +110,7 @@ class Federation:
             self._spoil[name](answer.content)
         return answer
 
-    def strategy(self, settings, *, first_round=0):
+    def strategy(self, settings, *, first_round=0, bound=None):
         return PolyLRStrategy(
             build_strategy(settings.strategy, settings.strategy_options),
             settings,
@@ -116,6 +118,7 @@ class Federation:
             self.attendance,
             streaming=averages(settings.strategy),
             first_round=first_round,
+            bound=bound,
         )
 
     def run(self, strategy, start, rounds):
@@ -214,8 +217,7 @@ def test_a_federation_of_one_changes_nothing():
     assert after.tobytes() == noisy(name, task, np.zeros(1000, np.float32)).tobytes()
 
 
-def test_at_most_one_reply_is_in_memory():
-    """The next site starts only when the reply before was taken."""
+def test_the_next_site_starts_only_when_the_reply_before_was_taken():
     federation = Federation()
     strategy = federation.strategy(FederationSettings())
     messages = strategy.configure_train(
@@ -225,6 +227,30 @@ def test_at_most_one_reply_is_in_memory():
     for started in range(1, 5):
         next(replies)
         assert len(federation.tasks) == started
+
+
+@pytest.mark.parametrize(("earlier", "expected"), [([1.0, 1.0, 1.0], [1, 1, 1]), ([], [1, 2, 1])])
+def test_no_reply_stays_in_memory_once_it_is_judged(earlier, expected):
+    """While a site trains, none of the replies before it is held, but two at a run's beginning."""
+    size = 2_000_000  # so that nothing else counts
+    held = []
+
+    def behave(name, task, received):
+        del name, task
+        held.append(tracemalloc.get_traced_memory()[0] / received.nbytes)
+        return received + np.float32(0.001)
+
+    federation = Federation(behave)
+    settings = FederationSettings(rounds=1)
+    strategy = federation.strategy(settings, bound=UpdateBound.of(settings, 4, earlier))
+    start = np.zeros(size, np.float32)
+    tracemalloc.start()
+    try:
+        federation.run(strategy, start, 1)
+    finally:
+        tracemalloc.stop()
+    # then only the running mean is, as long as one reply
+    assert [round(now - held[0]) for now in held[1:]] == expected
 
 
 def test_bytes_are_counted():
@@ -436,6 +462,102 @@ def test_min_replies_lets_the_round_go_on(strategy, expected, spoil, reason):
     assert reason in outcome.failed["oslo"]
 
 
+# Updates that are too long
+
+
+def poisoned(names, answer):
+    """These sites answer with ``answer`` everywhere, the others take a small step."""
+
+    def behave(name, task, received):
+        if name not in names:
+            return received + np.float32(VALUES[name] * 2**-10)
+        del task
+        return np.full_like(received, answer)
+
+    return behave
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("answer", [1e3, -1e30, 3e38])
+@pytest.mark.parametrize("site", NAMES)
+@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
+def test_a_poisoned_update_is_refused_whoever_sends_it(strategy, site, answer, dtype):
+    settings = FederationSettings(rounds=2, strategy=strategy, min_replies=3, transport_dtype=dtype)
+    federation = Federation(poisoned([site], answer), transport_dtype=dtype)
+    wrapped = federation.strategy(settings)
+    for weights in federation.run(wrapped, np.zeros(50, np.float32), 2):
+        assert np.abs(weights).max() < 2 * 8 * 2**-10
+    assert list(wrapped.outcome.failed) == [site]
+    assert "its update has a norm of" in wrapped.outcome.failed[site]
+    assert wrapped.outcome.updates[site]["outcome"] == "refused"
+    assert sorted(report.site for report in wrapped.outcome.reports) == sorted({*NAMES} - {site})
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedyogi", "fedadagrad", "fedavgm"])
+def test_one_poisoned_update_does_not_freeze_the_servers_optimizer(strategy):
+    settings = FederationSettings(rounds=3, strategy=strategy, min_replies=3)
+    results = []
+    for behave in (poisoned(["oslo"], 1e30), poisoned([], 0)):
+        federation = Federation(behave, spoil={} if results == [] else {"oslo": fail})
+        results.append(federation.run(federation.strategy(settings), start_vector(), 3))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_that_overflow_together_are_both_named(strategy):
+    """Their mean is 0, and every difference between them infinite."""
+
+    def behave(name, task, received):
+        del task
+        extreme = {"bern": 3.4e38, "lyon": -3.4e38}
+        return np.full_like(received, extreme[name]) if name in extreme else received + 1
+
+    for limit in ("auto", "none"):
+        settings = FederationSettings(rounds=1, strategy=strategy, max_update_norm=limit)
+        with pytest.raises(RoundError, match=r"2 of 4 sites sent usable weights") as error:
+            Federation(behave).one_round(settings)
+        assert "bern: its update has a norm of 7.6e+38" in str(error.value)
+        assert "lyon: its update has a norm of 7.6e+38" in str(error.value)
+        assert "oslo:" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    # sent are 1/4, 1/4, 4 * 1/4 clipped to 1/2, and 1/4; the cases are 2, 8, 5 and 1
+    [("fedavg", (2 + 8 + 2 * 5 + 1) / 16 / 4), ("fedmedian", 1 / 4)],
+)
+def test_clipped_by_hand(strategy, expected):
+    def behave(name, task, received):
+        del task
+        return received + (1 if name == "oslo" else 0.25)
+
+    settings = FederationSettings(
+        rounds=1, strategy=strategy, max_update_norm=1.0, oversized_update="clip"
+    )
+    after, outcome = Federation(behave).one_round(settings, size=4)  # norms 1/2, and 2 at oslo
+    np.testing.assert_allclose(after, expected, rtol=1e-6)
+    assert outcome.failed == {}
+    assert outcome.updates["oslo"] == {
+        "norm": 2.0, "cosine": pytest.approx(1), "bound": 1.0, "outcome": "clipped"
+    }  # fmt: skip
+    assert outcome.updates["bern"]["outcome"] == "accepted"
+
+
+def test_the_record_of_updates_does_not_depend_on_the_order_of_replies():
+    federation = Federation(noisy)
+    records = []
+    for order in (1, 2, 3):
+        wrapped = federation.strategy(FederationSettings(rounds=1, min_replies=1))
+        arrays = pack_weights(start_vector(40_000))
+        messages = wrapped.configure_train(1, arrays, ConfigRecord(), federation.grid)
+        replies = list(federation.grid.send_and_receive(messages))
+        random.Random(order).shuffle(replies)  # noqa: S311
+        wrapped.aggregate_train(1, replies)
+        records.append(json.dumps(wrapped.outcome.updates))
+    assert len(set(records)) == 1
+    assert list(json.loads(records[0])) == sorted(NAMES)
+
+
 def test_every_failing_site_is_named_when_too_few_are_left():
     federation = Federation(spoil={"oslo": fail, "bern": set_value(0, np.nan)})
     with pytest.raises(RoundError, match=r"2 of 4 sites .* 3 are required") as error:
@@ -480,12 +602,39 @@ def test_no_reply_at_all_is_a_failed_round_even_with_min_replies():
         ("fedadam", {"eta": 0.1, "tua": 1}, "tua: fedadam has beta_1, beta_2, eta, eta_l, tau"),
         ("fedavg", {"fraction_train": 0.5}, "fraction_train: fedavg has no options"),
         ("fedtrimmedavg", {"beta": 0.5}, "fedtrimmedavg says: `beta` must be in the range"),
+        ("krum", {"num_malicious_nodes": -1}, "num_malicious_nodes=-1: at least 0"),
     ],
 )
 def test_a_bad_strategy_option_is_refused(strategy, options, message):
     with pytest.raises(SettingsError, match="--strategy-option") as error:
         build_strategy(strategy, options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "fewest"),
+    [
+        ("fedtrimmedavg", {}, 5),  # 0.2 * 5 is 1
+        ("fedtrimmedavg", {"beta": 0.4}, 3),
+        ("krum", {"num_malicious_nodes": 1}, 5),  # 2 * 1 + 3
+        ("krum", {}, 3),
+        ("fedmedian", {}, 3),
+    ],
+)
+def test_a_robust_strategy_needs_so_many_replies(strategy, options, fewest):
+    check_replies(strategy, options, fewest)
+    with pytest.raises(SettingsError, match=f"--strategy {strategy}: .* {fewest - 1} replies"):
+        check_replies(strategy, options, fewest - 1)
+
+
+def test_a_trimmed_mean_that_never_trims_is_refused():
+    with pytest.raises(SettingsError, match=r"beta=0\.0 trims none"):
+        check_replies("fedtrimmedavg", {"beta": 0.0}, 1000)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+def test_an_averaging_strategy_needs_one(strategy):
+    check_replies(strategy, {}, 1)
 
 
 def test_options_reach_the_strategy():

@@ -26,6 +26,10 @@ RECORD = {
         "bern": {"train_loss": -0.5, "loss": -0.4, "dice": 0.5, "dice_per_class": [0.4, 0.6]},
         "oslo": {"train_loss": -0.3, "loss": math.nan, "dice": 0.3, "dice_per_class": [0.3]},
     },
+    "updates": {
+        "bern": {"norm": 2.5, "cosine": 0.25, "bound": 9.0, "outcome": "accepted"},
+        "lyon": {"norm": 99.0, "cosine": None, "bound": 9.0, "outcome": "refused"},
+    },
     "global_model": {"dice": 0.6, "sites": {"bern": {"loss": -0.45, "dice": 0.6}}},
 }  # fmt: skip
 
@@ -42,9 +46,12 @@ def test_a_round_is_told_by_path_and_without_what_an_error_says() -> None:
         "sites/bern/dice": 0.5,
         "sites/bern/dice_per_class/class_1": 0.4,
         "sites/bern/dice_per_class/class_2": 0.6,
+        "sites/bern/update_norm": 2.5,
+        "sites/bern/update_cosine": 0.25,
         "sites/bern/failed": 0.0,
         "sites/bern/global_model/loss": -0.45,
         "sites/bern/global_model/dice": 0.6,
+        "sites/lyon/update_norm": 99.0,
         "sites/lyon/failed": 1.0,
         "sites/oslo/train_loss": -0.3,
         "sites/oslo/dice": 0.3,
