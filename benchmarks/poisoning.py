@@ -26,6 +26,7 @@ import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.case_table import read_case_table
@@ -36,6 +37,7 @@ from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import prepare
 from nnunetv2_federated.flower.records import ARRAYS, pack_weights, unpack_weights
 from nnunetv2_federated.flower.server_app import make_server_app
+from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.site import SitePool
@@ -91,6 +93,16 @@ def arms(seeds: int) -> Iterator[Arm]:
         yield Arm(next(iter(DEFENCES)), "honest", seed)
 
 
+class NoPlots(MetaLogger):
+    """nnU-Net's logger without ``progress.png``, which would take most of the time."""
+
+    def __init__(self, logger: MetaLogger) -> None:
+        self.__dict__.update(vars(logger))
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Draw nothing."""
+
+
 def poisoning(attack: Attack, rng: np.random.Generator) -> Mod:
     """Change what the poisoned site sends."""
 
@@ -144,7 +156,10 @@ def train(arm: Arm, dataset_id: str, args: argparse.Namespace) -> dict[str, Any]
     try:
         app = make_client_app(functools.partial(find_site, pool), mods=mods)
         grid = InProcessGrid(app, len(sites), config)
-        make_server_app()(grid, Context(1, 1, {}, RecordDict(), dict(config)))
+        trainer = build_trainer(run, dataset)
+        trainer.logger = NoPlots(trainer.logger)
+        server = make_server_app(trainer=trainer)
+        server(grid, Context(1, 1, {}, RecordDict(), dict(config)))
         dice, why = test(run), ""
     except RoundError as error:
         dice, why = {}, str(error)

@@ -47,19 +47,7 @@ BAD = {
         "a round may have no more than 3 replies, and beta=0.2 trims none of them",
     ),
     "krum of few": (
-        [
-            "901",
-            "2d",
-            "0",
-            "--sites",
-            "6",
-            "--min-replies",
-            "4",
-            "--strategy",
-            "krum",
-            "--strategy-option",
-            "num_malicious_nodes=1",
-        ],
+        ["901", "2d", "0", "--strategy", "krum", "--strategy-option", "num_malicious_nodes=1"],
         "num_malicious_nodes=1 needs 5",
     ),
     "median of few": (
