@@ -40,7 +40,7 @@ from nnunetv2_federated.flower.server_app import make_server_app
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.site import SitePool
+from nnunetv2_federated.training.site import SitePool, quiet
 from nnunetv2_federated.training.sites import sites_of_fold
 
 SITES_OF_CENTRE = {"guangzhou": 3, "hannover": 2}
@@ -156,7 +156,8 @@ def train(arm: Arm, dataset_id: str, args: argparse.Namespace) -> dict[str, Any]
     try:
         app = make_client_app(functools.partial(find_site, pool), mods=mods)
         grid = InProcessGrid(app, len(sites), config)
-        trainer = build_trainer(run, dataset)
+        with quiet():
+            trainer = build_trainer(run, dataset)
         trainer.logger = NoPlots(trainer.logger)
         server = make_server_app(trainer=trainer)
         server(grid, Context(1, 1, {}, RecordDict(), dict(config)))

@@ -43,6 +43,7 @@ from nnunetv2_federated.flower.records import (
     unpack_weights,
 )
 from nnunetv2_federated.flower.replies import read_training
+from nnunetv2_federated.flower.sampled_grid import SampledGrid
 
 
 @dataclass
@@ -108,37 +109,6 @@ def validation_share(iterations: int | None, cases: Mapping[str, int]) -> dict[s
         return {site: VALIDATION_EPOCH if n else 0 for site, n in cases.items()}
     total = sum(cases.values())
     return {site: -(-iterations * n // total) if n else 0 for site, n in cases.items()}
-
-
-class _SampledGrid(Grid):
-    """Shows an inner strategy only the sites of this round."""
-
-    def __init__(self, node_ids: list[int]) -> None:
-        self._node_ids = node_ids
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._node_ids
-
-    def set_run(self, run: object) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> object:  # type: ignore[override]
-        raise NotImplementedError
-
-    def create_message(self, *args: object, **kwargs: object) -> Message:
-        raise NotImplementedError
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise NotImplementedError
 
 
 class PolyLRStrategy(Strategy):
@@ -210,7 +180,7 @@ class PolyLRStrategy(Strategy):
             )
         configured = list(
             self.inner.configure_train(
-                done + 1, arrays, ConfigRecord(dict(config)), _SampledGrid(nodes)
+                done + 1, arrays, ConfigRecord(dict(config)), SampledGrid(nodes)
             )
         )
         content = configured[0].content
@@ -258,10 +228,10 @@ class PolyLRStrategy(Strategy):
             If fewer than ``min_replies`` sites sent something usable.
         """
         outcome = self._outcome()
+        started = time.perf_counter()
         mean = RunningMean()
         accepted: list[Message] = []
-        for reply in self._judged(replies):
-            started = time.perf_counter()
+        for reply in self._judged(self._awaited(replies)):
             outcome.reports.append(reply.report)
             outcome.bytes_up += reply.num_bytes
             vector, message = reply.vector, reply.message
@@ -273,9 +243,7 @@ class PolyLRStrategy(Strategy):
                 message.content = _flower_reply(vector, reply.weight)
                 accepted.append(message)
             del vector
-            outcome.aggregation_seconds += time.perf_counter() - started
         self._require_replies(outcome)
-        started = time.perf_counter()
         if self._streaming:
             accepted[0].content = _flower_reply(mean.result(), mean.total_weight)
         del server_round
@@ -291,6 +259,16 @@ class PolyLRStrategy(Strategy):
         result = pack_weights(vector)
         outcome.aggregation_seconds += time.perf_counter() - started
         return result, metrics
+
+    def _awaited(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Do not count the time until the next reply is there as aggregation."""
+        outcome = self._outcome()
+        started = time.perf_counter()
+        for message in replies:
+            outcome.aggregation_seconds -= time.perf_counter() - started
+            yield message
+            started = time.perf_counter()
+        outcome.aggregation_seconds -= time.perf_counter() - started
 
     def _judged(self, replies: Iterable[Message]) -> Iterator[_Reply]:
         """Pass on, in site order, what is usable and not too long."""
