@@ -48,6 +48,9 @@ _PARTITION_FLAGS = (
     "by",
 )
 
+_OF_THE_BOUND = ("max_update_norm", "oversized_update")
+"""What may change when a run goes on: otherwise one that refused a site would refuse it again."""
+
 
 def build_run(
     options: Options, dataset_name: str | None, configuration: str, fold: int | str, device: str
@@ -247,8 +250,11 @@ def _continued(options: Options, run: Run) -> Run:
         raise SettingsError(f"--c: no earlier run in {folder}; start it without --c.")
     stored = read_run(folder)
     asked = _settings(options)
+    bound = pick(options, _OF_THE_BOUND)
     for name in pick(options, setting_names()):
-        if name != "resident_trainers" and getattr(asked, name) != getattr(stored.settings, name):
+        if name in ("resident_trainers", *bound):
+            continue
+        if getattr(asked, name) != getattr(stored.settings, name):
             raise SettingsError(
                 f"--{name.replace('_', '-')} {getattr(asked, name)}: the run to continue has "
                 f"{getattr(stored.settings, name)}; leave the flag out, or start anew without --c."
@@ -262,4 +268,5 @@ def _continued(options: Options, run: Run) -> Run:
         raise SettingsError(
             "--c: these sites are not those of the run to continue; leave the site flags out."
         )
-    return dataclasses.replace(stored, device=run.device)
+    settings = dataclasses.replace(stored.settings, **bound)
+    return dataclasses.replace(stored, device=run.device, settings=settings)

@@ -55,6 +55,11 @@ def test_a_federation_leaves_what_nnunet_leaves(dataset_2d: str, train: Train) -
     assert [r["lr"] for r in content["rounds"]] == pytest.approx([0.01, 0.01 * 0.5**0.9])
     for record in content["rounds"]:
         assert sorted(record["sites"]) == ["site_01", "site_02", "site_03"]
+        assert sorted(record["updates"]) == ["site_01", "site_02", "site_03"]
+        for update in record["updates"].values():
+            assert update["outcome"] == "accepted"
+            assert 0 < update["norm"] < update["bound"]
+            assert -1 <= update["cosine"] <= 1
         assert record["global_model"] is not None
         message = record["bytes_up"] / 3
         assert message <= 1.01 * 4 * content["parameters"]
@@ -311,3 +316,18 @@ def test_a_site_whose_augmentation_worker_was_killed_is_built_anew(
         assert again.trainer.current_epoch == 2
     finally:
         pool.close()
+
+
+def test_a_run_that_its_bound_ended_goes_on_with_another(
+    dataset_2d: str, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        train(dataset_2d, "2d", 0, "--rounds", 2, "--max-update-norm", "1e-6")
+    error = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert "0 of 3 sites sent usable weights" in error
+    assert "site_02: its update has a norm of" in error
+    assert "at most 1e-06 is allowed by --max-update-norm 1e-06" in error
+    fold = train(dataset_2d, "2d", 0, "--c", "--max-update-norm", "auto")
+    assert history(fold)["settings"]["max_update_norm"] == "auto"
+    assert len(history(fold)["rounds"]) == 2
