@@ -64,6 +64,8 @@ class Consortium:
         self.credentials = folder / "credentials"
         self.namespaces: dict[str, str] = {}
         self._kills = folder / "kills"
+        self.failing = False
+        """Whether a third of the requests to the SuperLink fail, of whom is started then."""
         provision(self.credentials, Address(host, self.port), list(sites))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         if raw is not None:
@@ -117,6 +119,8 @@ class Consortium:
     def start(self, name: str, *command: str | Path) -> None:
         """Run a module, or a script."""
         module: list[str | Path] = [] if Path(command[0]).suffix == ".py" else ["-m"]
+        if self.failing:
+            module = [Path(__file__).with_name("failing.py")]
         if self._kills.is_dir():
             module = [Path(__file__).with_name("killing.py"), name, self._kills]
         with (self.folder / f"{name}.out").open("ab") as out:
@@ -167,6 +171,11 @@ class Consortium:
             *("nnunetv2_federated.cli.site", self.dataset, "--site", bundle, "-device", "cpu"),
             *flags,
         )
+
+    def start_silent_site(self, site: str, kind: str) -> None:
+        """Start a site that takes a question of this kind and never answers it."""
+        bundle = self.credentials / "sites" / site / "site.toml"
+        self.start(site, Path(__file__).with_name("silent_site.py"), bundle, kind)
 
     def said(self, name: str) -> str:
         file = self.folder / f"{name}.out"

@@ -48,6 +48,10 @@ def forged(reply: Message) -> Message:
     return reply
 
 
+def many_parts() -> ArrayRecord:
+    return ArrayRecord({str(i): Array(np.array([i], np.float32)) for i in range(6000)})
+
+
 def spoil(kind: str, content: RecordDict) -> RecordDict:
     weights = next(iter(content[ARRAYS].values())).numpy()
     if kind == "nan":
@@ -63,6 +67,7 @@ def spoil(kind: str, content: RecordDict) -> RecordDict:
         "no payload": lambda: {CONFIG: pack_payload("{")},
         "unreadable": lambda: {CONFIG: ConfigRecord()},
         "forged": dict,
+        "parts": lambda: {ARRAYS: many_parts()},
         "slow": dict,
     }
     return RecordDict({**content, **spoiled[kind]()})
@@ -70,7 +75,7 @@ def spoil(kind: str, content: RecordDict) -> RecordDict:
 
 KINDS = (
     *("short", "long", "huge", "nan", "float16", "truncated"),
-    *("no payload", "unreadable", "forged", "slow"),
+    *("no payload", "unreadable", "forged", "parts", "slow"),
 )
 SLOW_SECONDS = 40
 

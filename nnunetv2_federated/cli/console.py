@@ -175,7 +175,7 @@ class ConsoleObserver(Observer):
             found = {site.site: site.versions.get(name, "?") for site in sites}
             if len(set(found.values())) > 1:
                 listed = ", ".join(f"{site} {number}" for site, number in found.items())
-                self.say(f"sites differ in {name}: {listed}")
+                self.say(clean(f"sites differ in {name}: {listed}", 2000))
 
     def run_started(self, rounds_done: int, num_rounds: int) -> None:
         """Say where a run starts or continues."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_federated.cli.console import say
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.options import Options, parse, pick, run_command
 from nnunetv2_federated.cli.run import networked, server_settings, sites_with_keys
 from nnunetv2_federated.cli.train import stopping_as_interrupt
 from nnunetv2_federated.cli.train_flags import add_network_flags
@@ -102,9 +102,7 @@ def _plan_over_network(options: Options, settings: PlanningSettings) -> None:
     for name in ("npfp", "np"):
         if name in options:
             raise SettingsError(f"-{name} with --server: each site says it for itself (-np).")
-    wait = options.get("wait_for_sites", FederationSettings.wait_for_sites)
-    if not wait > 0:
-        raise SettingsError(f"--wait-for-sites {wait}: must be above 0 (seconds).")
+    waits = FederationSettings(**pick(options, ("wait_for_sites", "answer_deadline")))
     check_environment(nnUNet_preprocessed)
     name = _server_dataset(options["datasets"])
     try:
@@ -114,7 +112,8 @@ def _plan_over_network(options: Options, settings: PlanningSettings) -> None:
                 server_settings(options),
                 sites_with_keys(options),
                 settings,
-                wait_for_sites=wait,
+                wait_for_sites=waits.wait_for_sites,
+                answer_deadline=waits.answer_deadline,
                 say=say,
             )
     except KeyboardInterrupt as stop:

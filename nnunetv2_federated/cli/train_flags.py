@@ -73,6 +73,12 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
         help="how long to wait for sites that are not connected (600)",
     )
     add(
+        "--answer-deadline",
+        type=float,
+        metavar="SECONDS",
+        help="longest to wait for any answer; who is silent is then left out and named (86400)",
+    )
+    add(
         "--superlink-database",
         type=Path,
         metavar="FOLDER",
@@ -125,7 +131,11 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
         ("--momentum", float, "default: the trainer's, 0.99"),
         ("--weight-decay", float, "default: the trainer's, 3e-5"),
         ("--sites-per-round", int, "sites that train in a round (default: all)"),
-        ("--min-replies", int, "fewest usable replies of a round (default: all that train)"),
+        (
+            "--min-replies",
+            int,
+            "fewest usable replies of a round (all; with --server: over half)",
+        ),
         ("--resident-trainers", int, "trainers kept alive at once (default: 4)"),
     ):
         add(flag, type=kind, metavar="N" if kind is int else "X", help=text)

@@ -72,6 +72,7 @@ class FederationSettings:
     weighting: str = "cases"
     sites_per_round: int | None = None
     min_replies: int | None = None
+    """``None``: see :meth:`needed`."""
     max_update_norm: float | str = "auto"
     """Longest update (L2 norm of trained minus sent weights) that is aggregated: a number, ``none``
     for no limit of one's own, or ``auto`` for ten times the usual, from three sites on."""
@@ -87,6 +88,8 @@ class FederationSettings:
     """Seconds a round may take; ``None`` to wait for every site as long as it is connected."""
     wait_for_sites: float = 600.0
     """Seconds to wait for sites on other machines before a round begins without them, or fails."""
+    answer_deadline: float = 86400.0
+    """Seconds to wait at most for an answer where ``round_deadline`` does not say less."""
     seed: int = 12345
 
     def __post_init__(self) -> None:
@@ -116,7 +119,7 @@ class FederationSettings:
             _require(
                 value in choices and type(value) is type(choices[0]), _flag(name), value, allowed
             )
-        for name in ("round_deadline", "wait_for_sites"):
+        for name in ("round_deadline", "wait_for_sites", "answer_deadline"):
             seconds = getattr(self, name)
             fits = (seconds is None and name == "round_deadline") or (
                 _is_number(seconds) and seconds > 0
@@ -125,6 +128,17 @@ class FederationSettings:
         options = self.strategy_options
         numbers = isinstance(options, Mapping) and all(map(_is_number, options.values()))
         _require(numbers, "--strategy-option", options, "finite numbers by name")
+
+    def needed(self, count: int, *, remote: bool) -> int:
+        """Return how many of ``count`` sites a round cannot do without.
+
+        Where ``min_replies`` says nothing, these are more than half of sites on other machines, so
+        that no single one of three or more can end a federation; and all on this machine, where a
+        site that fails is a mistake to be seen.
+        """
+        if self.min_replies is not None:
+            return min(self.min_replies, count)
+        return count // 2 + 1 if remote else count
 
     def _check_counts(self) -> None:
         optional = (
@@ -202,6 +216,10 @@ class Run:
     def site_names(self) -> tuple[str, ...]:
         """Names of all sites, wherever they are."""
         return self.remote_sites or tuple(site.name for site in self.sites)
+
+    def needed(self, count: int) -> int:
+        """Return how many of ``count`` sites of this run it cannot do without."""
+        return self.settings.needed(count, remote=bool(self.remote_sites))
 
     def to_json(self) -> str:
         """Serialise, readable by :meth:`from_json`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,8 +14,8 @@ from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run
-from nnunetv2_federated.flower.records import PHASE_SECONDS, unpack_payload
-from nnunetv2_federated.flower.roll_call import LOOK_SECONDS, RollCall
+from nnunetv2_federated.flower.asking import ask
+from nnunetv2_federated.flower.roll_call import LOOK_SECONDS, RemoteGrid, RollCall
 
 _CONNECT_SECONDS = 120.0
 
@@ -57,19 +57,28 @@ class Attendance:
         self._same = same
         self._observer = observer
         self._here: dict[int, SiteDescription] = {}
-        self._roll = RollCall(
-            grid,
-            run.remote_sites,
-            "join",
-            question=self._proposal,
-            read=self._read,
-            say=observer.say,
-        )
+        self._missed: set[str] = set()
+        """Who was waited for in vain, and is not waited for again before it is back."""
+        self._roll: RollCall[SiteDescription] | None = None
+        if run.remote_sites:
+            self._roll = RollCall(
+                cast(RemoteGrid, grid),
+                run.remote_sites,
+                "join",
+                question=self._proposal,
+                read=self._read,
+                say=observer.say,
+            )
+
+    @property
+    def remote(self) -> bool:
+        """Whether the sites are on other machines."""
+        return self._roll is not None
 
     @property
     def sites(self) -> dict[int, SiteDescription]:
         """What each site told about itself, by node, in the order of the sites' names."""
-        return self._roll.answers if self._run.remote_sites else self._here
+        return self._here if self._roll is None else self._roll.answers
 
     @property
     def run_id(self) -> str:
@@ -89,7 +98,7 @@ class Attendance:
     def gather(self) -> None:
         """Wait for the sites and let them describe themselves.
 
-        Of sites on other machines it is enough that ``min_replies`` of them are there in time.
+        Of sites on other machines it is enough that as many are there in time as a round needs.
 
         Raises
         ------
@@ -98,20 +107,21 @@ class Attendance:
         SiteError
             If a site on this machine cannot take part.
         """
-        if not self._run.remote_sites:
+        if self._roll is None:
             self._gather_here()
             return
-        settings = self._run.settings
-        needed = settings.min_replies or len(self._run.remote_sites)
-        self._roll.wait(needed, settings.wait_for_sites, "--min-replies")
+        needed = self._run.needed(len(self._run.remote_sites))
+        self._roll.wait(needed, self._run.settings.wait_for_sites, "--min-replies")
         self._observer.sites_joined(list(self.sites.values()))
 
     def present(self, names: Collection[str], needed: int) -> dict[str, int]:
         """Return the node of each of these sites that is connected now.
 
-        Waits, at most ``wait_for_sites`` seconds, until ``needed`` of them are.
+        Waits, at most ``wait_for_sites`` seconds, until ``needed`` of them are. Where
+        ``min_replies`` says nothing, a site that took part and is gone is waited for, too, but
+        once: it may have been killed and be on its way back.
         """
-        if not self._run.remote_sites:
+        if self._roll is None:
             return {s.site: node for node, s in self.sites.items() if s.site in names}
         end = time.monotonic() + self._run.settings.wait_for_sites
         while True:
@@ -120,9 +130,19 @@ class Attendance:
             here = {
                 s.site: node for node, s in self.sites.items() if s.site in names and node in online
             }
-            if len(here) >= needed or time.monotonic() > end:
+            self._missed -= here.keys()
+            awaited = self._awaited(names) - here.keys()
+            if len(here) >= needed and not awaited:
+                return here
+            if time.monotonic() > end:
+                self._missed |= awaited
                 return here
             time.sleep(LOOK_SECONDS)
+
+    def _awaited(self, names: Collection[str]) -> set[str]:
+        if self._run.settings.min_replies is not None:
+            return set()
+        return {s.site for s in self.sites.values() if s.site in names} - self._missed
 
     def _gather_here(self) -> None:
         expected = [site.name for site in self._run.sites]
@@ -133,10 +153,11 @@ class Attendance:
             time.sleep(LOOK_SECONDS)
         questions = [Message(RecordDict(), node, "query.describe") for node in nodes]
         found = {}
-        for answer in self._grid.send_and_receive(questions, timeout=PHASE_SECONDS):
-            if answer.has_error():
-                raise SiteError(f"a site cannot take part: {answer.error.reason}")
-            found[answer.metadata.src_node_id] = self._read(unpack_payload(answer.content))
+        longest = self._run.settings.answer_deadline
+        for node, answer in ask(self._grid, questions, self._read, longest):
+            if isinstance(answer, SiteError):
+                raise SiteError(f"a site cannot take part: {answer}") from answer
+            found[node] = answer
         names = sorted(site.site for site in found.values())
         if names != sorted(expected):
             raise SiteError(f"expected the sites {', '.join(expected)}; got {', '.join(names)}")

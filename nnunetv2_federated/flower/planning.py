@@ -22,11 +22,14 @@ from nnunetv2_federated.federation.messages import (
     SiteSurvey,
 )
 from nnunetv2_federated.federation.planning import check_agreement, hash_plans
-from nnunetv2_federated.flower.records import CONFIG, PHASE_SECONDS, pack_payload, unpack_payload
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.asking import ask, blaming_the_site
+from nnunetv2_federated.flower.records import CONFIG, pack_payload
 from nnunetv2_federated.training.planning import PlanSettings, plan, site_fingerprint_file
 
 Say = Callable[[str], None]
 Answer = TypeVar("Answer")
+_LONGEST = FederationSettings.answer_deadline
 Surveys = Mapping[int, SiteSurvey]
 """What the sites declare, by node."""
 
@@ -45,19 +48,24 @@ class PlanningSettings:
     preprocess: bool = True
 
 
-def survey_sites(grid: Grid, nodes: Sequence[int]) -> Surveys:
+def survey_sites(grid: Grid, nodes: Sequence[int], answer_deadline: float = _LONGEST) -> Surveys:
     """Ask what the dataset of each site declares; no image is read.
 
     Raises
     ------
     SiteError
-        If a site fails; names it.
+        If a site fails, or does not answer within ``answer_deadline`` seconds; names it.
     """
-    return _ask(grid, {node: f"node {node}" for node in nodes}, "survey", SiteSurvey.from_json)
+    names = {node: f"node {node}" for node in nodes}
+    return _ask(grid, names, "survey", SiteSurvey.from_json, answer_deadline)
 
 
 def plan_together(
-    grid: Grid, surveys: Surveys, settings: PlanningSettings, say: Say
+    grid: Grid,
+    surveys: Surveys,
+    settings: PlanningSettings,
+    say: Say,
+    answer_deadline: float = _LONGEST,
 ) -> PrepareTask:
     """Fingerprint all sites and plan once for them; nothing is changed anywhere.
 
@@ -71,6 +79,8 @@ def plan_together(
         How to plan.
     say
         Told one line about each step of each site.
+    answer_deadline
+        Seconds to wait for a site's fingerprint.
 
     Returns
     -------
@@ -80,7 +90,7 @@ def plan_together(
     Raises
     ------
     SiteError
-        If a site fails or differs from the others; names the site.
+        If a site fails, is silent or differs from the others; names the site.
     SettingsError
         If the planner is unknown or none of the configurations is planned.
     """
@@ -97,10 +107,17 @@ def plan_together(
         samples_per_case(cases), settings.min_cases, settings.verify_dataset_integrity
     )
     fingerprints = _ask(
-        grid, _names(surveys), "fingerprint", SiteFingerprint.from_json, task.to_json()
+        grid,
+        _names(surveys),
+        "fingerprint",
+        SiteFingerprint.from_json,
+        answer_deadline,
+        payload=task.to_json(),
     )
     for node, fingerprint in fingerprints.items():
-        _check_fingerprint(fingerprint, surveys[node])
+        with blaming_the_site(surveys[node].site):
+            _check_fingerprint(fingerprint, surveys[node])
+            pool_sites([fingerprint])  # what cannot be pooled is refused here
     pooled = pool_sites(list(fingerprints.values()))
     plans = plan(declared, pooled, settings.plan)
     configurations = [
@@ -126,18 +143,26 @@ def plan_together(
     return prepare
 
 
-def prepare_sites(grid: Grid, task: PrepareTask, surveys: Surveys, say: Say) -> None:
+def prepare_sites(
+    grid: Grid,
+    task: PrepareTask,
+    surveys: Surveys,
+    say: Say,
+    answer_deadline: float = _LONGEST,
+) -> None:
     """Let each site preprocess with the plans, once all of them said that they can take them.
 
     Raises
     ------
     SiteError
-        If a site cannot take the plans (nothing is changed anywhere then), or fails; names it.
+        If a site cannot take the plans (nothing is changed anywhere then), fails, or does not
+        answer within ``answer_deadline`` seconds; names it.
     """
     names = _names(surveys)
-    _ask(grid, names, "prepare", PrepareReport.from_json, task.to_json())
+    read = PrepareReport.from_json
+    _ask(grid, names, "prepare", read, answer_deadline, payload=task.to_json())
     task = replace(task, check_only=False)
-    reports = _ask(grid, names, "prepare", PrepareReport.from_json, task.to_json())
+    reports = _ask(grid, names, "prepare", read, answer_deadline, payload=task.to_json())
     for node, report in reports.items():
         site = surveys[node].site
         if report.sha256 != task.sha256:
@@ -179,21 +204,18 @@ def _ask(
     names: Mapping[int, str],
     query: str,
     read: Callable[[str], Answer],
+    seconds: float,
+    *,
     payload: str | None = None,
 ) -> dict[int, Answer]:
-    """Ask all sites the same, and name the site that fails."""
+    """Ask all sites the same, and name the first that fails or is silent."""
     content = RecordDict() if payload is None else RecordDict({CONFIG: pack_payload(payload)})
     messages = [Message(RecordDict(dict(content)), node, f"query.{query}") for node in names]
     answers = {}
-    for answer in grid.send_and_receive(messages, timeout=PHASE_SECONDS):
-        node = answer.metadata.src_node_id
-        if answer.has_error():
-            raise SiteError(answer.error.reason)
-        try:
-            answers[node] = read(unpack_payload(answer.content))
-        except SiteError as error:
-            raise SiteError(f"site {names[node]}: {error}") from error
-    silent = [name for node, name in names.items() if node not in answers]
-    if silent:
-        raise SiteError(f"no answer to {query} from site {', '.join(silent)}")
+    for node, answer in ask(grid, messages, read, seconds):
+        if isinstance(answer, SiteError):
+            whose, said = f"site {names[node]}", str(answer)
+            said = said if said.startswith(whose) else f"{whose}: {said}"
+            raise SiteError(f"{said} ({query})") from answer
+        answers[node] = answer
     return dict(sorted(answers.items()))

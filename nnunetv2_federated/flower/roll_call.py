@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.errors import RoundError, SiteError
-from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
+from nnunetv2_federated.flower.asking import blaming_the_site, read_answer
+from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload
 
 
 class _Named(Protocol):
@@ -18,21 +19,55 @@ class _Named(Protocol):
     def site(self) -> str: ...
 
 
+class Inquiry(Protocol):
+    """Questions to nodes; looking for answers waits for nobody."""
+
+    def send(self, questions: Iterable[Message]) -> None:
+        """Ask these, too."""
+
+    def look(self) -> Iterator[Message]:
+        """Yield each answer that is complete now, or the error that is in its place."""
+
+    def give_up(self, nodes: Collection[int]) -> None:
+        """Take no answer of these nodes any more."""
+
+
+class RemoteGrid(Protocol):
+    """A Grid that reaches sites on other machines."""
+
+    def site_names(self) -> Mapping[int, str]:
+        """Names of the connected sites, by node."""
+
+    def inquiry(self, seconds: float) -> Inquiry:
+        """Return an inquiry, for questions that wait so many seconds for an answer."""
+
+
 Answer = TypeVar("Answer", bound=_Named)
 
 LOOK_SECONDS = 0.5
 _ASK_AGAIN_SECONDS = 5.0
-_ANSWER_SECONDS = 900.0
-"""A site builds its trainer before it answers."""
+ANSWER_SECONDS = 900.0
+"""How long a site may take to answer; it builds its trainer first."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Who was asked, and when (``time.monotonic``)."""
+
+    name: str
+    at: float
 
 
 class RollCall(Generic[Answer]):
     """Who of the expected sites is there, and what each answered.
 
+    A question stays open from look to look, so that nobody waits for a site that says nothing. It
+    is given up after :data:`ANSWER_SECONDS`, and the site asked again.
+
     Parameters
     ----------
     grid
-        Reaches the nodes, and knows the sites by their keys (``site_names``).
+        Reaches the sites, and knows them by their keys.
     sites
         Who is expected.
     query
@@ -47,7 +82,7 @@ class RollCall(Generic[Answer]):
 
     def __init__(
         self,
-        grid: Grid,
+        grid: RemoteGrid,
         sites: Sequence[str],
         query: str,
         *,
@@ -63,6 +98,8 @@ class RollCall(Generic[Answer]):
         self._question = question
         self._read = read
         self._say = say
+        self._inquiry = grid.inquiry(ANSWER_SECONDS)
+        self._open: dict[int, _Asked] = {}
         self._refused: dict[str, str] = {}
         self._ask_again: dict[int, float] = {}
         self._last_said: dict[str, str] = {}
@@ -94,32 +131,43 @@ class RollCall(Generic[Answer]):
             self._say(f"beginning without all sites. {self._absent()}")
 
     def look(self) -> None:
-        """Ask nodes that are new, or have not agreed yet."""
+        """Ask nodes that are new, or have not agreed yet, and take the answers that have come."""
         now = time.monotonic()
-        known: Mapping[int, str] = getattr(self._grid, "site_names", dict)()
-        asked = {
-            node: name
-            for node, name in known.items()
-            if name in self._sites  # who has another key is a stranger
-            and node not in self.answers
-            and name not in self._refused
-            and self._ask_again.get(node, 0.0) <= now
-        }
+        self._inquiry.send(self._questions(now))
+        for reply in self._inquiry.look():
+            node = reply.metadata.src_node_id
+            asked = self._open.pop(node, None)
+            if asked is not None:
+                self._take(node, asked.name, reply)
+        for node, asked in list(self._open.items()):
+            if now - asked.at > ANSWER_SECONDS:
+                self._inquiry.give_up({node})
+                del self._open[node]
+                reason = f"no answer to {self._query} within {ANSWER_SECONDS:.0f} s"
+                self._refuse(asked.name, reason, again=True)
+
+    def _questions(self, now: float) -> list[Message]:
         questions = []
-        for node, name in asked.items():
+        for node, name in self._grid.site_names().items():
+            expected = name in self._sites  # who has another key is a stranger
+            done = node in self.answers or name in self._refused
+            waits = node in self._open or self._ask_again.get(node, 0.0) > now
+            if not expected or done or waits:
+                continue
+            self._open[node] = _Asked(name, now)
             self._ask_again[node] = now + _ASK_AGAIN_SECONDS
             content = RecordDict({CONFIG: pack_payload(self._question(name))})
             questions.append(Message(content, node, f"query.{self._query}"))
-        for answer in self._grid.send_and_receive(questions, timeout=_ANSWER_SECONDS):
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                again = answer.error.code == NOT_YET
-                self._refuse(asked[node], answer.error.reason or "failed", again=again)
-                continue
-            try:
-                self._enter(node, asked[node], self._read(unpack_payload(answer.content)))
-            except SiteError as error:
-                self._refuse(asked[node], str(error), again=False)
+        return questions
+
+    def _take(self, node: int, name: str, reply: Message) -> None:
+        try:
+            answer = read_answer(reply, self._read)
+            with blaming_the_site():
+                self._enter(node, name, answer)
+        except SiteError as error:
+            again = reply.has_error() and reply.error.code == NOT_YET
+            self._refuse(name, str(error), again=again)
 
     def _enter(self, node: int, name: str, answer: Answer) -> None:
         if answer.site != name:
@@ -130,10 +178,10 @@ class RollCall(Generic[Answer]):
 
     def _absent(self) -> str:
         here = {answer.site for answer in self.answers.values()}
+        why = {asked.name: "asked, and silent" for asked in self._open.values()}
+        why |= self._last_said
         return "; ".join(
-            f"{name}: {self._refused.get(name, 'not connected, or not approved there yet')}"
-            for name in self._sites
-            if name not in here
+            f"{name}: {why.get(name, 'not connected')}" for name in self._sites if name not in here
         )
 
     def _refuse(self, name: str, reason: str, *, again: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -29,15 +29,14 @@ from nnunetv2_federated.federation.messages import (
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run, read_run
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
+from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
-    PHASE_SECONDS,
     pack_payload,
     pack_weights,
     run_folder,
-    unpack_payload,
     unpack_weights,
 )
 from nnunetv2_federated.flower.strategies import averages, build_strategy
@@ -47,8 +46,6 @@ from nnunetv2_federated.report.curves import plot_federation
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.summary import pool_sites
 from nnunetv2_federated.training.trainer import FederatedRounds
-
-logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer", Validation, FullValidation)
 
@@ -131,6 +128,7 @@ class Server:
         if state is not None:
             restore(strategy.inner, state["strategy"])
         self._train(strategy)
+        self.model.save_final(self._sent)  # before anybody is asked, who may be silent
         self._validate_last(strategy)
         self.model.finish(self._sent)
         self._write_report()
@@ -155,7 +153,7 @@ class Server:
             self.grid,
             pack_weights(self._sent),
             num_rounds=remaining,
-            timeout=self.settings.round_deadline or PHASE_SECONDS,
+            timeout=self.settings.round_deadline or self.settings.answer_deadline,
             evaluate_fn=after_round,
         )
 
@@ -216,7 +214,9 @@ class Server:
                     task = TrainTask(self.settings.rounds, 0.0, 0, share, run=self._run.started)
                     payload = pack_payload(task.to_json())
                     questions[site] = RecordDict({ARRAYS: weights, CONFIG: payload})
-            received = self._ask(questions, MessageType.EVALUATE, Validation.from_json)
+            classes = len(self.rounds[-1]["dice_per_class"])
+            read = functools.partial(_read_validation, classes)
+            received = self._ask(questions, MessageType.EVALUATE, read)
         self._complete_previous(received)
 
     def _validate_fully(self) -> None:
@@ -226,30 +226,27 @@ class Server:
         payload = pack_payload(task.to_json())
         questions = {s.site: RecordDict({ARRAYS: weights, CONFIG: payload}) for s in self._sites}
         self.observer.say(f"validation at {', '.join(questions)}")
-        found = self._ask(questions, f"{MessageType.EVALUATE}.fully", FullValidation.from_json)
+        found = self._ask(questions, f"{MessageType.EVALUATE}.fully", _read_full_validation)
         if any(site.cases for site in found.values()):
             self.model.write_summary(pool_sites(list(found.values())))
 
     def _ask(
         self, questions: Mapping[str, RecordDict], kind: str, read: Callable[[str], Answer]
     ) -> dict[str, Answer]:
-        """Ask sites at the same time; who does not answer is left out, with a warning."""
+        """Ask sites at the same time; who does not answer is left out and named."""
         nodes = self._attendance.present(questions, 0)
         names = {node: site for site, node in nodes.items()}
         messages = [Message(questions[site], node, kind) for node, site in names.items()]
-        answers: dict[str, Answer] = {}
-        for answer in self.grid.send_and_receive(messages, timeout=PHASE_SECONDS):
-            site = names[answer.metadata.src_node_id]
-            if answer.has_error():
-                logger.warning("%s did not validate: %s", site, answer.error.reason)
-                continue
-            try:
-                answers[site] = read(unpack_payload(answer.content))
-            except SiteError as error:
-                logger.warning("%s did not validate: %s", site, error)
-        for site in questions.keys() - nodes.keys():
-            logger.warning("%s is not connected", site)
-        return {site: answers[site] for site in questions if site in answers}
+        failed = dict.fromkeys(questions.keys() - nodes.keys(), "not connected")
+        found: dict[str, Answer] = {}
+        for node, answer in ask(self.grid, messages, read, self.settings.answer_deadline):
+            if isinstance(answer, SiteError):
+                failed[names[node]] = str(answer)
+            else:
+                found[names[node]] = answer
+        for site, reason in sorted(failed.items()):
+            self.observer.say(f"{site} did not validate: {reason}")
+        return {site: found[site] for site in questions if site in found}
 
     @property
     def _sites(self) -> list[SiteDescription]:
@@ -283,6 +280,21 @@ class Server:
         path = self._folder / "federation.json"
         write_history(path, {**self._header(), "sites": sites}, self.rounds)
         plot_federation(self.rounds, self._folder / "federation.png")
+
+
+def _read_validation(classes: int, payload: str) -> Validation:
+    validation = Validation.from_json(payload)
+    if len(validation.tp) != classes:
+        raise SiteError(f"validated {len(validation.tp)} classes instead of {classes}")
+    server_side({"": validation})  # whatever cannot be summed up is refused here
+    return validation
+
+
+def _read_full_validation(payload: str) -> FullValidation:
+    validation = FullValidation.from_json(payload)
+    if validation.cases:
+        pool_sites([validation])  # as above
+    return validation
 
 
 app = make_server_app()

@@ -168,7 +168,7 @@ class PolyLRStrategy(Strategy):
         names = sample_sites(self._attendance.names, settings.sites_per_round, settings.seed, done)
         lr = poly_lr(done, settings.rounds, self.initial_lr)
         self.outcome = Outcome(done, lr, names)
-        here = self._attendance.present(names, settings.min_replies or len(names))
+        here = self._attendance.present(names, self._needed(len(names)))
         self.outcome.failed = {name: "not connected" for name in names if name not in here}
         names = [name for name in names if name in here]
         self._require_sites(self.outcome)
@@ -225,7 +225,7 @@ class PolyLRStrategy(Strategy):
         Raises
         ------
         RoundError
-            If fewer than ``min_replies`` sites sent something usable.
+            If fewer sites than a round needs sent something usable.
         """
         outcome = self._outcome()
         started = time.perf_counter()
@@ -357,9 +357,11 @@ class PolyLRStrategy(Strategy):
         outcome.failed |= {n: "no reply" for n in outcome.participants if n not in answered}
         self._require(outcome, len(outcome.reports), "sent usable weights")
 
+    def _needed(self, count: int) -> int:
+        return self.settings.needed(count, remote=self._attendance.remote)
+
     def _require(self, outcome: Outcome, count: int, what: str) -> None:
-        needed = self.settings.min_replies or len(outcome.participants)
-        needed = min(needed, len(outcome.participants))
+        needed = self._needed(len(outcome.participants))
         if count >= needed:
             return
         why = "; ".join(f"{name}: {reason}" for name, reason in sorted(outcome.failed.items()))

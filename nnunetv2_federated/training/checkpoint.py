@@ -146,8 +146,14 @@ class GlobalModel:
             for tracker in trackers:
                 tracker.flush()
 
+    def save_final(self, weights: Vector) -> None:
+        """Write ``checkpoint_final.pth`` before the last round's validation is known."""
+        with quiet():
+            load_vector(self.trainer.network, weights)
+            self.trainer.save_checkpoint(str(self.folder / "checkpoint_final.pth"))
+
     def finish(self, weights: Vector) -> None:
-        """Write ``checkpoint_final.pth``."""
+        """Write ``checkpoint_final.pth`` with the whole log, and end."""
         with quiet():
             load_vector(self.trainer.network, weights)
             self.trainer.on_train_end()

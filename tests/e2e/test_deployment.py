@@ -290,6 +290,54 @@ def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites
 
 
 @pytest.mark.slow
+def test_who_says_nothing_is_named_and_the_federation_has_its_result(
+    consortium: Consortium,
+) -> None:
+    """One site does not answer when it is asked to join, another when the rounds are done."""
+    consortium.start_server(*SHORT, "--wait-for-sites", "30", "--answer-deadline", "30")
+    consortium.start_site("bern", "--approve-all")
+    consortium.start_silent_site("lyon", "evaluate")
+    consortium.start_silent_site("oslo", "query.join")
+    consortium.wait_until("oslo", "says nothing")
+
+    consortium.wait_until("lyon", "says nothing")  # before it is asked, the weights are written
+    written = weights(consortium.result)
+    assert consortium.wait_for_server() == 0, consortium.said("server")
+
+    said = consortium.said("server")
+    assert "beginning without all sites. oslo: asked, and silent" in said
+    assert said.count("lyon did not validate: no answer in time") == 2
+    assert_same(weights(consortium.result), written)
+    rounds = json.loads((consortium.result / "federation.json").read_text())["rounds"]
+    assert [sorted(record["sites"]) for record in rounds] == [["bern", "lyon"]] * 2
+    assert all(record["seconds"]["round"] < 30 for record in rounds)
+    summary = json.loads((consortium.result / "validation" / "summary.json").read_text())
+    assert list(summary["sites"]) == ["bern"]
+
+
+@pytest.mark.slow
+def test_a_superlink_that_fails_now_and_then_is_asked_again_at_both_ends(
+    tmp_path: Path, dataset_2d: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = nnunet_folders / "preprocessed" / load_dataset(dataset_2d).name
+    fold_split(load_dataset(dataset_2d), "2d", 0)
+    sites = {site: SITES[site] for site in ("bern", "oslo")}
+    consortium = Consortium(tmp_path, dataset, sites)
+    consortium.failing = True
+    try:
+        consortium.start_server(*SHORT)
+        for site in sites:
+            consortium.start_site(site, "--approve-all")
+        assert consortium.wait_for_server() == 0, consortium.all_said()
+    finally:
+        consortium.stop()
+
+    assert "is this the address" not in consortium.said("bern") + consortium.said("oslo")
+    theirs, _ = trained_here(tmp_path, monkeypatch, "901", sites, *SHORT)
+    assert_same(weights(consortium.result), theirs)
+
+
+@pytest.mark.slow
 def test_a_federation_goes_on_with_the_sites_that_are_well(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path
 ) -> None:
@@ -306,7 +354,7 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
     run_all(f"mount -t tmpfs -o size=1M tmpfs {bundles / 'rome' / 'work'}")
     try:
         consortium.start_server(
-            *("--rounds", "10", "--iterations-per-epoch", "1", "--val-iterations", "1"),
+            *("--rounds", "11", "--iterations-per-epoch", "1", "--val-iterations", "1"),
             *("--min-replies", "1", "--no-global-validation", "--round-deadline", "30"),
         )
         for site in ("bern", "lyon", "rome"):
@@ -331,6 +379,7 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
         "not a valid TrainReport",
         "refused: the message cannot be read",
         "refused: it answers another question, or as another site",
+        r"refused: a message of more than \d+ parts",
         "^no reply$",
     )
     for said, pattern in zip(garbage, expected, strict=True):

@@ -73,16 +73,26 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.flower.deployment.credentials import Address
-from nnunetv2_federated.flower.deployment.parts import OVERLOADED, limited, push_part, put_together
+from nnunetv2_federated.flower.deployment.parts import (
+    GIVE_UP_SECONDS,
+    OVERLOADED,
+    check_parts,
+    limited,
+    push_part,
+    put_together,
+)
 from nnunetv2_federated.flower.records import SITE_FAILED
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 _LONGEST_PAUSE = 10.0
+_GOODBYE_SECONDS = 5.0
+_DOUBT_SECONDS = 20.0
 _REFUSED = (401, 412)
 _RUN_ENDED = 403
 _UNWANTED = (400, 403, 404)
+_FAILED = 500
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 _MESSAGE_FILE = "message.pb"
 
@@ -146,6 +156,11 @@ class Fleet:
         self._max_bytes = max_bytes
         self._stopped = stopped
         self._lost = threading.Event()
+        self._closing = threading.Event()
+        """Ends what threads wait for, after Ctrl-C or SIGTERM in the main thread."""
+        self._overloads = 0
+        """How often the server failed, or a proxy in its place."""
+        self._doubts_since: float | None = None
         self._node = Node()
         self._heartbeat = HeartbeatSender(self._beat)
 
@@ -167,6 +182,15 @@ class Fleet:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closing.set()
+        if kind is None or issubclass(kind, Exception):
+            self._take_leave()
+            return
+        leaving = threading.Thread(target=self._take_leave, daemon=True)  # told to stop: do so
+        leaving.start()
+        leaving.join(_GOODBYE_SECONDS)
+
+    def _take_leave(self) -> None:
         if self._heartbeat.is_running:
             self._heartbeat.stop()
         with contextlib.suppress(httpx.HTTPError, RuntimeError):
@@ -174,13 +198,14 @@ class Fleet:
         self._client.close()
 
     def _connect(self) -> Node:
+        before = self._overloads
         try:
             return self._activate()
         except httpx.TransportError as error:
             raise LostError(f"no connection to {self._server}: {error}") from error
         except httpx.HTTPStatusError as error:
             with contextlib.suppress(httpx.HTTPError):
-                if (node := self._still_active()) is not None:
+                if (node := self._still_active(in_doubt=self._overloads > before)) is not None:
                     return node
             raise LostError(_refusal(self._server, error)) from error
 
@@ -193,14 +218,20 @@ class Fleet:
         self._forget()
         return Node(node_id=answer.node_id)
 
-    def _still_active(self) -> Node | None:
-        """Go on as the node this site was before it was killed, if it kept what it was asked."""
+    def _still_active(self, *, in_doubt: bool) -> Node | None:
+        """Go on as the node this site was before it was killed, if it kept what it was asked.
+
+        So it does ``in_doubt``, if the server failed before it refused: it may have begun anew.
+        """
         if not self._node_file.is_file() or not self._node_file.read_text().isdecimal():
             return None
         node = Node(node_id=int(self._node_file.read_text()))
-        if self._kept() is not None:
-            return node if self._client.SendNodeHeartbeat(_heartbeat(node)).success else None
-        self._client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+        if in_doubt or self._kept() is not None:
+            alive = self._call(self._client.SendNodeHeartbeat, _heartbeat(node), patient=False)
+            self._doubts_since = time.monotonic() if in_doubt else None
+            return node if alive.success else None
+        leave = DeactivateNodeRequest(node_id=node.node_id)
+        self._call(self._client.DeactivateNode, leave, patient=False)
         return self._activate()
 
     def messages(self) -> Iterator[Message]:
@@ -232,12 +263,32 @@ class Fleet:
             yield from self._opened(received)
 
     def _pull(self) -> PullMessagesResponse:
-        """Ask once: a message whose envelope got lost on the way is not sent a second time."""
+        """Ask once: a message whose envelope got lost on the way is not sent a second time.
+
+        It may also get lost when the server fails over it; see :meth:`_doubt`.
+        """
         request = PullMessagesRequest(node=self._node)
+        before = self._overloads
         try:
-            return self._call(self._client.PullMessages, request, patient=False)
+            received = self._call(self._client.PullMessages, request, patient=False)
         except httpx.TransportError as error:
             raise LostError(f"the connection to {self._server} broke: {error}") from error
+        if received.messages_list:
+            self._doubts_since = None
+        elif self._overloads > before or self._doubts_since is not None:
+            self._doubt()
+        return received
+
+    def _doubt(self) -> None:
+        """Begin anew if nothing comes for some time after the server failed.
+
+        Not at once: beginning anew costs a busy server more than a look.
+        """
+        now = time.monotonic()
+        self._doubts_since = self._doubts_since or now
+        if now - self._doubts_since > _DOUBT_SECONDS:
+            self._doubts_since = None
+            raise LostError(f"{self._server} failed and may have lost a message; connecting anew")
 
     def _opened(self, received: PullMessagesResponse) -> Iterator[Message]:
         try:
@@ -299,6 +350,7 @@ class Fleet:
         """Fetch a message's parts onto disk, and only then tell the server that it has come."""
         run_id = received.messages_list[0].metadata.run_id
         tree = received.message_object_trees[0]
+        check_parts(tree, self._max_bytes)
         ids = [node.object_id for node in iterate_object_tree(tree)]
         if not all(_OBJECT_ID.fullmatch(name) for name in ids):
             raise SiteError("refused: a part of the message has no proper name")
@@ -374,25 +426,41 @@ class Fleet:
     ) -> Response:
         """Call until there is an answer: networks come back, and so do servers.
 
-        Not ``patient``, only a server that is too busy is called again.
+        A server that only fails (HTTP 500) is given up after some minutes. Not ``patient``, only a
+        server that is too busy is called again.
         """
         pause = 0.5
+        failing_since: float | None = None
         while True:
             try:
                 return method(request)
             except httpx.HTTPStatusError as error:
-                if error.response.status_code not in OVERLOADED:
-                    raise
+                failing_since = self._still_bearable(error, failing_since)
             except httpx.TransportError as error:
-                if "CERTIFICATE" in str(error) or "SSL" in str(error):
+                said = str(error)
+                if "SSL" in said and "EOF" not in said:  # EOF: it was killed in between
                     raise SettingsError(f"{self._server}: {error}") from error
                 if not patient:
                     raise
+                failing_since = None
                 logger.warning("no connection to %s: %s", self._server, error)
-            if self._stopped():
+            if self._stopped() or self._closing.wait(pause):
                 raise LostError("stopped")
-            time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _still_bearable(self, error: httpx.HTTPStatusError, since: float | None) -> float | None:
+        """Return since when the server fails; raise what need not be tried again."""
+        status = error.response.status_code
+        if status not in OVERLOADED:
+            raise error
+        self._overloads += 1
+        logger.warning("%s answered HTTP %d", self._server, status)
+        if status != _FAILED:  # of a proxy: the server is being started again, perhaps
+            return None
+        now = time.monotonic()
+        if since is not None and now - since > GIVE_UP_SECONDS:
+            raise error
+        return since or now
 
 
 def reason_of(error: OSError) -> str:
@@ -415,4 +483,6 @@ def _refusal(server: Address, error: httpx.HTTPStatusError) -> str:
             f"{server} refuses this site (HTTP {status}{reason}): its key is not registered, or "
             "the clocks of both machines differ."
         )
+    if status in OVERLOADED:
+        return f"{server} fails (HTTP {status}); this site goes on trying"
     return f"{server} answered HTTP {status}: is this the address of the federation's server?"

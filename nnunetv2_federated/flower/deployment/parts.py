@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flwr.app import Message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.proto.message_pb2 import (
     ObjectTree,
     PullObjectRequest,
@@ -16,8 +17,45 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from nnunetv2_federated.federation.errors import SiteError
 
-OVERLOADED = (502, 503, 504)
-"""HTTP statuses of a server, or a proxy before it, that may answer later."""
+OVERLOADED = (500, 502, 503, 504)
+"""HTTP statuses of a server, or a proxy before it, that may answer later.
+
+A SuperLink fails with 500 while its database is locked: many sites, or a large message, suffice.
+"""
+
+GIVE_UP_SECONDS = 300.0
+"""How long to ask a SuperLink again that fails each time."""
+
+_DEEPEST = 5
+"""A message, its records, one of arrays, an array, a chunk of it."""
+_BESIDE_CHUNKS = 16
+"""Parts of a message that are no chunks, and room for one more record or another."""
+
+
+def check_parts(tree: ObjectTree, max_bytes: int) -> None:
+    """Refuse a message of more parts than one of that size can have, before any is fetched.
+
+    Parts cost a SuperLink time, however small they are.
+
+    Parameters
+    ----------
+    tree
+        Names of the parts, as they contain each other.
+    max_bytes
+        What all parts together may have.
+
+    Raises
+    ------
+    SiteError
+        If there are too many, or they contain each other too deeply.
+    """
+    most = _BESIDE_CHUNKS + max_bytes // FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+    level, parts, depth = [tree], 0, 0
+    while level:
+        parts, depth = parts + len(level), depth + 1
+        if parts > most or depth > _DEEPEST:
+            raise SiteError(f"refused: a message of more than {most} parts, or nested too deeply")
+        level = [child for part in level for child in part.children]
 
 
 def push_part(

@@ -88,16 +88,21 @@ class Child:
             with self._starting, self._log.open("ab") as log:
                 if self._stopped.is_set():
                     return
-                self._process = subprocess.Popen(  # noqa: S603  # Flower's own commands
-                    self._command,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    env=self._environment,
-                    umask=_ONLY_THIS_USER,
-                    preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
-                )
-            started.set()
+                try:
+                    self._process = subprocess.Popen(  # noqa: S603  # Flower's own commands
+                        self._command,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL,
+                        env=self._environment,
+                        umask=_ONLY_THIS_USER,
+                        preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
+                    )
+                except OSError as error:  # absent, or no memory for it
+                    log.write(f"{error}\n".encode())
+                    return
+                finally:
+                    started.set()
             if self._process.wait() >= 0:
                 self._go_on.wait()
             if self._stopped.is_set():

@@ -15,6 +15,7 @@ from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.waiting import Grace
 from nnunetv2_federated.flower.deployment.credentials import (
     COORDINATOR_KEY,
     SERVER_KEY,
@@ -141,18 +142,12 @@ def open_grid(
         heartbeat = link.keep_alive(grid)
         try:
             yield grid
-        except httpx.HTTPStatusError as refusal:
-            error = refusal
-            status = refusal.response.status_code
-            what = (
-                "has given the run up: it was stopped, or this machine slept"
-                if status in RUN_ENDED
-                else f"failed (HTTP {status})"
-            )
+        except httpx.HTTPError as failure:
+            error = failure
             raise FederationError(
-                f"the SuperLink {what}; its log is {folder / 'superlink.log'}. The same command "
-                "goes on, a training with --c."
-            ) from refusal
+                f"the SuperLink {_what_failed(failure)}; its log is {folder / 'superlink.log'}. "
+                "The same command goes on, a training with --c."
+            ) from failure
         except BaseException as failure:
             error = failure
             raise
@@ -164,6 +159,15 @@ def open_grid(
     link.delete_database()
 
 
+def _what_failed(error: httpx.HTTPError) -> str:
+    if not isinstance(error, httpx.HTTPStatusError):
+        return f"does not answer ({error})"
+    status = error.response.status_code
+    if status in RUN_ENDED:
+        return "has given the run up: it was stopped, or this machine slept"
+    return f"failed (HTTP {status})"
+
+
 def serve_planning(
     folder: Path,
     server: ServerSettings,
@@ -171,6 +175,7 @@ def serve_planning(
     settings: PlanningSettings,
     *,
     wait_for_sites: float,
+    answer_deadline: float,
     say: Callable[[str], None],
 ) -> PrepareTask:
     """Plan together with sites on other machines, and let them prepare.
@@ -187,6 +192,8 @@ def serve_planning(
         How to plan.
     wait_for_sites
         Seconds to wait for a site, at the start and when it was lost.
+    answer_deadline
+        Seconds to wait for an answer, of a site at work on its images.
     say
         Told what happens.
 
@@ -195,7 +202,7 @@ def serve_planning(
     RoundError
         If not all sites are there in time.
     SiteError
-        If a site fails, differs from the others or cannot take the plans; names it.
+        If a site fails, is silent, differs from the others or cannot take the plans; names it.
     SettingsError
         If the server has other plans of that name, or the planner refuses.
     """
@@ -220,10 +227,10 @@ def serve_planning(
             say=say,
         )
         roll.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
-        task = plan_together(grid, roll.answers, settings, say)
+        task = plan_together(grid, roll.answers, settings, say, answer_deadline)
         if problem := other_plans(folder, task):
             raise SettingsError(f"the server {problem}")
-        prepare_sites(grid, task, roll.answers, say)
+        prepare_sites(grid, task, roll.answers, say, answer_deadline)
         install_plans(folder, task, dataset_json_of(task.declared, count_cases(roll.answers)))
     shutil.rmtree(files)
     return task
@@ -260,8 +267,12 @@ def serve_run(
     model = GlobalModel(run, trainer)
     try:
         with open_grid(folder / "superlink", server, run.remote_sites, observer.say) as grid:
-            if run.settings.min_replies is None:  # every site is needed: wait for one that was lost
-                grid.patience = run.settings.wait_for_sites
+            settings = run.settings
+            if settings.min_replies is None:  # nobody said that it is no matter who is lost
+                grid.patience = settings.wait_for_sites
+            # a round with a deadline has sites that train to its end: no grace before that
+            least = max(settings.wait_for_sites, settings.round_deadline or 0.0)
+            grid.grace = Grace(least, run.needed)
             Server(grid, run, model, observer).run()
     except KeyboardInterrupt as stop:
         raise FederationError(

@@ -1,0 +1,34 @@
+"""A site that takes a question and never answers; give its site.toml and the question's kind."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from pathlib import Path
+
+from flwr.app import Message
+
+from nnunetv2_federated.cli.site import read_site_file
+from nnunetv2_federated.flower.deployment import site
+from nnunetv2_federated.flower.deployment.desk import Desk
+
+
+def main() -> None:
+    settings = read_site_file(Path(sys.argv[1]))
+    say = functools.partial(print, flush=True)
+    honest = site._answer
+
+    def answer(app, coordinator, message: Message, name: str) -> Message:
+        if message.metadata.message_type == sys.argv[2]:
+            say("says nothing")
+            threading.Event().wait()
+        return honest(app, coordinator, message, name)
+
+    site._answer = answer
+    desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
+    site.serve(settings, desk, say, threading.Event())
+
+
+if __name__ == "__main__":
+    main()
