@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -11,33 +10,9 @@ from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.flower.records import unpack_payload
+from nnunetv2_federated.flower.records import reading, unpack_payload
 
 Answer = TypeVar("Answer")
-
-
-@contextlib.contextmanager
-def blaming_the_site(site: str | None = None) -> Iterator[None]:
-    """Turn whatever goes wrong while an answer is read and checked into a ``SiteError``.
-
-    Parameters
-    ----------
-    site
-        To be named in it, where the caller does not.
-
-    Raises
-    ------
-    SiteError
-        If anything goes wrong within.
-    """
-    try:
-        yield
-    except SiteError:
-        raise
-    except Exception as error:  # what strangers send breaks readers in many ways
-        reason = clean(f"{type(error).__name__}: {error}")
-        whose = "" if site is None else f"site {site}: "
-        raise SiteError(f"{whose}its answer cannot be used: {reason}") from error
 
 
 def read_answer(reply: Message, read: Callable[[str], Answer]) -> Answer:
@@ -57,7 +32,7 @@ def read_answer(reply: Message, read: Callable[[str], Answer]) -> Answer:
     """
     if reply.has_error():
         raise SiteError(clean(reply.error.reason or "failed"))
-    with blaming_the_site():
+    with reading("its answer"):
         return read(unpack_payload(reply.content))
 
 

@@ -23,8 +23,8 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.planning import check_agreement, hash_plans
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.asking import ask, blaming_the_site
-from nnunetv2_federated.flower.records import CONFIG, pack_payload
+from nnunetv2_federated.flower.asking import ask
+from nnunetv2_federated.flower.records import CONFIG, pack_payload, reading
 from nnunetv2_federated.training.planning import PlanSettings, plan, site_fingerprint_file
 
 Say = Callable[[str], None]
@@ -115,7 +115,7 @@ def plan_together(
         payload=task.to_json(),
     )
     for node, fingerprint in fingerprints.items():
-        with blaming_the_site(surveys[node].site):
+        with reading(f"site {surveys[node].site}: its answer"):
             _check_fingerprint(fingerprint, surveys[node])
             pool_sites([fingerprint])  # what cannot be pooled is refused here
     pooled = pool_sites(list(fingerprints.values()))

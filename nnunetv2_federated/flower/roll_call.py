@@ -10,8 +10,8 @@ from typing import Generic, Protocol, TypeVar
 from flwr.app import Message, RecordDict
 
 from nnunetv2_federated.federation.errors import RoundError, SiteError
-from nnunetv2_federated.flower.asking import blaming_the_site, read_answer
-from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload
+from nnunetv2_federated.flower.asking import read_answer
+from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, reading
 
 
 class _Named(Protocol):
@@ -163,7 +163,7 @@ class RollCall(Generic[Answer]):
     def _take(self, node: int, name: str, reply: Message) -> None:
         try:
             answer = read_answer(reply, self._read)
-            with blaming_the_site():
+            with reading("its answer"):
                 self._enter(node, name, answer)
         except SiteError as error:
             again = reply.has_error() and reply.error.code == NOT_YET

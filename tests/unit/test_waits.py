@@ -29,6 +29,7 @@ from nnunetv2_federated.flower.deployment.parts import check_parts
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
 from nnunetv2_federated.flower.roll_call import RollCall
 
+PLANS = "0" * 64
 NAMES = {11: "bern", 12: "lyon", 13: "oslo"}
 
 
@@ -148,7 +149,7 @@ def answered(question: Message, answer: Any) -> Message:
 
 
 def describe(name: str, **changes: Any) -> str:
-    return json.dumps(json.loads(SiteDescription(name, 5, 2, "m", "p").to_json()) | changes)
+    return json.dumps(json.loads(SiteDescription(name, 5, 2, "m", PLANS).to_json()) | changes)
 
 
 def attendance(grid: FakeGrid, said: list[str], **settings: Any) -> Attendance:
@@ -158,8 +159,19 @@ def attendance(grid: FakeGrid, said: list[str], **settings: Any) -> Attendance:
 
     chosen = FederationSettings(wait_for_sites=20.0, **settings)
     names = tuple(NAMES.values())
-    run = Run("Dataset901_A", "2d", 0, "t", "p", "cpu", chosen, (), remote_sites=names)
-    return Attendance(grid, run, Same("m", "p"), Listening())  # type: ignore[arg-type]
+    run = Run(
+        "Dataset901_A",
+        "2d",
+        0,
+        "t",
+        "p",
+        "cpu",
+        chosen,
+        remote_sites=names,
+        sites=(),
+        started="run",
+    )
+    return Attendance(grid, run, Same("m", PLANS), Listening())  # type: ignore[arg-type]
 
 
 def test_a_site_that_accepts_to_join_and_says_nothing_holds_nobody_up(clock: Clock) -> None:
@@ -241,7 +253,7 @@ def test_what_breaks_a_reader_is_the_failure_of_its_site(clock: Clock) -> None:
     said: list[str] = []
     roll = RollCall(grid, list(NAMES.values()), "join", question=str, read=read, say=said.append)
     roll.look()
-    assert "lyon: its answer cannot be used: OverflowError: too large" in said
+    assert "lyon: its answer cannot be read (OverflowError): too large" in said
     assert "bern takes part" in said
     assert "oslo: the key of oslo was used by a site that calls itself bern" in said
 
@@ -295,7 +307,7 @@ def test_who_is_silent_or_breaks_the_reader_is_named_and_the_rest_goes_on(clock:
 
     assert found[11] == 1
     assert str(found[12]) == "no answer in time"
-    assert str(found[13]).startswith("its answer cannot be used: OverflowError")
+    assert str(found[13]).startswith("its answer cannot be read (OverflowError)")
 
 
 # What the SuperLink fails over
