@@ -21,7 +21,7 @@ from nnunetv2_federated.training.code_arguments import (
     ArgumentsOf,
     Code,
 )
-from nnunetv2_federated.training.code_register import definition, resolve
+from nnunetv2_federated.training.code_register import DOTTED_KINDS, definition, resolve
 
 _DEEPEST = 16
 _MOST_VALUES = 100_000
@@ -314,7 +314,7 @@ def _check_plain(key: str, value: object) -> None:
 
 
 def _check_any_part(key: str, name: object, allowed_modules: Sequence[str]) -> None:
-    for kind in REGISTER:
+    for kind in DOTTED_KINDS:
         try:
             resolve(kind, name, allowed_modules)
         except SettingsError:

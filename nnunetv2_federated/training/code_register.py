@@ -68,6 +68,8 @@ _BY_NAME = {
 }
 KINDS = tuple(dict.fromkeys([*REGISTER, *_BY_NAME]))
 """What a name may have to stand for."""
+DOTTED_KINDS = tuple(kind for kind in REGISTER if kind not in _BY_NAME)
+"""Networks and their parts, which nnU-Net finds by a dotted name."""
 
 
 def resolve(kind: str, name: object, allowed_modules: Sequence[str] = ()) -> Any:  # noqa: ANN401

@@ -195,9 +195,9 @@ class RawSite:
         check_names(task.plans, self.name)
         dataset_json = self._dataset_json()
         check_plans(task.plans, dataset_json, self.name, self.allowed_modules)
+        check_declared(self.survey(), task.declared, "the federation")
         shape, spacing = self._largest_case(dataset_json)
         check_preprocessing(task.plans, task.configurations, shape, spacing, site=self.name)
-        check_declared(self.survey(), task.declared, "the federation")
         if problem := other_plans(self._preprocessed, task):
             raise SiteError(f"site {self.name}: {problem}")
 

@@ -582,6 +582,7 @@ def test_a_hospitals_own_network_is_allowed_by_its_module(own_module: str) -> No
         ("pretrained", True),
         ("checkpoint_path", 1),
         ("act", "os.system"),
+        ("act", "no_resampling_hack"),  # by its bare name nnU-Net would import a module
     ):
         changed = deepcopy(own)
         changed["arch_kwargs"][argument] = attack
