@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from flwr.app import Context, RecordDict
 
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, TrainTask
+from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.settings import FederationSettings, read_run
 from nnunetv2_federated.flower.deployment.consent import NotApprovedError
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
@@ -123,6 +125,32 @@ def test_what_does_not_fit_is_refused_by_name_and_without_a_path(
         desk.join(asked)
     assert str(error.value).startswith("site bern")
     assert "/" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"nonlin": "torch.nn.parallel.distributed.os.system"}, "is not an allowed nonlin"),
+        ({"features_per_stage": 10_000}, "the network with patch .* would take about"),
+    ],
+)
+def test_plans_that_name_a_command_or_do_not_fit_are_refused_though_approved(
+    desk: Desk, arguments: dict[str, Any], text: str
+) -> None:
+    dataset = load_dataset("901")
+    plans = json.loads(json.dumps(dataset.plans))
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"] |= arguments
+    path = dataset.folder / "OtherPlans.json"
+    path.write_text(json.dumps(plans))
+    try:
+        asked = proposal(plans="OtherPlans", plans_hash=hash_plans(plans))
+        desk.approve(asked.approval())
+        with pytest.raises(SiteError, match=f"site bern: refused plans: .*{text}"):
+            desk.join(asked)
+    finally:
+        path.unlink()
+    with pytest.raises(SiteError, match="has not joined"):
+        desk.find(CONTEXT)
 
 
 @pytest.mark.usefixtures("desk")
