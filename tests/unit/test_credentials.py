@@ -18,7 +18,9 @@ from flwr.supercore.primitives.asymmetric import sign_message, uses_nist_ec_curv
 
 from nnunetv2_federated.cli import site
 from nnunetv2_federated.cli.provision import main
+from nnunetv2_federated.cli.run import _same_sites, sites_with_keys
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.settings import FederationSettings, Run
 from nnunetv2_federated.flower.deployment import credentials
 from nnunetv2_federated.flower.deployment.admission import Admission
 from nnunetv2_federated.flower.deployment.credentials import (
@@ -533,3 +535,32 @@ def test_a_database_folder_of_others_is_refused_and_a_new_one_is_private(tmp_pat
             with pytest.raises(SettingsError, match="belongs to user 12345"):
                 check_private_folder(folder, "--superlink-database")
             os.chown(planted, 0, -1)
+
+
+def test_a_run_goes_on_with_the_sites_that_were_not_revoked_since(tmp_path: Path) -> None:
+    """``--c`` wants the sites the run was started with, and cannot have a revoked one."""
+    provision(tmp_path, SERVER, ["bern", "lyon", "oslo"])
+    options = {"server": "localhost", "credentials": tmp_path / "server"}
+
+    def run(*sites: str) -> Run:
+        return Run(
+            "Dataset901_Balls",
+            "2d",
+            0,
+            "t",
+            "p",
+            "cpu",
+            FederationSettings(),
+            (),
+            remote_sites=sites,
+        )
+
+    started = run("bern", "lyon", "oslo")
+    assert _same_sites(options, run("bern", "lyon", "oslo"), started)
+    assert not _same_sites(options, run("lyon", "oslo"), started)
+
+    revoke(tmp_path, ["bern"])
+
+    assert _same_sites(options, run(*sites_with_keys(options)), started)
+    assert not _same_sites(options, run("oslo"), started)
+    assert not _same_sites(options, run(), started)
