@@ -21,7 +21,7 @@ from nnunetv2_federated.cli.provision import main
 from nnunetv2_federated.cli.run import _same_sites, sites_with_keys
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import FederationSettings, Run
-from nnunetv2_federated.flower.deployment import credentials
+from nnunetv2_federated.flower.deployment import certificates
 from nnunetv2_federated.flower.deployment.admission import Admission
 from nnunetv2_federated.flower.deployment.credentials import (
     Address,
@@ -145,7 +145,7 @@ def test_a_renewed_certificate_is_trusted_by_the_same_bundles(
             return datetime.now(tz) - timedelta(days=3)
 
     with monkeypatch.context() as patch:
-        patch.setattr(credentials, "datetime", ThreeDaysAgo)
+        patch.setattr(certificates, "datetime", ThreeDaysAgo)
         provision(tmp_path, SERVER, ["hannover"], days=2)
     bundle = tmp_path / "sites" / "hannover"
     before = contents(bundle)
@@ -401,6 +401,9 @@ def test_a_key_made_here_and_revoked_is_not_handed_out_again(tmp_path: Path) -> 
     revoke(tmp_path, ["bern"])
     with pytest.raises(SettingsError, match="was revoked and stays so: remove that folder"):
         provision(tmp_path, SERVER, ["bern"])
+    own = make_key("bern", tmp_path / "hospital").public
+    with pytest.raises(SettingsError, match="holds a private key that was made here"):
+        provision(tmp_path, SERVER, public_keys=[own])
     shutil.rmtree(tmp_path / "sites" / "bern")
     assert provision(tmp_path, SERVER, ["bern"]) == [tmp_path / "sites" / "bern"]
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 import ipaddress
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one, replacing
 from nnunetv2_federated.federation.names import check_name
+from nnunetv2_federated.flower.deployment.certificates import (
+    authority_certificate,
+    check_server,
+    server_certificate,
+)
 from nnunetv2_federated.flower.deployment.keyfiles import (
     authority_fingerprint,
     check_key_folder,
@@ -41,11 +44,9 @@ SERVER_KEY, SITE_KEY = "server.key", "site.key"
 DEFAULT_PORT = 9092
 DEFAULT_DAYS = 730
 CA_DAYS = 3650
-_CLOCKS_MAY_DIFFER = timedelta(hours=1)
 _SECRET, _PUBLIC, _FOLDER = 0o600, 0o644, 0o700
 _LONGEST_NAME = 64
 _LOCK = ".provision.lock"
-_CA_NAME = "nnunetv2-federated CA"
 
 
 SITE_TOML = """\
@@ -164,7 +165,7 @@ def provision(
     """
     register = SiteRegister(folder / "server")
     enrolled = _check(register, sites, public_keys, days)
-    _check_bundles(folder, register, sites)
+    _check_bundles(folder, register, sites, enrolled)
     folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER)
     check_key_folder(folder)
     with only_one(folder / _LOCK, "this command runs already; wait for its end."):
@@ -196,7 +197,7 @@ def _make_coordinators_part(folder: Path, server: Address, days: int, *, renew: 
         _make_server(folder, server, days)
         made.append(folder / "server")
     else:
-        _check_server(folder / "server" / "server.crt", server)
+        check_server(folder / "server" / "server.crt", server.host)
     return made
 
 
@@ -275,8 +276,17 @@ def _check(
     return enrolled
 
 
-def _check_bundles(folder: Path, register: SiteRegister, sites: Sequence[str]) -> None:
-    """Refuse to let a key in again that lies here still but was revoked."""
+def _check_bundles(
+    folder: Path, register: SiteRegister, sites: Sequence[str], enrolled: Collection[str]
+) -> None:
+    """Refuse to hand out a key again that lies here still but was revoked."""
+    for site in enrolled:
+        bundle = folder / "sites" / site
+        if (bundle / SITE_KEY).exists():
+            raise SettingsError(
+                f"--public-key {site}: {bundle} holds a private key that was made here: remove "
+                "that folder, the site has a key of its own."
+            )
     for site in sites:
         bundle = folder / "sites" / site
         if register.has(site) or not bundle.is_dir():
@@ -300,14 +310,7 @@ def _add_with_new_key(folder: Path, register: SiteRegister, site: str, server: A
 
 def _make_authority(folder: Path) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _CA_NAME)])
-    certificate = (
-        _certificate(name, name, key.public_key(), CA_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA384())
-    )
+    certificate = authority_certificate(key, CA_DAYS)
     _write(folder / "ca.key", _pem(key), _SECRET)
     _write(folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
 
@@ -326,20 +329,7 @@ def _make_server(folder: Path, server: Address, days: int) -> None:
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise SettingsError(f"{folder / 'ca.key'} is not the key this command made.")
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, server.host[:64])])
-    names = dict.fromkeys((server.host, "localhost", "127.0.0.1"))  # the server calls itself too
-    certificate = (
-        _certificate(name, authority.subject, key.public_key(), days)
-        .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
-        .sign(signer, hashes.SHA384())
-    )
+    certificate = server_certificate(server.host, key.public_key(), authority, signer, days)
     target = folder / "server"
     (target / "server.crt").unlink(missing_ok=True)  # last: it stands for all of them
     _write(target / "server.toml", f'server = "{server}"\n'.encode(), _PUBLIC)
@@ -384,77 +374,6 @@ def private_key_text(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.OpenSSH,
         serialization.NoEncryption(),
     )
-
-
-def check_validity(path: Path) -> None:
-    """Check that a certificate is valid now.
-
-    Raises
-    ------
-    SettingsError
-        If it is not yet or no longer, or cannot be read.
-    """
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read as a certificate: {error}") from error
-    if certificate.not_valid_after_utc < datetime.now(UTC):
-        raise SettingsError(
-            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: make a new one with "
-            "nnUNetv2_federated_provision --renew."
-        )
-    if certificate.not_valid_before_utc > datetime.now(UTC):
-        raise SettingsError(
-            f"{path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: set this "
-            "machine's clock."
-        )
-
-
-def _check_server(path: Path, server: Address) -> None:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    if _general_name(server.host) not in list(names):
-        raise SettingsError(
-            f"{path} is not for {server.host}: name the server it was made for, or make a new one "
-            "with --renew."
-        )
-    check_validity(path)
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCKS_MAY_DIFFER)
-        .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:

@@ -16,14 +16,18 @@ from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, Si
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.federation.waiting import Grace
+from nnunetv2_federated.flower.deployment.certificates import check_validity
 from nnunetv2_federated.flower.deployment.credentials import (
     COORDINATOR_KEY,
     SERVER_KEY,
     Address,
-    check_validity,
 )
 from nnunetv2_federated.flower.deployment.grid import RUN_ENDED, NetworkGrid
-from nnunetv2_federated.flower.deployment.keyfiles import check_private_folder, read_secret
+from nnunetv2_federated.flower.deployment.keyfiles import (
+    authority_fingerprint,
+    check_private_folder,
+    read_secret,
+)
 from nnunetv2_federated.flower.deployment.register import SiteRegister
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
 from nnunetv2_federated.flower.deployment.superlink import SuperLink
@@ -62,6 +66,7 @@ class ServerSettings:
             certificate is not valid now.
         """
         self.site_keys()
+        authority_fingerprint(self.credentials / "ca.crt")  # raises if it is none
         read_secret(self.credentials / SERVER_KEY)
         load_signing_key(self.credentials / COORDINATOR_KEY)
         check_validity(self.credentials / "server.crt")
