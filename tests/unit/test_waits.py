@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.task_identity import TaskIdentity
 
+from nnunetv2_federated.cli.site import read_site_file
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
@@ -24,8 +29,11 @@ from nnunetv2_federated.federation.waiting import Grace
 from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.deployment import grid as network
+from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.inquiry import Inquiry
 from nnunetv2_federated.flower.deployment.parts import check_parts
+from nnunetv2_federated.flower.deployment.process import Child
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
 from nnunetv2_federated.flower.roll_call import RollCall
 
@@ -313,6 +321,11 @@ def test_who_is_silent_or_breaks_the_reader_is_named_and_the_rest_goes_on(clock:
 # What the SuperLink fails over
 
 
+def http_error(status: int) -> httpx.HTTPStatusError:
+    response = httpx.Response(status, request=httpx.Request("POST", "https://a"))
+    return httpx.HTTPStatusError("", request=response.request, response=response)
+
+
 def tree(*children: ObjectTree) -> ObjectTree:
     return ObjectTree(object_id="0" * 64, children=children)
 
@@ -353,8 +366,7 @@ class Flaky:
         self.polls.append(len(request.message_ids))
         status = self.fails(sorted(map(int, request.message_ids)))
         if status is not None:
-            response = httpx.Response(status, request=httpx.Request("POST", "https://a"))
-            raise httpx.HTTPStatusError("", request=response.request, response=response)
+            raise http_error(status)
         return PullAppMessagesResponse()
 
 
@@ -403,8 +415,7 @@ def test_the_superlink_is_asked_again_after_500_for_some_minutes_only(clock: Clo
 
     def fail(status: int) -> None:
         tries.append(clock.now)
-        response = httpx.Response(status, request=httpx.Request("POST", "https://a"))
-        response.raise_for_status()
+        raise http_error(status)
 
     with pytest.raises(httpx.HTTPStatusError):
         network._patient().invoke(fail, 500)
@@ -424,3 +435,91 @@ def test_a_question_lives_as_long_as_its_answer_is_waited_for(clock: Clock) -> N
     inquiry.send(questions())
     assert {message.metadata.ttl for message in link.sent.values()} == {100_000}
     assert unpack_payload(link.sent["11"].content) == "a"
+
+
+# A site's end
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    provision(tmp_path, Address("127.0.0.1", 9), ["bern"])  # nobody listens at "discard"
+    settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
+    inbox = tmp_path / "inbox"
+    return Fleet(
+        settings.server, settings.load_key(), settings.load_authority(), inbox, max_bytes=2**20
+    )
+
+
+def failing(*statuses: int | None) -> Callable[[Any], PullMessagesResponse]:
+    left = iter(statuses)
+
+    def method(request: Any) -> PullMessagesResponse:
+        del request
+        status = next(left)
+        if status is not None:
+            raise http_error(status)
+        return PullMessagesResponse()
+
+    return method
+
+
+def test_a_site_asks_again_after_500_and_then_says_what_is_wrong(
+    clock: Clock, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet._closing, "wait", clock.sleep)
+    assert fleet._call(failing(500, 502, 500, None), None) == PullMessagesResponse()
+    began = clock.now
+    trying = pytest.raises(LostError, match=r"fails \(HTTP 500\); this site goes on trying")
+    with trying, fleet._losing():
+        fleet._call(failing(*[500] * 1000), None)
+    assert 300 < clock.now - began < 320
+    no_server = pytest.raises(LostError, match="is this the address of the federation's server")
+    with no_server, fleet._losing():
+        fleet._call(failing(418), None)
+
+
+def test_a_site_begins_anew_if_a_message_may_have_been_lost(
+    clock: Clock, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet._closing, "wait", clock.sleep)
+    monkeypatch.setattr(fleet._client, "PullMessages", failing(None, 500, *[None] * 100))
+    assert not fleet._pull().messages_list
+    clock.now += 1000
+    fleet._pull()  # the server fails once
+    clock.now += 19
+    fleet._pull()
+    clock.now += 2
+    with pytest.raises(LostError, match="may have lost a message; connecting anew"):
+        fleet._pull()
+    clock.now += 1000
+    fleet._pull()
+
+
+def test_a_site_that_is_told_to_stop_waits_for_no_network(fleet: Fleet) -> None:
+    """Parts of messages travel in threads, which Python waits for."""
+    lost = threading.Event()
+
+    def upload() -> None:
+        with contextlib.suppress(LostError):
+            fleet._call(fleet._client.PullMessages, PullMessagesRequest())
+        lost.set()
+
+    threading.Thread(target=upload, daemon=True).start()
+    fleet._closing.wait(0.3)
+    assert not lost.is_set()
+    fleet.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert lost.wait(20)
+
+
+def test_a_question_of_too_many_parts_is_refused_before_any_is_fetched(fleet: Fleet) -> None:
+    many = PullMessagesResponse(message_object_trees=[tree(*[tree()] * 6000)])
+    many.messages_list.add()
+    with pytest.raises(SiteError, match="refused: a message of more than 16 parts"):
+        fleet._keep(many)
+
+
+def test_a_child_that_cannot_be_started_is_said_and_not_waited_for(tmp_path: Path) -> None:
+    child = Child(["/no/such/command"], tmp_path / "log", {})
+    child.start()
+    child.stop()
+    assert "No such file" in child.last_line()

@@ -6,8 +6,8 @@ It opens no port. A message stays on disk until it is answered, so that a killed
 when it is back. Where it cannot say that it kept what it was asked, it activates its node anew,
 from which the server sees that it must ask again.
 
-Written for Flower 1.41 and 1.42: this module, ``grid.py``, ``parts.py`` and ``superlink.py`` hold
-everything internal to Flower that deployment needs.
+Written for Flower 1.41 and 1.42: this module, ``grid.py``, ``inquiry.py``, ``parts.py`` and
+``superlink.py`` hold everything internal to Flower that deployment needs.
 """
 
 from __future__ import annotations
