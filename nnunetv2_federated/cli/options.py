@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
+from nnunetv2_federated.federation.names import check_fold
 from nnunetv2_federated.federation.partition import METHODS, PartitionSettings
 from nnunetv2_federated.federation.text import clean
 
@@ -76,11 +77,7 @@ def fold_number(text: str) -> int | str:
     SettingsError
         If it is neither.
     """
-    if text == "all":
-        return text
-    if not text.isdecimal():
-        raise SettingsError(f"fold {text}: give a number such as 0, or all.")
-    return int(text)
+    return check_fold(int(text) if text.isdecimal() and len(text) < 9 else text)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Options:

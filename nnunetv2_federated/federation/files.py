@@ -25,6 +25,12 @@ def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file that only this user can read, as :func:`write_atomically` does."""
+    with replacing(path, private=True) as temporary:
+        temporary.write_bytes(content)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, suffix: str = ".tmp", *, private: bool = False) -> Iterator[Path]:
     """Give a place to write what then replaces ``path``; if that fails, nothing is left of it.

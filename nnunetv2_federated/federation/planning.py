@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import SiteSurvey
-
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""What may become a file or folder."""
+from nnunetv2_federated.federation.names import ALLOWED, is_plain_name
+from nnunetv2_federated.federation.text import clean
 
 
 def hash_plans(plans: Mapping[str, Any]) -> str:
@@ -32,9 +30,9 @@ def check_names(plans: Mapping[str, Any], site: str) -> None:
     names = [plans.get("plans_name")]
     names += [c.get("data_identifier", "none") for c in plans.get("configurations", {}).values()]
     for name in names:
-        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+        if not is_plain_name(name):
             raise SiteError(
-                f"site {site}: {name!r} cannot be a name of plans: use letters, digits, _ and -."
+                f"site {site}: {clean(repr(name), 80)} cannot be a name of plans: use {ALLOWED}."
             )
 
 

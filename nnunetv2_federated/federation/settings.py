@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.names import check_fold, check_name
 
 STRATEGIES = (
     "fedavg",
@@ -198,6 +199,9 @@ class Run:
     """Identifies a run with remote sites, also after it was continued."""
 
     def __post_init__(self) -> None:
+        for what in ("configuration", "trainer", "plans"):
+            check_name(what, getattr(self, what))
+        check_fold(self.fold)
         count = len(self.site_names)
         if len(set(self.site_names)) < count:
             raise SettingsError("two sites have the same name; give each its own.")

@@ -18,6 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing
+from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.text import clean
 
@@ -57,6 +58,8 @@ def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunet
 
 def find_name(name_or_id: str) -> str | None:
     """Return the name of a dataset; ``None`` if nnU-Net's folders have none of this id."""
+    if Path(name_or_id).name != name_or_id:  # it leads elsewhere
+        return None
     with contextlib.suppress(ValueError, RuntimeError):
         return str(
             maybe_convert_to_dataset_name(
@@ -82,6 +85,7 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
         If the dataset is unknown, or not planned with these plans.
     """
     check_environment()
+    check_name("plans", plans_identifier)
     name = find_name(name_or_id)
     if name is None:
         raise SettingsError(

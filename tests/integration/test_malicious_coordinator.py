@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from nnunetv2_federated.federation.messages import Proposal, TrainReport, TrainTask
+from nnunetv2_federated.federation.messages import PlanProposal, Proposal, TrainReport, TrainTask
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.desk import Desk
@@ -226,6 +226,30 @@ def test_a_site_that_serves_another_dataset_has_to_be_asked_again(desk: Desk) ->
     coordinator.join(proposal())
     desk.dataset = "Dataset999_Other"
     assert "serves another dataset" in refusal(coordinator.ask("query.describe", "{}"))
+
+
+def test_plans_replaced_after_the_site_joined_are_not_trained(desk: Desk) -> None:
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    plans = load_dataset("901").folder / "nnUNetPlans.json"
+    before = plans.read_text()
+    try:
+        plans.write_text(
+            json.dumps(json.loads(before) | {"original_median_spacing_after_transp": [9]})
+        )
+        assert "no dataset preprocessed" in refusal(coordinator.ask("query.describe", "{}"))
+    finally:
+        plans.write_text(before)
+    assert not coordinator.ask("query.describe", "{}").has_error()
+
+
+def test_a_planning_that_names_other_code_is_not_proposed(desk: Desk) -> None:
+    coordinator = Coordinator(desk)
+    for planner in ({"planner": "os"}, {"planner": "np"}, {"preprocessor": "Pool"}):
+        asked = PlanProposal("Dataset777_X", planner, ["2d"], 5, False, False)
+        reason = refusal(coordinator.ask("query.survey", asked.to_json()))
+        assert "refused a planning" in reason
+    assert desk.consent.proposed() is None
 
 
 def test_a_signed_message_is_answered_once(desk: Desk) -> None:

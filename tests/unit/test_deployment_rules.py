@@ -146,6 +146,23 @@ def test_a_superlink_killed_between_parts_of_a_message_is_a_lost_connection(
         raise error
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xff", b"\x0a\x00", b"x" * 1000])
+def test_a_damaged_inbox_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
+    provision(tmp_path, Address("localhost"), ["bern"])
+    settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
+    inbox = tmp_path / "work" / "inbox"
+    inbox.mkdir(parents=True)
+    (inbox / "message.pb").write_bytes(content)
+    (tmp_path / "work" / "node").write_text("9" * 100)
+    fleet = Fleet(
+        settings.server, settings.load_key(), settings.load_authority(), inbox, max_bytes=1
+    )
+
+    assert fleet._kept() is None
+    assert fleet._still_active(in_doubt=False) is None
+    assert not inbox.exists()
+
+
 def test_a_worker_forked_by_a_command_ends_when_its_pool_says_so() -> None:
     with stopping_as_interrupt():
         assert callable(signal.getsignal(signal.SIGTERM))

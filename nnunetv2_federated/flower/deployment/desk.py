@@ -53,6 +53,7 @@ from nnunetv2_federated.flower.deployment.consent import (
 from nnunetv2_federated.flower.deployment.ledger import Ledger, Question
 from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.launch import federation_folder
+from nnunetv2_federated.training.code_register import resolve
 from nnunetv2_federated.training.dataset import Dataset, find_name, fold_split, load_dataset
 from nnunetv2_federated.training.local_state import rounds_on_disk
 from nnunetv2_federated.training.memory import check_training
@@ -174,6 +175,7 @@ class Desk:
         del context
         proposal, folder = self._current()
         self.consent.require_still(proposal)
+        self._load_dataset(proposal)  # the plans may have been replaced since
         self._limit_gpu()
         try:
             return self.pool.get(read_run(folder), 0, folder)
@@ -306,8 +308,14 @@ class Desk:
         Raises
         ------
         SiteError
-            If it is not.
+            If it is not, or names a planner or preprocessor that is none.
         """
+        try:
+            for kind in ("planner", "preprocessor"):
+                if kind in proposal.planner:
+                    resolve(kind, proposal.planner[kind], self.allowed_modules)
+        except SettingsError as error:
+            raise SiteError(f"site {self.site}: refused a planning: {error}") from error
         self.consent.require(proposal)
         self._write(_PLANNING, {"proposal": asdict(proposal)})
 

@@ -70,8 +70,10 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import DecodeError
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.files import private_folder, write_private
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.parts import (
     GIVE_UP_SECONDS,
@@ -171,8 +173,8 @@ class Fleet:
             self._client.close()
             raise
         with contextlib.suppress(OSError):  # it only saves a minute after a kill
-            self._node_file.parent.mkdir(parents=True, exist_ok=True)
-            self._node_file.write_text(str(self._node.node_id))
+            private_folder(self._node_file.parent)
+            write_private(self._node_file, str(self._node.node_id).encode())
         self._heartbeat.start()
         return self
 
@@ -223,9 +225,12 @@ class Fleet:
 
         So it does ``in_doubt``, if the server failed before it refused: it may have begun anew.
         """
-        if not self._node_file.is_file() or not self._node_file.read_text().isdecimal():
+        if not self._node_file.is_file():
             return None
-        node = Node(node_id=int(self._node_file.read_text()))
+        try:
+            node = Node(node_id=int(self._node_file.read_text()))
+        except ValueError:  # too large: nobody's
+            return None
         if in_doubt or self._kept() is not None:
             alive = self._call(self._client.SendNodeHeartbeat, _heartbeat(node), patient=False)
             self._doubts_since = time.monotonic() if in_doubt else None
@@ -357,10 +362,10 @@ class Fleet:
         pull = make_pull_object_fn_protobuf(self._pull_part, self._node, run_id)
         contents = pull_objects(ids, limited(pull, self._max_bytes))
         self._forget()
-        self._inbox.mkdir(parents=True)
+        private_folder(self._inbox)
         for name, content in contents.items():
-            (self._inbox / name).write_bytes(content)
-        (self._inbox / _MESSAGE_FILE).write_bytes(received.SerializeToString())
+            write_private(self._inbox / name, content)
+        write_private(self._inbox / _MESSAGE_FILE, received.SerializeToString())
         make_confirm_message_received_fn_protobuf(
             lambda request: self._call(self._client.ConfirmMessageReceived, request),
             self._node,
@@ -372,8 +377,15 @@ class Fleet:
         if not file.is_file():
             return None
         kept = PullMessagesResponse()
-        kept.ParseFromString(file.read_bytes())
-        return kept
+        try:
+            kept.ParseFromString(file.read_bytes())
+        except (DecodeError, OSError):
+            logger.exception("the message that was kept cannot be read")
+            kept.Clear()
+        if len(kept.messages_list) == 1 and len(kept.message_object_trees) == 1:
+            return kept
+        self._forget()  # it is asked again by a server that sees the node activated anew
+        return None
 
     def _open(self, received: PullMessagesResponse) -> Message:
         metadata, tree = received.messages_list[0].metadata, received.message_object_trees[0]
