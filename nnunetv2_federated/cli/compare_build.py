@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.comparison import (
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import Sites
 from nnunetv2_federated.federation.settings import STRATEGIES, Run, setting_names
-from nnunetv2_federated.flower.launch import check
+from nnunetv2_federated.flower.launch import check, check_choices
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import (
     Dataset,
@@ -98,6 +98,8 @@ def build_comparison(
             for seed in seeds
             for fold in folds
         ]
+        for run in {arm.name: run for arm, run in reversed(runs)}.values():
+            check(run)  # seed and fold change nothing of what it looks at
         _give_all_the_same_epoch(runs, dataset)
     return comparison
 
@@ -289,7 +291,7 @@ def check_model(
     path.write_text(json.dumps(comparison.sites_of(arm, seed)))
     options = train_options(comparison, arm, seed, path)
     run = build_run(options, comparison.dataset, comparison.configuration, fold, device)
-    check(run)
+    check_choices(run)
     return run
 
 

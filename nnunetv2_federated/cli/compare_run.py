@@ -16,6 +16,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_federated.cli.compare_build import test_cases, train_options
 from nnunetv2_federated.cli.train_flags import as_flags
+from nnunetv2_federated.federation.children import die_with_parent
 from nnunetv2_federated.federation.comparison import Comparison, Model
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.settings import RUN_FILE
@@ -105,15 +106,14 @@ def train_model(
     ]
     environment = {**os.environ, "nnUNet_results": str(place)}
     with (place / "train.log").open("a") as log:
-        # flags of ours and values that were checked; descriptors stay open for the lock
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(  # noqa: S603  # flags of ours and values that were checked
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            close_fds=False,
             check=False,
+            preexec_fn=die_with_parent(),  # one call of libc
         )
     if done.returncode != 0:
         return last_line(place / "train.log") or f"exit status {done.returncode}"

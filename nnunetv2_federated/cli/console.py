@@ -95,10 +95,17 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that may lack a line: a full disk is told by what cannot go on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's
+        """Print no traceback."""
+
+
 def send_logs_to(path: Path) -> None:
     """Write everything Flower and this package log into a file instead of the terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("flwr", "nnunetv2_federated"):
         log = logging.getLogger(name)

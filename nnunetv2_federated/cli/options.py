@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED
 from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
 from nnunetv2_federated.federation.names import check_fold
 from nnunetv2_federated.federation.partition import METHODS, PartitionSettings
 from nnunetv2_federated.federation.text import clean
 
+_LONGEST = 4000
+"""Characters of a line: a path may be long, and an error may name many sites."""
+
 Options = dict[str, Any]
 """What the user chose, by the flag's name; what was not chosen is absent."""
-
-_LONGEST_ERROR = 4000
-"""Characters: an error may name many sites, with what each of them said."""
 
 
 def add_partition_flags(parser: argparse.ArgumentParser) -> None:
@@ -151,14 +151,23 @@ def run_command(command: Callable[[], None]) -> None:
     try:
         command()
     except FederationError as error:
-        print(f"error: {clean(error, _LONGEST_ERROR)}", file=sys.stderr)
+        print(f"error: {clean(error, _LONGEST)}", file=sys.stderr)
         bad_input = isinstance(error, SettingsError | CheckpointError)
         raise SystemExit(2 if bad_input else 1) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_ROOM | NOT_ALLOWED:
             raise
-        print(
-            f"error: {clean(error, _LONGEST_ERROR)}: make room; what was finished is whole",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
+        print(f"error: {_refused(error)}", file=sys.stderr)
+        raise SystemExit(1 if error.errno in NO_ROOM else 2) from None
+
+
+def _refused(error: OSError) -> str:
+    """Say in one line what a disk refused, where, and what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in NO_ROOM:
+        remedy = "make room, then give the same command again (a training with --c)"
+        return clean(f"{where}{error.strerror}: {remedy}; what was finished is whole", _LONGEST)
+    return clean(
+        f"{where}{error.strerror}: let this user read and write there, or choose another folder",
+        _LONGEST,
+    )

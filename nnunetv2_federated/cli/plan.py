@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from nnunetv2_federated.flower.planning import (
 from nnunetv2_federated.training.dataset import check_environment, find_name
 from nnunetv2_federated.training.planning import PlanSettings, find_planner
 from nnunetv2_federated.training.raw_site import RawSite
+from nnunetv2_federated.training.result_folder import one_preparation
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,9 +93,12 @@ def _plan(options: Options) -> None:
         raise SettingsError(f"-d {' '.join(options['datasets'])}: a dataset is named twice.")
     app = make_client_app(find_raw=lambda context: sites[int(context.node_config["partition-id"])])
     grid = InProcessGrid(app, len(sites), {})
-    surveys = survey_sites(grid, list(grid.get_node_ids()))
-    task = plan_together(grid, surveys, settings, say)
-    prepare_sites(grid, task, surveys, say)
+    with contextlib.ExitStack() as ours:
+        for site in sites:
+            ours.enter_context(one_preparation(site.preprocessed))
+        surveys = survey_sites(grid, list(grid.get_node_ids()))
+        task = plan_together(grid, surveys, settings, say)
+        prepare_sites(grid, task, surveys, say)
     _say_next(f"--site-datasets {' '.join(options['datasets'])}", task, settings)
 
 
@@ -105,10 +110,11 @@ def _plan_over_network(options: Options, settings: PlanningSettings) -> None:
     waits = FederationSettings(**pick(options, ("wait_for_sites", "answer_deadline")))
     check_environment(nnUNet_preprocessed)
     name = _server_dataset(options["datasets"])
+    folder = Path(nnUNet_preprocessed.require()) / name
     try:
-        with stopping_as_interrupt():
+        with one_preparation(folder), stopping_as_interrupt():
             task = serve_planning(
-                Path(nnUNet_preprocessed.require()) / name,
+                folder,
                 server_settings(options),
                 sites_with_keys(options),
                 settings,

@@ -20,13 +20,13 @@ from nnunetv2_federated.federation.settings import (
 )
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
-from nnunetv2_federated.flower.launch import federation_folder
 from nnunetv2_federated.training.dataset import (
     Dataset,
     check_configuration,
     check_planned,
     load_dataset,
 )
+from nnunetv2_federated.training.result_folder import federation_folder, no_earlier_run
 from nnunetv2_federated.training.sites import (
     partition_dataset,
     read_sites_file,
@@ -247,7 +247,7 @@ def _continued(options: Options, run: Run) -> Run:
     """Return the run as it was started; a flag that says otherwise is refused."""
     folder = federation_folder(run)
     if not (folder / RUN_FILE).is_file():
-        raise SettingsError(f"--c: no earlier run in {folder}; start it without --c.")
+        raise no_earlier_run(folder)
     stored = read_run(folder)
     asked = _settings(options)
     bound = pick(options, _OF_THE_BOUND)

@@ -177,6 +177,7 @@ def _site(options: Options) -> None:
         finally:
             desk.record("stopped")
             desk.pool.close()
+            desk.release()
 
 
 def _check_given(options: Options) -> None:

@@ -9,8 +9,9 @@ from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
 from nnunetv2_federated.cli.options import Options, read_settings_file
 from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train_flags import build_parser
-from nnunetv2_federated.flower.launch import launch, prepare
+from nnunetv2_federated.flower.launch import check, launch, prepare
 from nnunetv2_federated.training.build import configure
+from nnunetv2_federated.training.result_folder import one_run, result_folder
 from nnunetv2_federated.training.tracking import close_trackers
 from nnunetv2_federated.training.trainer import FederatedRounds
 
@@ -43,15 +44,18 @@ def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
             self.fold,
             self.device.type,
         )
-        folder = prepare(run, resume="c" in options)
-        send_logs_to(Path(self.output_folder) / "federation.log")
-        with ConsoleObserver(run.settings.rounds) as console:
-            configure(self, run)
-            try:
-                launch(run, folder, observer=console, trainer=self)
-            except BaseException:
-                close_trackers(self)
-                raise
+        if "c" not in options:
+            check(run)
+        with one_run(result_folder(run)):
+            folder = prepare(run, resume="c" in options)
+            send_logs_to(Path(self.output_folder) / "federation.log")
+            with ConsoleObserver(run.settings.rounds) as console:
+                configure(self, run)
+                try:
+                    launch(run, folder, observer=console, trainer=self)
+                except BaseException:
+                    close_trackers(self)
+                    raise
 
     def perform_actual_validation(self: FederatedRounds, save_probabilities: bool = False) -> None:
         try:

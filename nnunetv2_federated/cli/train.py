@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,11 +18,18 @@ from nnunetv2_federated.cli.train_flags import build_parser
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import Run
-from nnunetv2_federated.flower.deployment.server import serve_run
-from nnunetv2_federated.flower.launch import check, launch, prepare, result_folder
+from nnunetv2_federated.flower.deployment.server import check_credentials, serve_run
+from nnunetv2_federated.flower.launch import check, launch, prepare
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.result_folder import (
+    has_previous,
+    one_run,
+    put_back,
+    result_folder,
+    way_back,
+)
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
 from nnunetv2_federated.training.tracking import close_trackers, stay_local
@@ -76,27 +84,46 @@ def train(options: Options) -> None:
     run = build_run(options, dataset, configuration, fold, device)
     if options.get("val") and run.remote_sites:
         raise SettingsError("--val with --server: the cases are at the sites; use --c.")
+    folder = result_folder(run)
     if options.get("val"):
-        checkpoint = result_folder(run) / "checkpoint_final.pth"
+        checkpoint = folder / "checkpoint_final.pth"
         if not checkpoint.is_file():
             raise SettingsError(f"--val: {checkpoint} does not exist; train first, without --val.")
-        _validate(run, options, GlobalModel(run))
+        with one_run(folder):
+            _validate(run, options, GlobalModel(run))
         return
-    backend = options.get("backend", "in-process")
-    check(run, backend)
-    with quiet():  # first: a trainer that refuses its dataset must not cost an earlier run
-        trainer = build_trainer(run, load_dataset(run.dataset, run.plans))
-    folder = prepare(run, backend=backend, resume=bool(options.get("c")))
+    if not options.get("c"):  # it removes nothing, and the run was looked at when it began
+        check(run, options.get("backend", "in-process"))
+    if run.remote_sites:
+        check_credentials(server_settings(options), run.remote_sites)
+    with one_run(folder):
+        _start(run, options)
+
+
+def _start(run: Run, options: Options) -> None:
+    """Train in a folder that is ours, and leave it as it was if that is refused."""
+    folder = prepare(run, resume=bool(options.get("c")))
+    if has_previous(folder) and not options.get("c"):
+        print(
+            f"the earlier run is kept until the first round of this one is saved; to go back "
+            f"before that: {way_back(folder)}",
+            file=sys.stderr,
+        )
     if options.get("prepare_only"):
         print(
             f"flwr run {APP_FOLDER} local --stream --run-config 'run-folder=\"{folder}\"' "
             f"--federation-config 'num-supernodes={len(run.sites)} client-resources-num-cpus=1'"
         )
         return
-    try:
-        _run(run, folder, options, trainer)
-    finally:
-        close_trackers(trainer)
+    with contextlib.ExitStack() as done:
+        try:
+            with quiet():
+                trainer = build_trainer(run, load_dataset(run.dataset, run.plans))
+            done.callback(close_trackers, trainer)
+            _run(run, folder, options, trainer)
+        except SettingsError:
+            put_back(folder)
+            raise
 
 
 def _run(run: Run, folder: Path, options: Options, trainer: FederatedRounds) -> None:

@@ -53,9 +53,11 @@ def replacing(path: Path, suffix: str = ".tmp", *, private: bool = False) -> Ite
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # what went wrong before is what matters
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not say which file it was
         raise
 
 

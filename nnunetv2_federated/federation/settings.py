@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.files import format_problem
 from nnunetv2_federated.federation.names import check_fold, check_name
 
 STRATEGIES = (
@@ -227,12 +228,16 @@ class Run:
 
     def to_json(self) -> str:
         """Serialise, readable by :meth:`from_json`."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps({"format": _RUN_FORMAT, **asdict(self)}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Run:
-        """Read what :meth:`to_json` wrote; unknown keys are refused."""
+        """Read what :meth:`to_json` wrote; unknown keys and other formats are refused."""
         raw: dict[str, Any] = json.loads(text)
+        found = raw.pop("format", 0)
+        if found != _RUN_FORMAT:
+            problem = format_problem(int(found), _RUN_FORMAT, "this installation")
+            raise SettingsError(f"it has {problem}")
         raw["settings"] = FederationSettings(**raw["settings"])
         for site in raw["sites"]:
             for key in ("training_cases", "validation_cases"):
@@ -243,6 +248,7 @@ class Run:
 
 
 RUN_FILE = "run.json"
+_RUN_FORMAT = 1
 
 
 def read_run(folder: Path) -> Run:
@@ -256,8 +262,15 @@ def read_run(folder: Path) -> Run:
     path = folder / RUN_FILE
     try:
         return Run.from_json(path.read_text())
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SettingsError(f"{path} is not a readable run: {error}") from error
+    except (
+        *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
+        SettingsError,
+    ) as error:
+        what = str(error).rstrip(".")
+        raise SettingsError(
+            f"{path} is not a readable run: {what}; restore it from a backup, or start anew "
+            "without --c."
+        ) from error
 
 
 def setting_names() -> tuple[str, ...]:

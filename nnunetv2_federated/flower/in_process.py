@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
+from nnunetv2_federated.federation.disk import NO_ROOM
 from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.flower.records import SITE_FAILED
 
@@ -108,6 +109,8 @@ class InProcessGrid(Grid):
             return self._app(message, context)
         except Exception as error:  # one site's failure is the server's to judge
             logger.debug("a site failed", exc_info=True)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise  # no site's failure: the disk is the server's, too
             known = isinstance(error, FederationError)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             return Message(Error(SITE_FAILED, reason), reply_to=message)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import shutil
+import tempfile
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
-from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.observer import Observer
@@ -18,29 +18,48 @@ from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
 from nnunetv2_federated.flower.server_app import make_server_app
 from nnunetv2_federated.flower.strategies import check_replies
 from nnunetv2_federated.training.build import results_not_writable
-from nnunetv2_federated.training.dataset import check_environment
-from nnunetv2_federated.training.site import SitePool
+from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.environment import environment
+from nnunetv2_federated.training.result_folder import begin, federation_folder
+from nnunetv2_federated.training.site import DEFAULT_RESIDENT, SitePool
 from nnunetv2_federated.training.tracking import wanted_trackers
-from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
+from nnunetv2_federated.training.trainer import FederatedRounds, check_workers
+
+# federation_folder is for those who took it from here before it moved
+__all__ = [
+    "BACKENDS",
+    "check",
+    "check_choices",
+    "federation_folder",
+    "launch",
+    "prepare",
+]
 
 BACKENDS = ("in-process", "ray")
 
 
-def result_folder(run: Run) -> Path:
-    """``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>/fold_X``."""
-    check_environment()
-    trainer = federated_trainer(run.trainer).__name__
-    name = f"{trainer}__{run.plans}__{run.configuration}"
-    return Path(nnUNet_results.require()) / run.dataset / name / f"fold_{run.fold}"
-
-
-def federation_folder(run: Run) -> Path:
-    """Where a run keeps its settings and everything it can be resumed from."""
-    return result_folder(run) / "federation"
-
-
 def check(run: Run, backend: str = "in-process") -> None:
-    """Raise ``SettingsError`` for what is wanted and absent, or a strategy that cannot work."""
+    """Find what cannot be before anything is written.
+
+    Raises
+    ------
+    SettingsError
+        For what is wanted and absent, options the strategy refuses, a trainer or network that
+        cannot be built, weights to start from that cannot be loaded, and too little shared memory.
+    """
+    check_choices(run, backend)
+    with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch):
+        model = GlobalModel(run)  # nnU-Net's trainers write when they are built
+        if run.pretrained_weights is not None:
+            model.load_pretrained(run.pretrained_weights)
+    if not run.remote_sites:
+        alive = min(len(run.sites), run.settings.resident_trainers or DEFAULT_RESIDENT)
+        # in Ray's actors each site looks for itself
+        check_workers(model.trainer, alive if backend == "in-process" else 1)
+
+
+def check_choices(run: Run, backend: str = "in-process") -> None:
+    """Raise ``SettingsError`` for what is wanted and absent, or options the strategy refuses."""
     wanted_trackers()
     if backend == "ray":
         check_ray()
@@ -49,17 +68,16 @@ def check(run: Run, backend: str = "in-process") -> None:
     check_replies(settings.strategy, settings.strategy_options, fewest)
 
 
-def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> Path:
-    """Check what can be checked without training, and write ``federation/run.json``.
+def prepare(run: Run, *, resume: bool = False) -> Path:
+    """Write ``federation/run.json``; to be called after :func:`check`, within :func:`.one_run`.
 
     Parameters
     ----------
     run
         Every choice made.
-    backend
-        ``in-process`` or ``ray``.
     resume
-        Keep what an earlier run left, to continue it.
+        Keep what an earlier run left, to continue it. Otherwise that is set aside until the first
+        round of this one is saved, see :func:`.result_folder.begin`.
 
     Returns
     -------
@@ -69,16 +87,15 @@ def prepare(run: Run, *, backend: str = "in-process", resume: bool = False) -> P
     Raises
     ------
     SettingsError
-        If the strategy refuses its options, Ray or a tracker is wanted and absent, or the results
-        folder cannot be written.
+        If the results folder cannot be written; an earlier run is as it was.
     """
-    check(run, backend)
     folder = federation_folder(run)
     try:
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RUN_FILE, run.to_json())
+        if resume:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / RUN_FILE, run.to_json())
+        else:
+            begin(folder, run)
     except OSError as error:
         raise results_not_writable(error) from error
     return folder

@@ -113,7 +113,6 @@ class Server:
         for place in self.model.open_trackers(self._header()):
             self.observer.say(f"tracked in {place}")
         self._attendance.gather()
-        self.model.write_metadata()
         strategy = PolyLRStrategy(
             build_strategy(self.settings.strategy, self.settings.strategy_options),
             replace(self.settings, val_iterations=self.model.val_iterations),

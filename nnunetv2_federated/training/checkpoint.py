@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -10,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
+from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.history import round_numbers
 from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer
+from nnunetv2_federated.training.checkpoint_file import unreadable
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.packages import defining_packages
+from nnunetv2_federated.training.result_folder import STATE_FILE, drop_previous
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
 from nnunetv2_federated.training.tracking import close_trackers, open_trackers, trackers_of
@@ -33,7 +37,6 @@ from nnunetv2_federated.training.weights import (
     to_vector,
 )
 
-STATE_FILE = "state.pt"
 _TRAINER_SETTINGS = (
     "initial_lr",
     "weight_decay",
@@ -79,12 +82,26 @@ class GlobalModel:
         self._fingerprint = dataset.folder / "dataset_fingerprint.json"
 
     def load_pretrained(self, filename: str) -> None:
-        """Start from an nnU-Net checkpoint, like ``nnUNetv2_train -pretrained_weights``."""
+        """Start from an nnU-Net checkpoint, like ``nnUNetv2_train -pretrained_weights``.
+
+        Raises
+        ------
+        SettingsError
+            If it cannot be read, is none, or has another network's weights.
+        """
         try:
             with quiet():
                 load_pretrained_weights(self.trainer.network, filename)
-        except (AssertionError, OSError, KeyError, RuntimeError) as error:
-            raise SettingsError(f"-pretrained_weights {filename}: {error}") from error
+        except AssertionError as error:  # nnU-Net's, with all numbers of the tensor at its end
+            what = clean(str(error).partition("; your network")[0])
+            raise SettingsError(
+                f"-pretrained_weights {filename}: of another network than this configuration's "
+                f"({what}); give weights of the same plans and configuration."
+            ) from error
+        except Exception as error:  # torch.load raises a dozen unrelated types
+            raise SettingsError(
+                f"-pretrained_weights {filename}: {unreadable(Path(filename), error)}"
+            ) from error
 
     @property
     def vector(self) -> Vector:
@@ -94,9 +111,10 @@ class GlobalModel:
     def write_metadata(self) -> None:
         """Write what inference needs beside the checkpoints."""
         base = Path(self.trainer.output_folder_base)
-        save_json(self.trainer.plans_manager.plans, str(base / "plans.json"), sort_keys=False)
-        save_json(self.trainer.dataset_json, str(base / "dataset.json"), sort_keys=False)
-        shutil.copyfile(self._fingerprint, base / "dataset_fingerprint.json")
+        _write_json(base / "plans.json", self.trainer.plans_manager.plans)
+        _write_json(base / "dataset.json", self.trainer.dataset_json)
+        with replacing(base / self._fingerprint.name) as temporary:
+            shutil.copyfile(self._fingerprint, temporary)
 
     def open_trackers(self, settings: Mapping[str, Any]) -> list[str]:
         """Start or continue the runs of trackers that are switched on; return where they are.
@@ -147,13 +165,18 @@ class GlobalModel:
                 tracker.flush()
 
     def save_final(self, weights: Vector) -> None:
-        """Write ``checkpoint_final.pth`` before the last round's validation is known."""
+        """Write ``checkpoint_final.pth``, and what inference needs beside it.
+
+        The last round's validation is not known yet: :meth:`finish` writes it again.
+        """
+        self.write_metadata()
         with quiet():
             load_vector(self.trainer.network, weights)
             self.trainer.save_checkpoint(str(self.folder / "checkpoint_final.pth"))
 
     def finish(self, weights: Vector) -> None:
         """Write ``checkpoint_final.pth`` with the whole log, and end."""
+        self.write_metadata()
         with quiet():
             load_vector(self.trainer.network, weights)
             self.trainer.on_train_end()
@@ -170,7 +193,7 @@ class GlobalModel:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``validation/summary.json``, of a validation done elsewhere."""
         (self.folder / "validation").mkdir(exist_ok=True)
-        save_json(summary, str(self.folder / "validation" / "summary.json"), sort_keys=False)
+        _write_json(self.folder / "validation" / "summary.json", summary)
         self.log_headline()
 
     def log_headline(self) -> tuple[str, float]:
@@ -199,7 +222,10 @@ class GlobalModel:
     def save_state(
         self, weights: Vector, rounds: list[dict[str, Any]], strategy: dict[str, Any]
     ) -> None:
-        """Save everything a resumed run needs, atomically."""
+        """Save everything a resumed run needs, atomically; from then on it is what there is.
+
+        An earlier run's state and the description of its network give way only now.
+        """
         if self.trainer.disable_checkpointing:
             return
         trainer = self.trainer
@@ -212,7 +238,10 @@ class GlobalModel:
             "best_ema": trainer._best_ema,  # nnU-Net's own attribute
             "logging": trainer.logger.get_checkpoint(),
         }
-        local_state.save(self.folder / "federation" / STATE_FILE, state)
+        federation = self.folder / "federation"
+        local_state.save(federation / STATE_FILE, state)
+        drop_previous(federation)
+        self.write_metadata()
 
     def load_state(self) -> dict[str, Any] | None:
         """Read the state of an earlier run; ``None`` if no round was finished.
@@ -236,6 +265,11 @@ class GlobalModel:
         self.trainer.logger.load_checkpoint(state["logging"])
         state["weights"] = state["weights"].numpy()
         return state
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write as nnU-Net does, but at once: a full disk must not cost the file that was there."""
+    write_atomically(path, json.dumps(content, indent=4))
 
 
 @contextlib.contextmanager

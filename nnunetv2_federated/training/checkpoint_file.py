@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from nnunetv2_federated.training import local_state
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.training.local_state import write_torch
+
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def save_as_stock(save: Callable[[Any], None], filename: str, trainer_name: str) -> None:
@@ -23,4 +26,33 @@ def save_as_stock(save: Callable[[Any], None], filename: str, trainer_name: str)
     buffer.seek(0)
     checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # written a line above
     checkpoint["trainer_name"] = trainer_name
-    local_state.save(Path(filename), checkpoint)
+    write_torch(Path(filename), checkpoint)
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Say why a file that was given for a checkpoint of nnU-Net is none, and what to do.
+
+    Parameters
+    ----------
+    path
+        The file.
+    error
+        What reading it raised.
+    """
+    if isinstance(error, KeyError):  # it was read
+        return f"has no {error}: give a checkpoint of nnU-Net, such as checkpoint_final.pth."
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as refused:
+        return f"cannot be read ({refused.strerror}): give a checkpoint of nnU-Net."
+    if start == _LFS_POINTER:
+        return "a Git LFS pointer, not the weights it stands for: fetch them with git lfs pull."
+    if start.lstrip().startswith(b"<"):
+        return "a web page, not weights: download the file itself."
+    if not start:
+        return "an empty file: give a checkpoint of nnU-Net."
+    return (
+        f"cannot be read ({type(error).__name__}: {clean(error, 100)}): not whole, or no "
+        "checkpoint of nnU-Net; copy it again."
+    )

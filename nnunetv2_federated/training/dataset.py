@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, save_json
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, save_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -106,7 +107,25 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
             f"plans {plans_identifier} do not exist for {name}: choose -p from "
             f"{', '.join(known) or 'none'}, or run nnUNetv2_plan_and_preprocess."
         )
-    return Dataset(name, folder, load_json(plans_file), load_json(folder / "dataset.json"))
+    return Dataset(name, folder, read_json(plans_file), read_json(folder / "dataset.json"))
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
+    """Read a file of nnU-Net's.
+
+    Raises
+    ------
+    SettingsError
+        If it is absent, damaged, or may not be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"{path} is damaged ({error}): restore it, or plan and preprocess again."
+        ) from error
 
 
 def check_planned(dataset: Dataset, configuration: str) -> None:
@@ -162,7 +181,7 @@ def fold_split(
     splits_file = dataset.folder / "splits_final.json"
     if not splits_file.is_file():
         _write_splits(dataset, cases, splits_file)
-    splits = load_json(splits_file)
+    splits = read_json(splits_file)
     if not (isinstance(fold, int) and 0 <= fold < len(splits)):
         raise SettingsError(
             f"fold {fold} does not exist: {dataset.name} has folds 0 to {len(splits) - 1} "
@@ -179,8 +198,14 @@ def _write_splits(dataset: Dataset, cases: list[str], path: Path) -> None:
             f"{dataset.name} has {len(cases)} cases, nnU-Net's five folds need five: use fold all, "
             f"or write {path} yourself."
         ) from error
-    with replacing(path, f".{os.getpid()}.tmp") as temporary:  # sites may share a dataset
-        save_json(splits, str(temporary))
+    try:
+        with replacing(path, f".{os.getpid()}.tmp") as temporary:  # sites may share a dataset
+            save_json(splits, str(temporary))
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be written ({error.strerror}), and says which cases a fold has: let "
+            "it be written once, as nnU-Net does before its first training, or use fold all."
+        ) from error
 
 
 def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
@@ -192,7 +217,7 @@ def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict
     labels_file = dataset.folder / "labelsTr.json"
     if not labels_file.is_file():
         return foreground_classes(dataset, configuration, cases)
-    labels = load_json(str(labels_file))
+    labels = read_json(labels_file)
     names = {index: name for name, index in dataset.dataset_json.get("classes", {}).items()}
     missing = [case for case in cases if case not in labels]
     if missing:

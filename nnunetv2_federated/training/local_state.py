@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 
 from nnunetv2_federated.federation.errors import CheckpointError
-from nnunetv2_federated.federation.files import replacing
+from nnunetv2_federated.federation.files import format_problem, replacing
 
+_FORMAT = 1
+"""Of what a server and a site keep between rounds."""
 _STATE_FILE = re.compile(r"after_round_(-?\d+)\.pt")
 
 
@@ -49,17 +51,47 @@ def restore_randomness(snapshot: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(snapshot["cuda"])
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a state so that a kill at any moment leaves the old one or the new one.
+class _Disk:
+    """A file for torch, which raises an error of its own in place of the disk's."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """Write, and remember why that was not possible."""
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Flush."""
+        self._file.flush()
+
+
+def write_torch(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file of torch's so that a kill at any moment leaves the old one or the new one.
 
     Raises
     ------
     OSError
-        If there is no room; nothing of the attempt is left.
+        If the disk refuses it; nothing of the attempt is left.
     """
-    # torch, given a path, would not say that the disk is full
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+        disk = _Disk(file)
+        try:
+            torch.save(content, cast(IO[bytes], disk))
+        except RuntimeError:
+            if disk.error is not None:
+                raise disk.error from None
+            raise
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state for :func:`load`, as :func:`write_torch` does."""
+    write_torch(path, {"format": _FORMAT, **state})
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -68,15 +100,21 @@ def load(path: Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If the file is damaged or absent.
+        If the file is damaged, absent or of another format.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = state.pop("format", 0)
     except Exception as error:  # torch.load raises a dozen unrelated types
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): restore it from a backup, or start "
             "anew without --c."
         ) from error
+    if found != _FORMAT:
+        raise CheckpointError(
+            f"{path} has {format_problem(found, _FORMAT, 'this installation')} Or start anew "
+            "without --c."
+        )
     return state
 
 
@@ -92,6 +130,10 @@ def state_path(folder: Path, server_round: int) -> Path:
 
 
 def drop_superseded(folder: Path) -> None:
-    """Keep the two newest states: the newest may belong to a round the server must repeat."""
-    for server_round in rounds_on_disk(folder)[:-2]:
+    """Keep the three newest states.
+
+    The newest may belong to a round the server must repeat, and the one before to a round that a
+    server restored from a backup asks for again.
+    """
+    for server_round in rounds_on_disk(folder)[:-3]:
         state_path(folder, server_round).unlink()

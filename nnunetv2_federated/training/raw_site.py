@@ -27,6 +27,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from nnunetv2_federated.federation.children import end_with_parent
+from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED, naming_the_disk
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import (
     CaseFingerprint,
@@ -52,6 +54,7 @@ from nnunetv2_federated.training.dataset import (
     preprocessed_cases,
 )
 from nnunetv2_federated.training.memory import check_preprocessing
+from nnunetv2_federated.training.result_folder import one_preparation
 from nnunetv2_federated.training.site import quiet
 
 logger = logging.getLogger(__name__)
@@ -122,7 +125,8 @@ class RawSite:
         return Path(nnUNet_raw.require()) / self.dataset
 
     @property
-    def _preprocessed(self) -> Path:
+    def preprocessed(self) -> Path:
+        """Folder of the dataset under ``nnUNet_preprocessed``; need not exist."""
         return Path(nnUNet_preprocessed.require()) / self.dataset
 
     def survey(self) -> SiteSurvey:
@@ -171,23 +175,37 @@ class RawSite:
             self._check(task)
             if task.check_only:
                 return PrepareReport(self.name, task.sha256, {})
-            name = task.plans["plans_name"]
-            plans_file = install_plans(self._preprocessed, task, self._dataset_json())
-            self._copy_splits()
-            with quiet():
-                preprocess_dataset(
-                    int(self.dataset[len("Dataset") :][:3]),
-                    name,
-                    task.configurations,
-                    [
-                        self.preprocessing_processes.get(c, DEFAULT_PROCESSES.get(c, 4))
-                        for c in task.configurations
-                    ],
-                    show_progress_bar=sys.stderr.isatty(),
-                )
-            return PrepareReport(
-                self.name, hash_plans(load_json(str(plans_file))), self._count(task)
+            with self._alone():
+                return self._prepare(task)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(one_preparation(self.preprocessed))
+            except SettingsError as error:  # its text names a path: the log has it
+                logger.exception("%s cannot be prepared", self.name)
+                raise SiteError(
+                    f"site {self.name}: another command prepares its dataset, or nothing can be "
+                    "written there; the site's log says more."
+                ) from error
+            yield
+
+    def _prepare(self, task: PrepareTask) -> PrepareReport:
+        plans_file = install_plans(self.preprocessed, task, self._dataset_json())
+        self._copy_splits()
+        with quiet(), naming_the_disk(self.preprocessed):
+            preprocess_dataset(
+                int(self.dataset[len("Dataset") :][:3]),
+                task.plans["plans_name"],
+                task.configurations,
+                [
+                    self.preprocessing_processes.get(c, DEFAULT_PROCESSES.get(c, 4))
+                    for c in task.configurations
+                ],
+                show_progress_bar=sys.stderr.isatty(),
             )
+        return PrepareReport(self.name, hash_plans(load_json(str(plans_file))), self._count(task))
 
     def _check(self, task: PrepareTask) -> None:
         if hash_plans(task.plans) != task.sha256:
@@ -198,7 +216,7 @@ class RawSite:
         check_declared(self.survey(), task.declared, "the federation")
         shape, spacing = self._largest_case(dataset_json)
         check_preprocessing(task.plans, task.configurations, shape, spacing, site=self.name)
-        if problem := other_plans(self._preprocessed, task):
+        if problem := other_plans(self.preprocessed, task):
             raise SiteError(f"site {self.name}: {problem}")
 
     def _largest_case(self, dataset_json: dict[str, Any]) -> tuple[Sequence[int], Sequence[float]]:
@@ -213,7 +231,7 @@ class RawSite:
 
     def _copy_splits(self) -> None:
         """Take the raw dataset's own folds, as nnU-Net's planner does."""
-        source, target = (f / "splits_final.json" for f in (self._raw, self._preprocessed))
+        source, target = (f / "splits_final.json" for f in (self._raw, self.preprocessed))
         if source.is_file() and not target.exists():
             save_json(load_json(str(source)), str(target), sort_keys=False)
 
@@ -221,7 +239,7 @@ class RawSite:
         known = task.plans["configurations"]
         return {
             configuration: len(
-                preprocessed_cases(self._preprocessed / known[configuration]["data_identifier"])
+                preprocessed_cases(self.preprocessed / known[configuration]["data_identifier"])
             )
             for configuration in task.configurations
         }
@@ -241,7 +259,9 @@ class RawSite:
             yield from map(_analyse, work)
             return
         context = multiprocessing.get_context("spawn")  # as nnU-Net
-        with ProcessPoolExecutor(self.fingerprint_processes, context) as pool:
+        with ProcessPoolExecutor(
+            self.fingerprint_processes, context, initializer=end_with_parent
+        ) as pool:
             yield from pool.map(_analyse, work)
 
     def _refuse_unusable(self, found: dict[str, CaseFingerprint | str]) -> None:
@@ -259,13 +279,15 @@ class RawSite:
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
-        """Let nothing out of an unexpected error but its type."""
+        """Let nothing out of an unexpected error but its type; the disk's are left as they are."""
         try:
             yield
         except FederationError:
             raise
         except Exception as error:
             logger.exception("%s failed", self.name)
+            if isinstance(error, OSError) and error.errno in NO_ROOM | NOT_ALLOWED:
+                raise  # whoever answers says what the disk refused, and not where
             raise SiteError(
                 f"site {self.name}: {type(error).__name__}; the site's log says more."
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnunetv2_federated.federation.disk import naming_the_disk
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import Validation
 from nnunetv2_federated.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.training.dataset import find_trainer
+from nnunetv2_federated.training.shared_memory import batch_bytes, check_shared_memory
 from nnunetv2_federated.training.tracking import untracked
 
 if TYPE_CHECKING:
@@ -253,6 +256,7 @@ class FederatedRounds(_Base):
         return self.site_cases if self.site_cases is not None else super().do_split()
 
     def get_dataloaders(self) -> tuple[Any, Any]:  # noqa: D102
+        check_workers(self)
         loaders: tuple[Any, Any] = super().get_dataloaders()
         for loader in loaders:
             _no_benchmark(loader)
@@ -270,6 +274,10 @@ class FederatedRounds(_Base):
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:  # noqa: D102
         self.last_validation = _sum_validation(val_outputs)
         super().on_validation_epoch_end(val_outputs)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:  # noqa: D102
+        with naming_the_disk(Path(self.output_folder)):  # workers write, and pass on what they like
+            super().perform_actual_validation(save_probabilities)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
         if self._steps.over():
@@ -290,6 +298,25 @@ class FederatedRounds(_Base):
             super().save_checkpoint(filename)
         else:
             save_as_stock(super().save_checkpoint, filename, stock_name(type(self)))
+
+
+def check_workers(trainer: FederatedRounds, trainers: int = 1) -> None:
+    """Raise ``SettingsError`` if shared memory is too small for its augmentation workers.
+
+    Parameters
+    ----------
+    trainer
+        Initialised.
+    trainers
+        How many such there will be at the same time.
+    """
+    batch = batch_bytes(
+        trainer.batch_size,
+        trainer.configuration_manager.patch_size,
+        trainer.num_input_channels,
+        trainer.label_manager,
+    )
+    check_shared_memory(batch, pinned=trainer.device.type == "cuda", trainers=trainers)
 
 
 def _sum_validation(outputs: list[dict[str, Any]]) -> Validation:

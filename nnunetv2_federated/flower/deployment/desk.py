@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -52,12 +51,17 @@ from nnunetv2_federated.flower.deployment.consent import (
 )
 from nnunetv2_federated.flower.deployment.ledger import Ledger, Question
 from nnunetv2_federated.flower.deployment.limits import Limits
-from nnunetv2_federated.flower.launch import federation_folder
 from nnunetv2_federated.training.code_register import resolve
 from nnunetv2_federated.training.dataset import Dataset, find_name, fold_split, load_dataset
 from nnunetv2_federated.training.local_state import rounds_on_disk
 from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.raw_site import DEFAULT_PROCESSES, RawSite
+from nnunetv2_federated.training.result_folder import (
+    begin,
+    drop_previous,
+    federation_folder,
+    one_run,
+)
 from nnunetv2_federated.training.site import Site, SitePool
 
 logger = logging.getLogger(__name__)
@@ -120,6 +124,7 @@ class Desk:
         self.ledger = Ledger(self.folder)
         self._meter = _Meter(self)
         self.pool = SitePool(self._meter)
+        self._held: tuple[Path, contextlib.ExitStack] | None = None
 
     # Joining
 
@@ -152,11 +157,12 @@ class Desk:
         self.consent.require(proposal)
         run = self._run(proposal, settings, dataset)
         folder = federation_folder(run)
-        if not _is_of(folder, proposal.started):
+        self._hold(folder)
+        if _is_of(folder, proposal.started):
+            write_atomically(folder / RUN_FILE, run.to_json())
+        else:
             self.pool.close()
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RUN_FILE, run.to_json())
+            begin(folder, run, saved=any(r >= 0 for r in self._rounds_kept(folder)))
         self.ledger.open_run(proposal.started, folder)
         self._write(
             _CURRENT,
@@ -176,6 +182,7 @@ class Desk:
         proposal, folder = self._current()
         self.consent.require_still(proposal)
         self._load_dataset(proposal)  # the plans may have been replaced since
+        self._hold(folder)
         self._limit_gpu()
         try:
             return self.pool.get(read_run(folder), 0, folder)
@@ -211,7 +218,7 @@ class Desk:
             If there is no such run, or the site does not keep its state of before that round.
         """
         folder = self.ledger.folder_of(run)
-        kept = rounds_on_disk(folder / "sites" / self.site)
+        kept = self._rounds_kept(folder)
         if not any(kept_round < server_round for kept_round in kept):
             first = min(kept) + 2 if kept else "none"
             raise SettingsError(
@@ -269,6 +276,12 @@ class Desk:
             task.run, task.server_round, digest.hexdigest(), is_round=kind == MessageType.TRAIN
         )
         return question, self.ledger.begin(question, site.run.dataset, self.limits, self.site)
+
+    def finish(self, question: Question, answer: RecordDict) -> None:
+        """Keep the answer to a piece of work; an earlier run's state is not needed any more."""
+        self.ledger.finish(question, answer)
+        if question.is_round:
+            drop_previous(self._current()[1])
 
     def seconds_left(self, task: TrainTask) -> float | None:
         """How long to train in a round: its own limit, or less if the site's hours end before."""
@@ -377,6 +390,31 @@ class Desk:
             raise SiteError(f"site {self.site}: refused to replace plans, which was not approved")
 
     # Private
+
+    def _rounds_kept(self, folder: Path) -> list[int]:
+        return rounds_on_disk(folder / "sites" / self.site)
+
+    def _hold(self, folder: Path) -> None:
+        """Keep other commands out of the result folder, until another federation is joined."""
+        if self._held is not None and self._held[0] == folder:
+            return
+        self.release()
+        held = contextlib.ExitStack()
+        try:
+            held.enter_context(one_run(folder.parent))
+        except SettingsError as error:
+            logger.exception("the result folder is not free")
+            raise SiteError(
+                f"site {self.site}: another command is at work in its result folder, or it cannot "
+                "be written; the site's log says more"
+            ) from error
+        self._held = (folder, held)
+
+    def release(self) -> None:
+        """Let other commands into the result folder again."""
+        if self._held is not None:
+            self._held[1].close()
+            self._held = None
 
     def _planning(self) -> PlanProposal:
         content = self._read(_PLANNING)

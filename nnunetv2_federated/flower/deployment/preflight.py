@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import torch
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
@@ -27,6 +28,7 @@ from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
 from nnunetv2_federated.training.memory import check_training
+from nnunetv2_federated.training.shared_memory import batch_bytes, check_shared_memory
 from nnunetv2_federated.training.site import quiet
 
 _CLOCKS_MAY_DIFFER = 60.0
@@ -80,6 +82,7 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
     if not dataset:
         return
     yield _look("plans", lambda: _plans(dataset[0], wanted, settings.name))
+    yield _look("shared memory", lambda: _shared_memory(dataset[0], wanted))
     yield _look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
 
 
@@ -154,7 +157,7 @@ def _clock(server: Address, context: ssl.SSLContext) -> str:
 
 
 def _disk(work: Path) -> str:
-    """Room for weights, optimizer state of two rounds, and predictions."""
+    """Room for weights, optimizer state of three rounds, and predictions."""
     rooms = {}
     for folder in (work.parent, Path(nnUNet_results.require())):
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,6 +179,19 @@ def _plans(dataset: Dataset, wanted: Wanted, site: str) -> str:
         f"channels {', '.join(dataset.dataset_json['channel_names'].values())}; labels "
         f"{', '.join(dataset.dataset_json['labels'])}; {memory}"
     )
+
+
+def _shared_memory(dataset: Dataset, wanted: Wanted) -> str:
+    """Room for the batches of augmentation workers, with the plans' batch size."""
+    plans = PlansManager(dataset.plans)
+    configuration = plans.get_configuration(wanted.configuration)
+    batch = batch_bytes(
+        configuration.batch_size,
+        configuration.patch_size,
+        determine_num_input_channels(plans, configuration, dataset.dataset_json),
+        plans.get_label_manager(dataset.dataset_json),
+    )
+    return check_shared_memory(batch, pinned=wanted.device == "cuda")
 
 
 def _iteration(dataset: Dataset, wanted: Wanted) -> str:

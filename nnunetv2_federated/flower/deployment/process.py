@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from nnunetv2_federated.federation.children import die_with_parent
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _ONLY_THIS_USER = 0o077
 _PAUSE_SECONDS = 1.0
 _STOP_SECONDS = 20.0
@@ -96,7 +93,7 @@ class Child:
                         stdin=subprocess.DEVNULL,
                         env=self._environment,
                         umask=_ONLY_THIS_USER,
-                        preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call of libc
+                        preexec_fn=die_with_parent(),  # noqa: PLW1509  # one call of libc
                     )
                 except OSError as error:  # absent, or no memory for it
                     log.write(f"{error}\n".encode())
@@ -109,17 +106,3 @@ class Child:
                 return
             logger.error("%s ended: %s; starting it again", self._command[0], self.last_line())
             self._stopped.wait(_PAUSE_SECONDS)
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    parent = os.getpid()
-    libc = ctypes.CDLL(None)
-
-    def ask_kernel() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended in between
-            os._exit(1)
-
-    return ask_kernel

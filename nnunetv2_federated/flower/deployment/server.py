@@ -107,6 +107,30 @@ def check_listening(listen: Address, *, force: bool) -> None:
     )
 
 
+def check_credentials(server: ServerSettings, sites: Iterable[str]) -> None:
+    """Find what the credentials lack before a federation is begun with them.
+
+    Parameters
+    ----------
+    server
+        Where they are.
+    sites
+        Names of those that may connect.
+
+    Raises
+    ------
+    SettingsError
+        If the coordinator's key cannot be read, the certificate is not valid any more, or a site
+        has no key.
+    """
+    load_signing_key(server.credentials / COORDINATOR_KEY)
+    check_validity(server.credentials / "server.crt")
+    keys = server.site_keys()
+    for name in sites:
+        if name not in keys:
+            raise SettingsError(f"site {name} has no key in {server.credentials / 'sites'}.")
+
+
 @contextmanager
 def open_grid(
     folder: Path, server: ServerSettings, sites: Iterable[str], say: Callable[[str], None]

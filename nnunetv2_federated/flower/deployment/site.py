@@ -321,7 +321,7 @@ def _guard_work(desk: Desk, say: Say) -> Mod:
             message.content[CONFIG] = pack_payload(task.to_json())
         with desk.working():
             answer = call_next(message, context)
-        desk.ledger.finish(question, answer.content)
+        desk.finish(question, answer.content)
         return answer
 
     return guard
