@@ -144,7 +144,7 @@ def test_plans_that_name_a_command_or_do_not_fit_are_refused_though_approved(
     path.write_text(json.dumps(plans))
     try:
         asked = proposal(plans="OtherPlans", plans_hash=hash_plans(plans))
-        desk.approve(asked.approval())
+        desk.consent.approve(asked.approval(), "test")
         with pytest.raises(SiteError, match=f"site bern: refused plans: .*{text}"):
             desk.join(asked)
     finally:
@@ -176,7 +176,9 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
         "server": False,
         "disk": True,
         "dataset": True,
+        "to compare": True,
         "plans": True,
+        "shared memory": True,
         "one iteration on cpu": True,
     }
     assert findings("999")["dataset"] is False

@@ -81,7 +81,7 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
     yield _look("dataset", find_dataset)
     if not dataset:
         return
-    yield _look("plans", lambda: _plans(dataset[0], wanted, settings.name))
+    yield _look("plans", lambda: _plans(dataset[0], wanted, settings))
     yield _look("shared memory", lambda: _shared_memory(dataset[0], wanted))
     yield _look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
 
@@ -168,9 +168,15 @@ def _disk(work: Path) -> str:
     return seen
 
 
-def _plans(dataset: Dataset, wanted: Wanted, site: str) -> str:
+def _plans(dataset: Dataset, wanted: Wanted, settings: SiteSettingsFile) -> str:
     memory = check_training(
-        dataset, wanted.configuration, wanted.trainer, site, device=wanted.device
+        dataset,
+        wanted.configuration,
+        wanted.trainer,
+        settings.name,
+        device=wanted.device,
+        limit_gb=settings.limits.max_gpu_gb if wanted.device == "cuda" else None,
+        allowed_modules=settings.allowed_modules,
     )
     configuration = PlansManager(dataset.plans).get_configuration(wanted.configuration)
     return (
