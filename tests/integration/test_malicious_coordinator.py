@@ -300,6 +300,7 @@ def test_an_empty_state_file_stops_the_site_in_one_line(desk: Desk, name: str) -
     if name != "proposed.json":
         reason = refusal(coordinator.ask("query.describe", "{}"))
         assert reason == "site bern: its saved state cannot be used; the site's log says more"
+        assert f"{name} is empty: " in coordinator.said[-1]  # and what to do, at the site
     else:
         assert not coordinator.ask("query.describe", "{}").has_error()
         refused = coordinator.join(proposal(fold=1))

@@ -19,7 +19,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPu
 from nnunetv2_federated.cli.console import ConsoleObserver
 from nnunetv2_federated.cli.options import parse, pick
 from nnunetv2_federated.cli.server import build_parser
-from nnunetv2_federated.cli.site import read_site_file
+from nnunetv2_federated.cli.site import main, read_site_file
 from nnunetv2_federated.cli.status import site_rows
 from nnunetv2_federated.cli.train import stopping_as_interrupt
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
@@ -112,6 +112,33 @@ def test_a_wrong_site_file_gets_one_line(tmp_path: Path, line: str, text: str) -
     path.write_text('name = "bern"\n')
     with pytest.raises(SettingsError, match="server is missing"):
         read_site_file(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--approve", ""], "--approve '': give at least 12 digits"),
+        (["--approve", "zzz"], "--approve 'zzz': give at least 12 digits"),
+        (["--withdraw", "f"], "--withdraw 'f': give at least 12 digits"),
+        (["--withdraw", "0" * 12], "--withdraw 000000000000: not what was proposed last"),
+        (["--rewind", "0123456789", "1"], "--rewind 0123456789: give at least 8 characters"),
+        (["--rewind", "0123456789", "first"], "--rewind 0123456789 first: give the round"),
+        (["--rewind", "0123456789", "0"], "give the round as the server counts it, from 1"),
+        (["--rewind", "*", "1"], "of one run; known are none"),
+    ],
+)
+def test_a_wrong_decision_gets_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], text: str
+) -> None:
+    provision(tmp_path, Address("localhost"), ["bern"])
+    bundle = tmp_path / "sites" / "bern"
+    with pytest.raises(SystemExit) as end:
+        main(["901", "--site", str(bundle / "site.toml"), *flags])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2
+    assert text in error
+    assert len(error.splitlines()) == 1
+    assert not list(bundle.glob("work/*.json"))
 
 
 def test_a_site_says_that_nobody_answers_and_goes_on_trying(tmp_path: Path) -> None:

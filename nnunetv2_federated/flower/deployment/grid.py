@@ -143,6 +143,7 @@ class NetworkGrid(HttpGrid):
         """
         longest = _NEVER if timeout is None else timeout
         questions = list(messages)
+        self.guard_storage()  # what came since the last exchange must not take the room of this one
         inquiry = self.inquiry(longest)
         inquiry.send(questions)
         started, took = time.monotonic(), list[float]()

@@ -160,6 +160,7 @@ class Clerk:
         self._desk = desk
         self._coordinator = coordinator
         self._by = fingerprint_of(coordinator)
+        self._say = say
         self._app = _build_app(desk, say)
         self._fresh = False
         self._round: int | None = None
@@ -184,8 +185,9 @@ class Clerk:
             return self._app(message, context)
         except NotApprovedError as error:
             return Message(Error(NOT_YET, clean(error)), reply_to=message)
-        except CheckpointError:  # its text names a path: the log has it
+        except CheckpointError as error:  # its text names a path: for the engineer, not the server
             logger.exception("failed")
+            self._say(str(error))
             reason = f"site {site}: its saved state cannot be used; the site's log says more"
         except FederationError as error:
             logger.exception("refused")
