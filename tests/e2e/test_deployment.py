@@ -175,11 +175,15 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     }
     superlink = "nnunetv2_federated.flower.deployment.superlink:SuperLink"
     # the superlink last: what the site has done by then needs not be done again
-    consortium.plan_kills("bern", dict.fromkeys(places["bern"], ("bern", "server", "superlink")))
+    kills = dict.fromkeys(places["bern"], ("bern", "server", "superlink"))
+    # what is done once is not done again for a server or a SuperLink that lost its answer
+    kills["nnunetv2_federated.training.site:Site.validate_fully"] = ("bern", "server")
+    consortium.plan_kills("bern", kills)
     consortium.plan_kills(
         "server",
         {
             **dict.fromkeys(places["server"], ("oslo", "superlink", "server")),
+            "nnunetv2_federated.flower.server_app:Server._validate_fully": ("superlink", "oslo"),
             f"{superlink}._answers": ("superlink", "superlink", "server"),
             f"{superlink}._acquire_token": ("superlink", "server"),
         },

@@ -159,7 +159,7 @@ def test_evaluations_are_counted_and_bounded(desk: Desk) -> None:
         other = coordinator.ask(
             "evaluate", task(2, validate_received=2).to_json(), weights + 1 + model
         )
-        assert "another question for round 3" in refusal(other)
+        assert "another question for the evaluation" in refusal(other)
     assert unpack_payload(evaluate(validate_received=2).content) == unpack_payload(good.content)
     assert desk.ledger.spent("Dataset901_Balls").evaluations == 1
 

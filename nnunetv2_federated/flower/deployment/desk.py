@@ -49,7 +49,13 @@ from nnunetv2_federated.flower.deployment.consent import (
     Record,
     record_nothing,
 )
-from nnunetv2_federated.flower.deployment.ledger import Ledger, Question
+from nnunetv2_federated.flower.deployment.ledger import (
+    EVALUATION,
+    ROUND,
+    VALIDATION,
+    Ledger,
+    Question,
+)
 from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.training.code_register import resolve
 from nnunetv2_federated.training.dataset import Dataset, find_name, fold_split, load_dataset
@@ -70,6 +76,7 @@ EVALUATE_FULLY = f"{MessageType.EVALUATE}.fully"
 WORK = (MessageType.TRAIN, MessageType.EVALUATE, EVALUATE_FULLY)
 """Kinds of messages that cost computing time and tell something of the site's cases."""
 
+_ASKED: dict[str, str] = {MessageType.EVALUATE: EVALUATION, EVALUATE_FULLY: VALIDATION}
 _CURRENT, _PLANNING = "current.json", "planning.json"
 _FORMAT = 1
 _REMEDY = "delete it; the site then has to be asked to join again"
@@ -272,9 +279,8 @@ class Desk:
         same = asdict(replace(task, validate_received=0))
         digest = hashlib.sha256(json.dumps([kind, same], sort_keys=True).encode())
         digest.update(weights)
-        question = Question(
-            task.run, task.server_round, digest.hexdigest(), is_round=kind == MessageType.TRAIN
-        )
+        name, step = _ASKED.get(kind, ROUND), task.server_round if kind == MessageType.TRAIN else 0
+        question = Question(task.run, name, step, digest.hexdigest())
         return question, self.ledger.begin(question, site.run.dataset, self.limits, self.site)
 
     def finish(self, question: Question, answer: RecordDict) -> None:

@@ -2,7 +2,7 @@
 
 One private file per site process, ``ledger.json``: the number of the last signed message, what was
 spent of each dataset over all runs, and how far the site is in each run. Beside it the last answer
-of the present run, for a server that lost it and asks the same again.
+of each kind of the present run, for a server that lost it and asks the same again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from nnunetv2_federated.flower.deployment.limits import Limits, Spent
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload
 
 LEDGER = "ledger.json"
-_ANSWER = "answer.bin"
+ROUND, EVALUATION, VALIDATION = "round", "evaluation", "full validation"
+"""Kinds of work: of the last two a run has one each."""
+_KINDS = (ROUND, EVALUATION, VALIDATION)
+_NOTHING: dict[str, Any] = {"step": -1, "digest": "", "done": True}
 _FORMAT = 1
 _SHORTEST_PREFIX = 8
 _REMEDY = (
@@ -45,13 +48,20 @@ class Question:
 
     run: str
     """Identifies the run."""
+    kind: str
+    """:data:`ROUND`, :data:`EVALUATION` or :data:`VALIDATION`."""
     step: int
-    """Number of the round from 0; the evaluation of the last round and the full validation follow.
-    """
+    """Number of the round, from 0; of the others there is one."""
     digest: str
     """SHA-256 of what the work depends on."""
-    is_round: bool
-    """Training, not evaluation."""
+
+    @property
+    def is_round(self) -> bool:
+        """Whether it is training."""
+        return self.kind == ROUND
+
+    def __str__(self) -> str:
+        return _step(self.step) if self.is_round else f"the {self.kind}"
 
 
 class Ledger:
@@ -65,7 +75,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER
-        self._answer = folder / _ANSWER
+        self._answers = {kind: folder / f"{kind.replace(' ', '_')}.bin" for kind in _KINDS}
 
     # Which messages were seen
 
@@ -112,17 +122,18 @@ class Ledger:
     def open_run(self, run: str, folder: Path) -> None:
         """Begin or continue a run; the answer kept of another run is dropped."""
         with self._changing() as content:
-            known = content["runs"].setdefault(run, {"step": -1, "digest": "", "done": True})
-            known["folder"] = str(folder)
-        header = self._read_header()
-        if header is not None and header["run"] != run:
-            self._answer.unlink()
+            content["runs"].setdefault(run, {kind: dict(_NOTHING) for kind in _KINDS})
+            content["runs"][run]["folder"] = str(folder)
+        for kind, file in self._answers.items():
+            header = self._read_header(kind)
+            if header is not None and header["run"] != run:
+                file.unlink()
 
     def rounds_done(self, run: str) -> int:
         """Return how many rounds of a run the site is past."""
-        known = self._read()["runs"].get(run)
-        if known is None:
+        if run not in (runs := self._read()["runs"]):
             return 0
+        known = runs[run][ROUND]
         return int(known["step"]) + (1 if known["done"] else 0)
 
     def begin(
@@ -140,9 +151,9 @@ class Ledger:
             left to give.
         """
         with self._changing() as content:
-            known = content["runs"].get(question.run)
-            if known is None:
+            if question.run not in content["runs"]:
                 raise SiteError("refused: the site has not joined this run")
+            known = content["runs"][question.run][question.kind]
             if question.step < known["step"]:
                 raise SiteError(_further_on(question, known["step"]))
             spent = _spent(content, dataset)
@@ -154,7 +165,7 @@ class Ledger:
                 return None
             if question.digest != known["digest"]:
                 raise SiteError(
-                    f"refused: another question for {_step(question.step)} came before. "
+                    f"refused: another question for {question} came before. "
                     + _how_to_rewind(question)
                 )
             if not known["done"]:
@@ -166,7 +177,7 @@ class Ledger:
         """Keep an answer, then remember that the work is done."""
         self._save(question, answer)
         with self._changing() as content:
-            content["runs"][question.run]["done"] = True
+            content["runs"][question.run][question.kind]["done"] = True
 
     def folder_of(self, run: str) -> Path:
         """Return the folder of a run.
@@ -200,14 +211,17 @@ class Ledger:
             If there is no such run, or the site has not come to that round.
         """
         with self._changing() as content:
-            known = content["runs"][_find_run(content, run)]
+            everything = content["runs"][_find_run(content, run)]
+            known = everything[ROUND]
             if not 0 <= server_round <= known["step"]:
                 raise SettingsError(
                     f"--rewind {run} {server_round + 1}: the site is at {_step(known['step'])} of "
                     "this run; give that round or an earlier one."
                 )
             known |= {"step": server_round - 1, "digest": "", "done": True}
-        self._answer.unlink(missing_ok=True)
+            everything |= {kind: dict(_NOTHING) for kind in (EVALUATION, VALIDATION)}
+        for file in self._answers.values():
+            file.unlink(missing_ok=True)
 
     # Files
 
@@ -241,15 +255,15 @@ class Ledger:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         with (
-            replacing(self._answer, private=True) as temporary,
+            replacing(self._answers[question.kind], private=True) as temporary,
             temporary.open("wb") as file,
         ):
             file.write(json.dumps(header).encode() + b"\n")
             file.write(data)
 
-    def _read_header(self) -> dict[str, Any] | None:
+    def _read_header(self, kind: str) -> dict[str, Any] | None:
         try:
-            with self._answer.open("rb") as file:
+            with self._answers[kind].open("rb") as file:
                 return dict(json.loads(file.readline()))
         except FileNotFoundError:
             return None
@@ -257,19 +271,20 @@ class Ledger:
             return {"run": None}
 
     def _load(self, question: Question) -> RecordDict:
-        header = self._read_header()
+        file_of_answer = self._answers[question.kind]
+        header = self._read_header(question.kind)
         asked = asdict(question)
         if header is None or {key: header.get(key) for key in asked} != asked:
             raise SiteError(
-                f"refused: {_step(question.step)} was answered, and the answer is not kept. "
+                f"refused: {question} was answered, and the answer is not kept. "
                 + _how_to_rewind(question)
             )
         content = RecordDict({CONFIG: pack_payload(header["payload"])})
-        with self._answer.open("rb") as file:
+        with file_of_answer.open("rb") as file:
             file.readline()
             data = file.read()
         if hashlib.sha256(data).hexdigest() != header["sha256"]:
-            raise CheckpointError(f"{self._answer} is damaged: {_how_to_rewind(question)}")
+            raise CheckpointError(f"{file_of_answer} is damaged: {_how_to_rewind(question)}")
         if header["array"] is not None:
             dtype, shape, stype = header["array"]
             content[ARRAYS] = ArrayRecord({WEIGHTS: Array(dtype, tuple(shape), stype, data)})
@@ -298,9 +313,9 @@ def _check_content(content: dict[str, Any]) -> None:
     for spent in content["spent"].values():
         checked = Spent(**spent)
         numbers += [checked.rounds, checked.hours, checked.evaluations]
-    for run in content["runs"].values():
-        numbers.append(run["step"] + 1)
-        if type(run["digest"]) is not str or type(run["done"]) is not bool:
+    for work in (run[kind] for run in content["runs"].values() for kind in _KINDS):
+        numbers.append(work["step"] + 1)
+        if type(work["digest"]) is not str or type(work["done"]) is not bool:
             raise TypeError("digest or done")
     if any(type(n) not in (int, float) or not n >= 0 for n in numbers):
         raise ValueError("a number below 0, or none")
@@ -313,14 +328,12 @@ def _step(step: int) -> str:
 
 
 def _further_on(question: Question, step: int) -> str:
-    return (
-        f"refused {_step(question.step)}: the site is at {_step(step)} already. "
-        + _how_to_rewind(question)
-    )
+    return f"refused {question}: the site is at {_step(step)} already. " + _how_to_rewind(question)
 
 
 def _how_to_rewind(question: Question) -> str:
+    server_round = str(question.step + 1) if question.is_round else "ROUND"
     return (
         "If the server was restored from a backup, the site's engineer may let it go back: "
-        f"nnUNetv2_federated_site --rewind {question.run[:12]} {question.step + 1}"
+        f"nnUNetv2_federated_site --rewind {question.run[:12]} {server_round}"
     )
