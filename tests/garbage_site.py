@@ -49,7 +49,7 @@ def forged(reply: Message) -> Message:
 
 
 def many_parts() -> ArrayRecord:
-    return ArrayRecord({str(i): Array(np.array([i], np.float32)) for i in range(6000)})
+    return ArrayRecord({str(i): Array(np.array([i], np.float32)) for i in range(1000)})
 
 
 def spoil(kind: str, content: RecordDict) -> RecordDict:

@@ -366,7 +366,7 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
         consortium.start(
             "oslo", Path(__file__).parents[1] / "garbage_site.py", bundles / "oslo" / "site.toml"
         )
-        assert consortium.wait_for_server() == 0, consortium.said("server")
+        assert consortium.wait_for_server(450) == 0, consortium.said("server")
     finally:
         consortium.stop()
         run_all(f"umount {bundles / 'rome' / 'work'}")

@@ -40,6 +40,7 @@ BAD = {
     "alpha": (["901", "2d", "0", "--alpha", "0"], "set --alpha"),
     "sites a round": (["901", "2d", "0", "--sites-per-round", "4"], "--sites-per-round 4"),
     "replies": (["901", "2d", "0", "--min-replies", "4"], "--min-replies 4"),
+    "answers": (["901", "2d", "0", "--answer-deadline", "0"], "--answer-deadline 0"),
     "c without run": (["901", "2d", "0", "--c"], "--c: no earlier run"),
     "val without run": (["901", "2d", "0", "--val"], "checkpoint_final.pth does not exist"),
     "c and val": (["901", "2d", "0", "--c", "--val"], "not both"),

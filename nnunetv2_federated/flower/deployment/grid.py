@@ -87,23 +87,26 @@ class NetworkGrid(HttpGrid):
     storage: Storage
     """The SuperLink's database."""
 
-    _impatient: RuntimeHttpClient | None = None
+    def __init__(
+        self,
+        runtime_api_address: str,
+        *,
+        insecure: bool,
+        root_certificates: bytes | None,
+        token: str,
+    ) -> None:
+        super().__init__(runtime_api_address, insecure, root_certificates, token=token)
+        self.impatient: RuntimeHttpClient = self._new_client(None)
+        """Asks the SuperLink once, where the Grid itself asks until it is answered."""
 
     def _connect(self) -> None:
         self._inquiries: WeakSet[Inquiry] = WeakSet()
         self._client = self._new_client(_patient())
 
-    @property
-    def impatient(self) -> RuntimeHttpClient:
-        """Asks the SuperLink once, where the Grid itself asks until it is answered."""
-        if self._impatient is None:
-            self._impatient = self._new_client(None)
-        return self._impatient
-
     def _new_client(self, retry: RetryInvoker | None) -> _Client:
         return _Client.from_server_address(
             server_address=self._addr,
-            insecure=False,
+            insecure=self._insecure,
             root_certificates=self._cert,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
@@ -115,9 +118,7 @@ class NetworkGrid(HttpGrid):
     def close(self) -> None:
         """Close the connections."""
         super().close()
-        if self._impatient is not None:
-            self._impatient.close()
-            self._impatient = None
+        self.impatient.close()
 
     def site_names(self) -> dict[int, str]:
         """Names of the connected sites, by node id; strangers and who was revoked are left out."""

@@ -105,14 +105,12 @@ class Link(Protocol):
 
     node: Node
     patience: float
+    impatient: RuntimeHttpClient
+    """Asks the SuperLink once, where the Grid itself asks until it is answered."""
 
     @property
     def run(self) -> Run:
         """The run that asks."""
-
-    @property
-    def impatient(self) -> RuntimeHttpClient:
-        """Asks the SuperLink once, where the Grid itself asks until it is answered."""
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Nodes that are connected."""

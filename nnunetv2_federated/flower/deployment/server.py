@@ -181,8 +181,8 @@ def open_grid(
             error = failure
             raise
         finally:
-            link.finish(grid, error)
             heartbeat.stop()
+            link.finish(grid, error)
     finally:
         link.stop()
     link.delete_database()

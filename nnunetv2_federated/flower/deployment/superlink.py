@@ -233,7 +233,8 @@ class SuperLink:
 
         def beat() -> bool:
             try:
-                alive = grid._runtime_client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
+                # asked once: the sender itself asks again, sooner, and can be stopped meanwhile
+                alive = grid.impatient.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
             except httpx.HTTPError:
                 return False
             if not alive:
