@@ -104,7 +104,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = state.pop("format", 0)
+        found = int(state.pop("format", 0))
     except Exception as error:  # torch.load raises a dozen unrelated types
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): restore it from a backup, or start "

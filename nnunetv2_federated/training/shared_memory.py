@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -68,7 +70,7 @@ def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
     """
     workers = _workers()
     if workers == 0:
-        return "not needed: nnUNet_n_proc_DA=0"
+        return "no augmentation workers: nnUNet_n_proc_DA=0"
     if not SHARED_MEMORY.is_dir():
         return f"no {SHARED_MEMORY} on this system"
     free = shutil.disk_usage(SHARED_MEMORY).free
@@ -83,6 +85,21 @@ def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
             f"(docker run --shm-size={math.ceil(needed / _GIGABYTE)}g)."
         )
     return seen
+
+
+@contextlib.contextmanager
+def naming_shared_memory() -> Iterator[None]:
+    """Raise ``OSError`` where torch says in words of its own that shared memory is full.
+
+    Predictions go through it to the processes that write them, however images are augmented.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        what = "No space left in shared memory (docker run --shm-size gives more)"
+        raise OSError(errno.ENOSPC, what, str(SHARED_MEMORY)) from error
 
 
 def _workers() -> int:

@@ -19,7 +19,11 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import Validation
 from nnunetv2_federated.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.training.dataset import find_trainer
-from nnunetv2_federated.training.shared_memory import batch_bytes, check_shared_memory
+from nnunetv2_federated.training.shared_memory import (
+    batch_bytes,
+    check_shared_memory,
+    naming_shared_memory,
+)
 from nnunetv2_federated.training.tracking import untracked
 
 if TYPE_CHECKING:
@@ -276,7 +280,8 @@ class FederatedRounds(_Base):
         super().on_validation_epoch_end(val_outputs)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:  # noqa: D102
-        with naming_the_disk(Path(self.output_folder)):  # workers write, and pass on what they like
+        # others write, and pass on what they like; of shared memory first: that is no such disk
+        with naming_the_disk(Path(self.output_folder)), naming_shared_memory():
             super().perform_actual_validation(save_probabilities)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102

@@ -185,3 +185,16 @@ def test_a_damaged_value_is_refused_when_read(tmp_path):
     (tmp_path / RUN_FILE).write_text(text)
     with pytest.raises(SettingsError, match="--rounds 0"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"), [(None, "older nnunetv2-federated"), (2, "upgrade"), ("x", "readable run")]
+)
+def test_a_run_of_another_format_is_refused(tmp_path, found, words):
+    content = json.loads(make_run().to_json())
+    content.pop("format")
+    if found is not None:
+        content["format"] = found
+    (tmp_path / RUN_FILE).write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=words):
+        read_run(tmp_path)
