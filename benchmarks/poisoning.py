@@ -60,15 +60,16 @@ def noise_like(update: Vector, rng: np.random.Generator, times: float) -> Vector
 ATTACKS: dict[str, Attack | None] = {
     "honest": None,
     "sign-flipped": lambda update, _: -update,
+    "sign-flipped x9": lambda update, _: -9 * update,  # just within the bound of auto
     "scaled x100": lambda update, _: 100 * update,
     "random, honest norm": lambda update, rng: noise_like(update, rng, 1),
     "random, norm x100": lambda update, rng: noise_like(update, rng, 100),
 }
 
 DEFENCES: dict[str, dict[str, Any]] = {
-    "fedavg, no bound": {"max_update_norm": "none"},
-    "fedavg, auto, refuse": {"min_replies": 4},
-    "fedavg, auto, clip": {"oversized_update": "clip"},
+    "fedavg, no bound": {},
+    "fedavg, auto, refuse": {"max_update_norm": "auto", "min_replies": 4},
+    "fedavg, auto, clip": {"max_update_norm": "auto", "oversized_update": "clip"},
     "krum": {"strategy": "krum", "strategy_options": {"num_malicious_nodes": 1}},
     "fedtrimmedavg": {"strategy": "fedtrimmedavg", "strategy_options": {"beta": 0.2}},
     "fedmedian": {"strategy": "fedmedian"},
@@ -145,7 +146,7 @@ def train(arm: Arm, dataset_id: str, args: argparse.Namespace) -> dict[str, Any]
         global_validation=False,
         resident_trainers=len(sites),
         seed=arm.seed,
-        **{"max_update_norm": "auto", **DEFENCES[arm.defence]},
+        **{"max_update_norm": "none", **DEFENCES[arm.defence]},
     )
     run = Run(dataset.name, "2d", 0, "nnUNetTrainer", "nnUNetPlans", "cpu", settings, sites)
     attack = ATTACKS[arm.attack]
