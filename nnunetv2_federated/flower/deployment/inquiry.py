@@ -182,6 +182,7 @@ class Inquiry:
             yield answer if refused is None else asked.error(SITE_FAILED, refused)
         if not complete:
             self._link.guard_storage()
+        if self._lost or not complete:
             self._ask_again()
         yield from self._hopeless()
 
