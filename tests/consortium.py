@@ -214,7 +214,7 @@ class Consortium:
             for number, victim in enumerate(victims):
                 (folder / f"{number:02d}_{victim}").touch()
 
-    def see_through(self, restart: dict[str, Callable[[], None]], seconds: float = 900) -> int:
+    def see_through(self, restart: dict[str, Callable[[], None]], seconds: float = 1500) -> int:
         """Start again whoever is killed, until the server ends by itself; return its status."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 
@@ -142,10 +142,19 @@ def format_problem(found: int, version: int, ours: str, theirs: str = "the file"
 
 
 @contextlib.contextmanager
-def only_one(lock: Path, refusal: str) -> Iterator[None]:
+def only_one(lock: Path, refusal: str, *, remove: bool = False) -> Iterator[None]:
     """Hold a lock file; the lock goes with the process, however that ends.
 
     Processes started within, that inherit open files, hold it too.
+
+    Parameters
+    ----------
+    lock
+        The file, made if it is absent.
+    refusal
+        What to say if another process holds it.
+    remove
+        Leave no file behind, unless the process is killed.
 
     Raises
     ------
@@ -155,15 +164,30 @@ def only_one(lock: Path, refusal: str) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(lock, refusal):
+        try:
+            yield
+        finally:
+            if remove:
+                lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path, refusal: str) -> IO[str]:
+    """Open and lock a file that is still in its place then: who held it may have removed it."""
     import fcntl  # noqa: PLC0415  # not on Windows
 
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
+    while True:
+        file = lock.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            file.close()
             raise SettingsError(f"{lock} is held: {refusal}") from error
-        yield
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        file.close()
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def one_run(folder: Path) -> Iterator[None]:
     )
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(only_one(folder / LOCK_FILE, busy))
+            held.enter_context(only_one(folder / LOCK_FILE, busy, remove=True))
         except OSError as error:
             raise results_not_writable(error) from error
         yield
@@ -89,7 +89,8 @@ def one_preparation(dataset: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             # beside the folder: an empty one would pass for a dataset that is planned
-            held.enter_context(only_one(dataset.with_name(f".{dataset.name}.lock"), busy))
+            lock = dataset.with_name(f".{dataset.name}.lock")
+            held.enter_context(only_one(lock, busy, remove=True))
         except OSError as error:
             raise SettingsError(
                 f"nnUNet_preprocessed cannot be written ({error}): point it at a folder you may "

@@ -10,7 +10,13 @@ import pytest
 
 from nnunetv2_federated.federation import files
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
-from nnunetv2_federated.federation.files import read_state, replacing, write_atomically, write_state
+from nnunetv2_federated.federation.files import (
+    only_one,
+    read_state,
+    replacing,
+    write_atomically,
+    write_state,
+)
 from nnunetv2_federated.federation.names import check_dataset_name, check_fold, check_name
 from nnunetv2_federated.federation.text import clean, csv_cell, one_line
 
@@ -209,3 +215,29 @@ def test_a_cell_is_no_formula_wherever_a_line_is_split(text: str, cell: str) -> 
 def test_a_line_keeps_its_blanks() -> None:
     assert one_line("round  1/3\n\x1b[2J  lr", 100) == "round  1/3  [2J  lr"
     assert one_line("x" * 10**6, 5) == "xxxxx"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks nothing on Windows")
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two would hold it: one the file that is gone, one the file in its place."""
+    import fcntl  # noqa: PLC0415
+
+    lock = tmp_path / "lock"
+    flock = fcntl.flock
+    removals = [lock.unlink]
+
+    def removed_just_before(file, operation) -> None:
+        if removals:
+            removals.pop()()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_just_before)
+    with (
+        only_one(lock, "the first", remove=True),
+        pytest.raises(SettingsError, match="the second"),
+        only_one(lock, "the second"),
+    ):
+        pass
+    assert not lock.exists()
