@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -71,14 +70,6 @@ def is_finite(vector: Vector) -> bool:
         bool(np.isfinite(vector[start : start + _BLOCK]).all())
         for start in range(0, vector.size, _BLOCK)
     )
-
-
-def largest_magnitude(vector: Vector) -> float:
-    """Largest absolute value; infinite or NaN if any value is."""
-    if vector.size == 0:
-        return 0.0
-    extremes = (float(vector.max()), -float(vector.min()))
-    return max(extremes) if not any(map(math.isnan, extremes)) else math.nan
 
 
 def dice_per_class(tp: Sequence[float], fp: Sequence[float], fn: Sequence[float]) -> list[float]:

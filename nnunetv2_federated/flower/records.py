@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
-from nnunetv2_federated.federation.aggregation import Vector, largest_magnitude
+from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.files import format_problem
 from nnunetv2_federated.federation.messages import WEIGHTS, WIRE_FORMAT
@@ -32,9 +31,6 @@ _NPY_HEADER = re.compile(
 """Of a flat array as NumPy writes it; nothing else is read, and nothing is evaluated."""
 
 _ON_THE_WAY = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
-
-LARGEST_WEIGHT = 1e12
-"""Weights of networks are far below, and sums of so large ones do not overflow float32."""
 
 SITE_FAILED, NOT_YET = 1, 2
 """Codes of error replies; after ``NOT_YET`` the site may be asked again."""
@@ -155,23 +151,20 @@ def unpack_reply(content: RecordDict, sent: Vector, dtype: str) -> Vector:
     Raises
     ------
     SiteError
-        If it holds no vector of that dtype and of the length of ``sent``, or a weight that no
-        network has.
+        If it holds no vector of that dtype and of the length of ``sent``, or it is not finite.
     """
     vector = unpack_weights(content, dtype)
     if vector.shape != sent.shape:
         raise SiteError(f"sent {vector.size} weights instead of {sent.size}")
-    check_magnitude(vector)
-    return vector if dtype == "float32" else sent + vector
-
-
-def check_magnitude(vector: Vector) -> None:
-    """Raise ``SiteError`` unless all weights are finite and of a size that weights can have."""
-    largest = largest_magnitude(vector)
-    if not math.isfinite(largest):
+    if not is_finite(vector):
         raise SiteError("its weights are not finite")
-    if largest > LARGEST_WEIGHT:
-        raise SiteError(f"a weight of {largest:.3g} is larger than {LARGEST_WEIGHT:.0e}")
+    if dtype == "float32":
+        return vector
+    with np.errstate(over="ignore"):
+        trained: Vector = sent + vector
+    if not is_finite(trained):
+        raise SiteError("its weights are not finite")
+    return trained
 
 
 def pack_payload(text: str) -> ConfigRecord:

@@ -83,7 +83,7 @@ def test_the_table_of_sites_shows_what_they_call_themselves(
 def test_a_line_at_the_terminal_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
     with ConsoleObserver(3) as console:
         for text in HOSTILE:
-            record = {"round": 0, "failed": {text: text}, "seconds": {"round": 1.0}}
+            record = {"round": 0, "failed": {text: text}, "seconds": {"round": 1.0}, "updates": {}}
             numbers = dict.fromkeys(("lr", "train_loss", "loss", "dice"), 0.5)
             console.round_finished(record | numbers)
             console.say(f"{text}: {text}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
@@ -358,6 +358,15 @@ class Flaky:
     def get_nodes(self) -> list[Any]:
         return []
 
+    def refused(self) -> dict[int, str]:
+        return {}
+
+    def guard_storage(self) -> None:
+        """Nothing is stored."""
+
+    def forget(self, message: str) -> None:
+        """Nothing is stored."""
+
     def send(self, messages: list[Message]) -> dict[str, Message]:
         self.sent |= {str(m.metadata.dst_node_id): m for m in messages}
         return {str(m.metadata.dst_node_id): m for m in messages}
@@ -371,7 +380,7 @@ class Flaky:
 
 
 def questions() -> list[Message]:
-    content = RecordDict({CONFIG: ConfigRecord({"payload": "a"})})
+    content = RecordDict({CONFIG: pack_payload("a")})
     return [Message(RecordDict(dict(content)), node, MessageType.TRAIN) for node in NAMES]
 
 

@@ -562,7 +562,12 @@ def _restored(kind: Callable[..., Any], content: Mapping[str, Any], path: Path) 
 
 
 def _is_of(folder: Path, started: str) -> bool:
+    """Whether a folder is of this run; one that cannot be read is not taken for another run's."""
+    if not (folder / RUN_FILE).is_file():
+        return False
     try:
         return read_run(folder).started == started
-    except FederationError:
-        return False
+    except FederationError as error:
+        raise CheckpointError(
+            f"{error}; if the run in {folder} is not to be continued, delete that folder"
+        ) from error
