@@ -17,15 +17,15 @@ from nnunetv2_federated.flower.deployment.desk import Desk
 def main() -> None:
     settings = read_site_file(Path(sys.argv[1]))
     say = functools.partial(print, flush=True)
-    honest = site._answer
+    honest = site.Clerk.answer
 
-    def answer(app, coordinator, message: Message, name: str) -> Message:
+    def answer(clerk: site.Clerk, message: Message) -> Message:
         if message.metadata.message_type == sys.argv[2]:
             say("says nothing")
             threading.Event().wait()
-        return honest(app, coordinator, message, name)
+        return honest(clerk, message)
 
-    site._answer = answer
+    site.Clerk.answer = answer
     desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
     site.serve(settings, desk, say, threading.Event())
 
