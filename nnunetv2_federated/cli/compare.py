@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from nnunetv2_federated.cli.train_flags import add_federation_flags, add_nnunet_
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.comparison import Comparison, open_comparison
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.settings import STRATEGIES
 from nnunetv2_federated.training.dataset import check_environment
 from nnunetv2_federated.training.tracking import stay_local
@@ -102,8 +102,7 @@ def _compare(options: Options) -> None:
     folder = options.get("output") or _default_folder(comparison)
     began = open_comparison(folder, comparison)
     os.environ.setdefault("nnUNet_results", str(folder))  # nnU-Net asks for one
-    busy = f"-o {folder}: this comparison is at work already; wait until it ends, or stop it."
-    with only_one(folder / ".lock", busy):
+    with _only_one(folder):
         _say(options, f"{'continuing' if began else 'comparing'} in {folder}")
         failed = run_models(
             comparison, folder, torch.device(device), say=lambda text: _say(options, text)
@@ -129,6 +128,26 @@ def _default_folder(comparison: Comparison) -> Path:
     folds = "_".join(map(str, comparison.folds))
     name = f"comparison_{comparison.trainer}_{comparison.configuration}_fold_{folds}"
     return Path(nnUNet_results.require()) / comparison.dataset / name
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold a lock that trainings started from here inherit: a killed command may leave one."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # noqa: PLC0415  # not on Windows
+
+    with (folder / ".lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SettingsError(
+                f"-o {folder}: this comparison is still at work, perhaps a training that outlived "
+                "a killed command; wait for it or end it."
+            ) from error
+        yield
 
 
 if __name__ == "__main__":

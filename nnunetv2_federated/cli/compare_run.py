@@ -106,12 +106,14 @@ def train_model(
     ]
     environment = {**os.environ, "nnUNet_results": str(place)}
     with (place / "train.log").open("a") as log:
-        done = subprocess.run(  # noqa: S603  # flags of ours and values that were checked
+        # flags of ours and values that were checked; descriptors stay open for the lock
+        done = subprocess.run(  # noqa: S603
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            close_fds=False,
             check=False,
             preexec_fn=die_with_parent(),  # one call of libc
         )

@@ -56,7 +56,7 @@ def test_a_second_command_in_the_folder_is_refused(
     a_run: Path, dataset_2d: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content_of(a_run.parent)
-    with only_one(a_run / ".lock", "the first"):
+    with only_one(a_run / ".lock", "the first", remove=True):
         for flags in ((), ("--c",), ("--val",), ("--prepare-only",)):
             line = refused(capsys, 2, dataset_2d, "2d", 0, *flags)
             assert f"another command is at work in {a_run}" in line
@@ -67,7 +67,7 @@ def test_planning_what_is_being_planned_is_refused(
     dataset_2d: str, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (
-        only_one(nnunet_folders / "preprocessed" / ".Dataset901_Balls.lock", "the first"),
+        only_one(nnunet_folders / "preprocessed" / ".Dataset901_Balls.lock", "", remove=True),
         pytest.raises(SystemExit) as exit_,
     ):
         plan_main(["-d", dataset_2d, "-c", "2d", "-npfp", "1", "-np", "1"])
