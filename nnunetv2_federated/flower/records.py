@@ -35,9 +35,6 @@ _ON_THE_WAY = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 SITE_FAILED, NOT_YET = 1, 2
 """Codes of error replies; after ``NOT_YET`` the site may be asked again."""
 
-PHASE_SECONDS = 7 * 24 * 3600.0
-"""How long the server waits for the answers of a phase."""
-
 _RECORDS = (ARRAYS, CONFIG)
 """Names of the records a message may hold."""
 
