@@ -40,8 +40,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def much() -> RecordDict:
-    numbers = np.random.default_rng(1).integers(0, 256, MANY_BYTES, np.uint8)
+def much(seed: int) -> RecordDict:
+    """Return much content; the SuperLink keeps equal parts of two sites once, so give a seed."""
+    numbers = np.random.default_rng(seed).integers(0, 256, MANY_BYTES, np.uint8)
     return RecordDict({"much": ArrayRecord({"much": Array(numbers)})})
 
 
@@ -75,9 +76,9 @@ def fill(fleet: Fleet, message: Message, *, leave_out_first: bool) -> None:
 
 def answer(fleet: Fleet, question: Message, manner: str) -> None:
     if manner == "hoard":
-        fill(fleet, Message(much(), reply_to=question), leave_out_first=True)
+        fill(fleet, Message(much(1), reply_to=question), leave_out_first=True)
     elif manner == "forge":
-        forged = Message(much(), question.metadata.dst_node_id, "query.x")
+        forged = Message(much(2), question.metadata.dst_node_id, "query.x")
         forged.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
         fill(fleet, forged, leave_out_first=False)
     elif manner != "silent":
