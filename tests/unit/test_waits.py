@@ -81,6 +81,65 @@ def test_the_others_get_four_times_what_the_majority_took(
     assert Grace(600.0, lambda count: min(needed, count)).ends(asked, answered) == end
 
 
+def test_who_was_silent_the_last_time_gets_half_as_long_as_the_majority() -> None:
+    grace = Grace(600.0, lambda count: min(3, count))
+    assert grace.ends(5, [100, 200, 300], known=True) == 300 + 150
+    assert grace.ends(5, [100, 200], known=True) == math.inf
+
+
+class Exchange(network.NetworkGrid):
+    """A Grid whose sites answer after so many seconds each; ``None``: not at all."""
+
+    def __init__(self, clock: Clock, takes: dict[int, float | None]) -> None:
+        self.clock, self.takes = clock, takes
+        self.grace = Grace(600.0, lambda count: min(2, count))
+        self._silent = set()
+
+    def guard_storage(self) -> None:
+        """Nothing is stored."""
+
+    def inquiry(self, seconds: float) -> Any:
+        del seconds
+        return Due(self.clock, self.takes)
+
+
+class Due:
+    def __init__(self, clock: Clock, takes: dict[int, float | None]) -> None:
+        self.clock, self.takes, self.asked = clock, takes, clock.now
+        self.questions: dict[int, Message] = {}
+
+    @property
+    def open(self) -> set[int]:
+        return set(self.questions)
+
+    def send(self, questions: list[Message]) -> None:
+        self.questions = {q.metadata.dst_node_id: q for q in questions}
+
+    def look(self) -> Iterator[Message]:
+        for node in list(self.questions):
+            takes = self.takes[node]
+            if takes is not None and self.clock.now >= self.asked + takes:
+                yield answered(self.questions.pop(node), "1")
+
+
+def test_a_site_that_hangs_costs_the_whole_grace_once_and_takes_part_again_when_it_is_well(
+    clock: Clock,
+) -> None:
+    grid = Exchange(clock, {11: 90.0, 12: None, 13: 100.0})
+
+    def one_round() -> tuple[float, set[int]]:
+        began = clock.now
+        replies = list(grid.send_and_receive(questions(), timeout=5000))
+        return clock.now - began, {reply.metadata.src_node_id for reply in replies}
+
+    assert one_round() == (700.0, {11, 13})
+    assert one_round() == (150.0, {11, 13})
+    grid.takes[12] = 149.0
+    assert one_round() == (149.0, {11, 12, 13})
+    grid.takes[12] = 400.0  # slow as it may be: it has answered
+    assert one_round() == (400.0, {11, 12, 13})
+
+
 @pytest.mark.parametrize(
     ("count", "min_replies", "remote", "needed"),
     [

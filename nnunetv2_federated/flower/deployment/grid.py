@@ -101,6 +101,8 @@ class NetworkGrid(HttpGrid):
 
     def _connect(self) -> None:
         self._inquiries: WeakSet[Inquiry] = WeakSet()
+        self._silent: set[int] = set()
+        """Nodes that let the time of their last question pass."""
         self._client = self._new_client(_patient())
 
     def _new_client(self, retry: RetryInvoker | None) -> _Client:
@@ -151,11 +153,16 @@ class NetworkGrid(HttpGrid):
         while inquiry.open:
             before = len(inquiry.open)
             for reply in inquiry.look():
+                self._silent.discard(reply.metadata.src_node_id)
                 if not reply.has_error():
                     took.append(time.monotonic() - started)
                 yield reply
-            end = longest if self.grace is None else self.grace.ends(len(questions), took)
+            end = longest
+            if self.grace is not None:
+                known = inquiry.open <= self._silent
+                end = self.grace.ends(len(questions), took, known=known)
             if time.monotonic() - started >= min(end, longest):
+                self._silent |= inquiry.open
                 return
             if inquiry.open and len(inquiry.open) == before:
                 time.sleep(POLL_SECONDS)
