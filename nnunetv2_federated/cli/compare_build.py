@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +29,10 @@ from nnunetv2_federated.training.dataset import (
     Dataset,
     check_configuration,
     find_trainer,
-    fold_split,
     load_dataset,
 )
 from nnunetv2_federated.training.environment import environment
+from nnunetv2_federated.training.folds import draw_by_table, fold_split
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.sites import (
     partition_dataset,
@@ -75,6 +76,7 @@ def build_comparison(
                 f"configuration {configuration} needs predictions of another one; compare "
                 "configurations that stand alone."
             )
+        draw_by_table(dataset, configuration, folds, options.get("case_table"))
         seeds = options.get("seeds") or [options.get("seed", _DEFAULT_SEED)]
         sites, external = _sites(options, dataset, configuration, seeds)
         comparison = Comparison(
@@ -98,8 +100,11 @@ def build_comparison(
             for seed in seeds
             for fold in folds
         ]
+        notes: dict[str, None] = {}
         for run in {arm.name: run for arm, run in reversed(runs)}.values():
-            check(run)  # seed and fold change nothing of what it looks at
+            notes |= dict.fromkeys(check(run))  # seed and fold change little of what it looks at
+        for line in notes:
+            print(f"note: {line}", file=sys.stderr)
         _give_all_the_same_epoch(runs, dataset)
     return comparison
 

@@ -21,7 +21,8 @@ from nnunetv2_federated.federation.comparison import Comparison, Model
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.settings import RUN_FILE
 from nnunetv2_federated.flower.launch import BACKENDS
-from nnunetv2_federated.training.dataset import find_trainer, fold_split, load_dataset
+from nnunetv2_federated.training.dataset import find_trainer, load_dataset
+from nnunetv2_federated.training.folds import fold_split
 from nnunetv2_federated.training.testing import (
     TrainedModel,
     raw_folder,

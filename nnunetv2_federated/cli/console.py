@@ -29,6 +29,7 @@ from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.text import LONGEST, clean, one_line
 from nnunetv2_federated.federation.update_bound import ACCEPTED, LARGEST_NORM
+from nnunetv2_federated.training.integrity import Finding
 
 LONGEST_LINE = 4000
 """Characters of a line put together here: it may name many sites."""
@@ -63,6 +64,24 @@ def as_table(
     for row in rows:
         table.add_row(*(Text(clean(cell, longest)) for cell in row))
     return table
+
+
+def print_findings(title: str, findings: Iterable[Finding]) -> list[str]:
+    """Print what was looked at as a table; return what is not good.
+
+    Parameters
+    ----------
+    title
+        Above it.
+    findings
+        Each is drawn when all are there.
+    """
+    found = list(findings)
+    rows = [("ok" if finding.good else "NO", finding.what, finding.seen) for finding in found]
+    table = as_table(title, ("", "", ""), rows, longest=LONGEST_LINE)
+    table.show_header = False
+    Console(highlight=False).print(table)
+    return [finding.what for finding in found if not finding.good]
 
 
 class LogFormatter(logging.Formatter):

@@ -26,6 +26,7 @@ from nnunetv2_federated.training.dataset import (
     check_planned,
     load_dataset,
 )
+from nnunetv2_federated.training.folds import draw_by_table
 from nnunetv2_federated.training.result_folder import federation_folder, no_earlier_run
 from nnunetv2_federated.training.sites import (
     partition_dataset,
@@ -213,6 +214,7 @@ def _sites(
 ) -> tuple[SiteSettings, ...]:
     """Sites from datasets, a file, flags, the saved partition, or three hybrid sites."""
     chosen = _chosen(options)
+    draw_by_table(dataset, configuration, [fold], options.get("case_table"))
     if len(chosen) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
         raise SettingsError(f"{flags} both say which cases a site has: keep one of them.")

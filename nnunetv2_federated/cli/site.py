@@ -16,9 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from nnunetv2_federated.cli.console import LONGEST_LINE, as_table, say, send_logs_to
+from nnunetv2_federated.cli.console import print_findings, say, send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
@@ -207,14 +205,7 @@ def _check(settings: SiteSettingsFile, options: Options) -> None:
         trainer=options.get("trainer", "nnUNetTrainer"),
         device=choose_device(options.get("device")),
     )
-    rows = []
-    bad = []
-    for finding in check_site(settings, wanted):
-        rows.append(("ok" if finding.good else "NO", finding.what, finding.seen))
-        bad += [] if finding.good else [finding.what]
-    table = as_table(f"site {settings.name}", ("", "", ""), rows, longest=LONGEST_LINE)
-    table.show_header = False
-    Console(highlight=False).print(table)
+    bad = print_findings(f"site {settings.name}", check_site(settings, wanted))
     if bad:
         raise FederationError(f"not ready: {', '.join(bad)}")
 

@@ -93,7 +93,8 @@ def train(options: Options) -> None:
             _validate(run, options, GlobalModel(run))
         return
     if not options.get("c"):  # it removes nothing, and the run was looked at when it began
-        check(run, options.get("backend", "in-process"))
+        for line in check(run, options.get("backend", "in-process")):
+            print(f"note: {line}", file=sys.stderr)
     if run.remote_sites:
         check_credentials(server_settings(options), run.remote_sites)
     with one_run(folder):

@@ -1,7 +1,7 @@
 """The case table: a CSV file with one row per case, the user's knowledge about the cases.
 
 Column ``case`` holds nnU-Net's case identifiers; further columns (a label, a centre, ``patient``)
-are used by name.
+are used by name. A table ``cases.csv`` beside ``dataset.json`` counts without being named.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from nnunetv2_federated.federation.errors import SettingsError
 
 CASE_COLUMN = "case"
+PATIENT_COLUMN = "patient"
 
 
 def read_case_table(path: Path) -> dict[str, dict[str, str]]:
@@ -78,6 +79,13 @@ def table_column(table: Mapping[str, Mapping[str, str]], column: str) -> dict[st
             "choose one of these or add the column to --case-table"
         )
     return {case: row[column] for case, row in table.items()}
+
+
+def patients_of(table: Mapping[str, Mapping[str, str]]) -> dict[str, str] | None:
+    """Return the patient of each case, ``None`` if the table has no column ``patient``."""
+    if not table or PATIENT_COLUMN not in next(iter(table.values())):
+        return None
+    return table_column(table, PATIENT_COLUMN)
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:

@@ -19,9 +19,12 @@ from nnunetv2_federated.flower.server_app import make_server_app
 from nnunetv2_federated.flower.strategies import check_replies
 from nnunetv2_federated.training.build import results_not_writable
 from nnunetv2_federated.training.checkpoint import GlobalModel
+from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.environment import environment
+from nnunetv2_federated.training.integrity import check_dataset
 from nnunetv2_federated.training.result_folder import begin, federation_folder
 from nnunetv2_federated.training.site import DEFAULT_RESIDENT, SitePool
+from nnunetv2_federated.training.testing import validates_segmentations
 from nnunetv2_federated.training.tracking import wanted_trackers
 from nnunetv2_federated.training.trainer import FederatedRounds, check_workers
 
@@ -38,24 +41,36 @@ __all__ = [
 BACKENDS = ("in-process", "ray")
 
 
-def check(run: Run, backend: str = "in-process") -> None:
+def check(run: Run, backend: str = "in-process") -> list[str]:
     """Find what cannot be before anything is written.
+
+    Returns
+    -------
+    list of str
+        What the user is better told, one line each.
 
     Raises
     ------
     SettingsError
         For what is wanted and absent, options the strategy refuses, a trainer or network that
-        cannot be built, weights to start from that cannot be loaded, and too little shared memory.
+        cannot be built, weights to start from that cannot be loaded, datasets that do not agree
+        with themselves, and too little shared memory.
     """
     check_choices(run, backend)
     with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch):
         model = GlobalModel(run)  # nnU-Net's trainers write when they are built
         if run.pretrained_weights is not None:
             model.load_pretrained(run.pretrained_weights)
+    segmentation = validates_segmentations(type(model.trainer))
+    aloud = []
+    for name in sorted({site.dataset for site in run.sites}):
+        dataset = load_dataset(name, run.plans)
+        aloud += check_dataset(dataset, run.configuration, run.fold, segmentation=segmentation)
     if not run.remote_sites:
         alive = min(len(run.sites), run.settings.resident_trainers or DEFAULT_RESIDENT)
         # in Ray's actors each site looks for itself
         check_workers(model.trainer, alive if backend == "in-process" else 1)
+    return aloud
 
 
 def check_choices(run: Run, backend: str = "in-process") -> None:

@@ -1,24 +1,21 @@
-"""Find an nnU-Net dataset, its plans, folds and trainers, or say in one line what is missing."""
+"""Find an nnU-Net dataset, its plans and trainers, or say in one line what is missing."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_pickle, save_json
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.files import replacing
 from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.text import clean
@@ -162,52 +159,6 @@ def preprocessed_cases(folder: Path) -> list[str]:
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
-def fold_split(
-    dataset: Dataset, configuration: str, fold: int | str
-) -> tuple[list[str], list[str]]:
-    """Training and validation cases of a fold, as nnU-Net's ``do_split`` chooses them.
-
-    Creates ``splits_final.json`` where nnU-Net would. A fold that nnU-Net would replace by a random
-    80:20 split is refused, because two commands would then disagree about the fold.
-
-    Raises
-    ------
-    SettingsError
-        If the fold does not exist, or there are too few cases for nnU-Net's five.
-    """
-    cases = preprocessed_cases(check_configuration(dataset, configuration))
-    if fold == "all":
-        return cases, cases
-    splits_file = dataset.folder / "splits_final.json"
-    if not splits_file.is_file():
-        _write_splits(dataset, cases, splits_file)
-    splits = read_json(splits_file)
-    if not (isinstance(fold, int) and 0 <= fold < len(splits)):
-        raise SettingsError(
-            f"fold {fold} does not exist: {dataset.name} has folds 0 to {len(splits) - 1} "
-            "(splits_final.json), or all."
-        )
-    return sorted(splits[fold]["train"]), sorted(splits[fold]["val"])
-
-
-def _write_splits(dataset: Dataset, cases: list[str], path: Path) -> None:
-    try:
-        splits = generate_crossval_split(cases, seed=12345, n_splits=5)
-    except ValueError as error:
-        raise SettingsError(
-            f"{dataset.name} has {len(cases)} cases, nnU-Net's five folds need five: use fold all, "
-            f"or write {path} yourself."
-        ) from error
-    try:
-        with replacing(path, f".{os.getpid()}.tmp") as temporary:  # sites may share a dataset
-            save_json(splits, str(temporary))
-    except OSError as error:
-        raise SettingsError(
-            f"{path} cannot be written ({error.strerror}), and says which cases a fold has: let "
-            "it be written once, as nnU-Net does before its first training, or use fold all."
-        ) from error
-
-
 def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
     """Class of each case: its image-level label where the dataset has such, else what it shows.
 
@@ -237,11 +188,22 @@ def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -
     wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     classes = {}
     for case in cases:
-        locations = load_pickle(str(folder / f"{case}.pkl"))["class_locations"]
+        locations = _class_locations(folder / f"{case}.pkl")
         present = [key for key in wanted if len(locations.get(key, ())) > 0]
         names = [label_names.get(key, str(key)) for key in present]
         classes[case] = "+".join(sorted(names)) or "background"
     return classes
+
+
+def _class_locations(path: Path) -> dict[Any, Any]:
+    """Read where nnU-Net found each class when it preprocessed a case."""
+    try:
+        found: dict[Any, Any] = load_pickle(str(path))["class_locations"]
+    except Exception as error:  # whatever a damaged file makes pickle raise
+        raise SettingsError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): preprocess again."
+        ) from error
+    return found
 
 
 def find_trainer(name: str) -> type:

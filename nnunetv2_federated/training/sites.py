@@ -21,9 +21,10 @@ from nnunetv2_federated.training.dataset import (
     Dataset,
     case_classes,
     check_configuration,
-    fold_split,
     load_dataset,
+    preprocessed_cases,
 )
+from nnunetv2_federated.training.folds import fold_split, known_patients
 
 SAVED_PARTITION = "federated_sites.json"
 """In the preprocessed dataset's folder; ``{site: [case, ...]}``, as a sites file."""
@@ -45,7 +46,8 @@ def partition_dataset(
     settings
         The method and its parameters.
     table
-        CSV with a column ``case``; a column ``patient`` keeps a patient's cases together.
+        CSV with a column ``case``; a column ``patient`` keeps a patient's cases together, as does
+        that of the dataset's own case table where none is given.
     by
         Column of the table with the class (or, for ``column``, the site) of a case.
 
@@ -59,16 +61,14 @@ def partition_dataset(
     SettingsError
         If the table does not fit, or the partition is impossible.
     """
-    cases, _ = fold_split(dataset, configuration, "all")
+    cases = preprocessed_cases(check_configuration(dataset, configuration))
     rows = read_case_table(table) if table is not None else {}
     if by is not None and table is None:
         raise SettingsError(f"--by {by}: needs --case-table, the CSV that has this column.")
     if settings.method == "column" and by is None:
         raise SettingsError("--partition column: needs --case-table FILE and --by COLUMN.")
     column = table_column(rows, by) if by is not None else None
-    patients = (
-        table_column(rows, "patient") if rows and "patient" in next(iter(rows.values())) else None
-    )
+    patients = known_patients(dataset, table)
     if settings.method == "column":
         return partition_cases(cases, settings, None, patients, column), column or {}
     classes = column or case_classes(dataset, configuration, cases)
@@ -123,7 +123,7 @@ def sites_of_fold(
     SettingsError
         If a case is unknown or in two sites, or a site has no training case in the fold.
     """
-    known, _ = fold_split(dataset, configuration, "all")
+    known = preprocessed_cases(check_configuration(dataset, configuration))
     check_sites(sites, known)
     training, validation = (set(part) for part in fold_split(dataset, configuration, fold))
     return tuple(

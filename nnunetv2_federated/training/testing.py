@@ -177,6 +177,11 @@ def tester_of(trainer: type) -> Tester:
     return tester
 
 
+def validates_segmentations(trainer: type) -> bool:
+    """Whether models of a trainer are judged by reference segmentations."""
+    return isinstance(tester_of(trainer), SegmentationTester)
+
+
 def raw_folder(dataset: Dataset) -> Path:
     """Return the raw dataset, whose images are predicted.
 

@@ -31,7 +31,8 @@ from nnunetv2_federated.flower.deployment.credentials import Address, provision
 from nnunetv2_federated.flower.deployment.server import ServerSettings, open_grid
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
 from nnunetv2_federated.flower.deployment.superlink import SuperLink
-from nnunetv2_federated.training.dataset import fold_split, load_dataset
+from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.folds import fold_split
 
 pytestmark = pytest.mark.deployment
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,29 @@ def test_a_site_trains_its_own_dataset_once_it_was_approved(desk: Desk) -> None:
     assert site.run.dataset == "Dataset901_Balls"
     assert site.describe().site == "bern"
     assert site.run.settings.seed == FederationSettings.seed + 2  # as the third of the sites
+
+
+def test_a_dataset_that_does_not_agree_with_itself_is_refused_without_naming_a_case(
+    desk: Desk, nnunet_folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.consent.approve(proposal().approval(), "test")
+    label = nnunet_folders / "raw" / "Dataset901_Balls" / "labelsTr" / "case_05.png"
+    before, stat = label.read_bytes(), label.stat()
+    label.write_bytes(before + b"0")
+    try:
+        with pytest.raises(SiteError) as refusal:
+            desk.join(proposal())
+    finally:
+        label.write_bytes(before)
+        os.utime(label, (stat.st_atime, stat.st_mtime))
+
+    assert str(refusal.value) == (
+        "site bern: its dataset does not agree with itself; there, nnUNetv2_federated_check and "
+        "the site's log say what"
+    )
+    assert "the segmentation of 1 case (case_05)" in caplog.text
+    with pytest.raises(SiteError, match="has not joined"):
+        desk.find(CONTEXT)
 
 
 def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(desk: Desk) -> None:
@@ -176,6 +200,12 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
         "server": False,
         "disk": True,
         "dataset": True,
+        "fold": True,
+        "preprocessed cases": True,
+        "patients": True,
+        "references": True,
+        "dataset.json": True,
+        "labels": True,
         "to compare": True,
         "plans": True,
         "shared memory": True,

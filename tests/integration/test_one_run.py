@@ -25,7 +25,8 @@ from nnunetv2_federated.federation.disk import naming_the_disk
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.training import local_state
-from nnunetv2_federated.training.dataset import fold_split, load_dataset
+from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.folds import fold_split
 
 Train = Callable[..., Path]
 SHORT = ("-device", "cpu", "--quiet", "--iterations-per-epoch", "2", "--val-iterations", "2")

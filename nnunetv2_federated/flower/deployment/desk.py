@@ -57,8 +57,10 @@ from nnunetv2_federated.flower.deployment.ledger import (
     Question,
 )
 from nnunetv2_federated.flower.deployment.limits import Limits
-from nnunetv2_federated.training.code_register import resolve
-from nnunetv2_federated.training.dataset import Dataset, find_name, fold_split, load_dataset
+from nnunetv2_federated.training.code_register import check_trainer, resolve
+from nnunetv2_federated.training.dataset import Dataset, find_name, load_dataset
+from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.training.integrity import check_dataset
 from nnunetv2_federated.training.local_state import rounds_on_disk
 from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.raw_site import DEFAULT_PROCESSES, RawSite
@@ -69,6 +71,7 @@ from nnunetv2_federated.training.result_folder import (
     one_run,
 )
 from nnunetv2_federated.training.site import Site, SitePool
+from nnunetv2_federated.training.testing import validates_segmentations
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +165,7 @@ class Desk:
             allowed_modules=self.allowed_modules,
         )
         self.consent.require(proposal)
+        self._look_through(dataset, proposal)
         run = self._run(proposal, settings, dataset)
         folder = federation_folder(run)
         self._hold(folder)
@@ -471,6 +475,24 @@ class Desk:
             logger.error("the plans %s here have SHA-256 %s", proposal.plans, dataset.plans_hash)
             raise refusal
         return dataset
+
+    def _look_through(self, dataset: Dataset, proposal: Proposal) -> None:
+        """Find out now what would end the training later, or spoil it."""
+        trainer = check_trainer(proposal.trainer, self.allowed_modules)
+        try:
+            for line in check_dataset(
+                dataset,
+                proposal.configuration,
+                proposal.fold,
+                segmentation=validates_segmentations(trainer),
+            ):
+                logger.warning(line)
+        except SettingsError as error:  # names cases: for this site's log only
+            logger.exception("the dataset does not agree with itself")
+            raise SiteError(
+                f"site {self.site}: its dataset does not agree with itself; there, "
+                "nnUNetv2_federated_check and the site's log say what"
+            ) from error
 
     def _run(self, proposal: Proposal, settings: FederationSettings, dataset: Dataset) -> Run:
         training, validation = fold_split(dataset, proposal.configuration, proposal.fold)

@@ -7,7 +7,7 @@ import shutil
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,16 +20,20 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
 from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.enrolment import identity
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
-from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
+from nnunetv2_federated.training.code_register import check_trainer
+from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
+from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.training.integrity import Finding, inspect, look
 from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.shared_memory import batch_bytes, check_shared_memory
 from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.testing import validates_segmentations
 
 _CLOCKS_MAY_DIFFER = 60.0
 _WARN_DAYS = 30
@@ -38,15 +42,6 @@ _PATIENCE = 10.0
 _GIGABYTE = 2**30
 _FREE_GIGABYTES = 5.0
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of the table: what was looked at, whether it is good, and what was seen."""
-
-    what: str
-    good: bool
-    seen: str
 
 
 @dataclass(frozen=True)
@@ -64,26 +59,33 @@ class Wanted:
 def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
     """Look at everything a site needs; yield what was found, in the order it is needed."""
     yield Finding("versions", True, ", ".join(f"{name} {version(name)}" for name in _PACKAGES))
-    yield _look("key", lambda: (settings.load_key(), str(settings.key))[1])
-    yield _look("to compare", lambda: _identity(settings))
+    yield look("key", lambda: (settings.load_key(), str(settings.key))[1])
+    yield look("to compare", lambda: _identity(settings))
     yield from _check_server(settings)
-    yield _look("disk", lambda: _disk(settings.work))
+    yield look("disk", lambda: _disk(settings.work))
     dataset: list[Dataset] = []
 
     def find_dataset() -> str:
-        dataset.append(load_dataset(wanted.dataset, wanted.plans))
-        training, validation = fold_split(dataset[0], wanted.configuration, wanted.fold)
-        return (
-            f"{dataset[0].name}: {len(training)} training, {len(validation)} validation cases of "
-            f"fold {wanted.fold}"
-        )
+        found = load_dataset(wanted.dataset, wanted.plans)
+        check_configuration(found, wanted.configuration)
+        dataset.append(found)
+        return f"{found.name} with {wanted.plans}"
 
-    yield _look("dataset", find_dataset)
+    yield look("dataset", find_dataset)
     if not dataset:
         return
-    yield _look("plans", lambda: _plans(dataset[0], wanted, settings))
-    yield _look("shared memory", lambda: _shared_memory(dataset[0], wanted))
-    yield _look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
+    trainer = _trainer(wanted, settings)
+    segmentation = trainer is None or validates_segmentations(trainer)
+    yield from inspect(dataset[0], wanted.configuration, wanted.fold, segmentation=segmentation)
+    yield look("plans", lambda: _plans(dataset[0], wanted, settings))
+    yield look("shared memory", lambda: _shared_memory(dataset[0], wanted))
+    yield look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
+
+
+def _trainer(wanted: Wanted, settings: SiteSettingsFile) -> type | None:
+    with contextlib.suppress(SettingsError):  # said with the plans
+        return check_trainer(wanted.trainer, settings.allowed_modules)
+    return None
 
 
 def _identity(settings: SiteSettingsFile) -> str:
@@ -92,16 +94,9 @@ def _identity(settings: SiteSettingsFile) -> str:
     return f"by telephone, with what the coordinator sees: {marks}"
 
 
-def _look(what: str, find: Callable[[], str]) -> Finding:
-    try:
-        return Finding(what, True, find())
-    except (FederationError, OSError, RuntimeError) as error:
-        return Finding(what, False, " ".join(str(error).split()))
-
-
 def _check_server(settings: SiteSettingsFile) -> Iterator[Finding]:
     server = settings.server
-    reached = _look("server", lambda: _reach(server))
+    reached = look("server", lambda: _reach(server))
     yield reached
     if not reached.good:
         return
@@ -110,10 +105,10 @@ def _check_server(settings: SiteSettingsFile) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         yield Finding("certificate", False, f"ca {settings.ca} cannot be read: {error}")
         return
-    secured = _look("certificate", lambda: _certificate(server, context))
+    secured = look("certificate", lambda: _certificate(server, context))
     yield secured
     if secured.good:
-        yield _look("clock", lambda: _clock(server, context))
+        yield look("clock", lambda: _clock(server, context))
 
 
 def _reach(server: Address) -> str:

@@ -1,0 +1,117 @@
+"""``nnUNetv2_federated_check``: whether a preprocessed dataset agrees with itself."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from nnunetv2_federated.cli.console import print_findings
+from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
+from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.settings import FederationSettings, Run
+from nnunetv2_federated.training.build import build_trainer
+from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
+from nnunetv2_federated.training.environment import environment
+from nnunetv2_federated.training.folds import read_splits
+from nnunetv2_federated.training.integrity import Finding, inspect, look
+from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.testing import validates_segmentations
+from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_federated_check",
+        description="Show whether folds, cases, patients, segmentations and raw data of a "
+        "preprocessed dataset agree. A training looks at the same before it begins.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="dataset id or name")
+    parser.add_argument(
+        "configuration",
+        nargs="?",
+        metavar="CONFIGURATION",
+        help="as of nnUNetv2_train (default: all that are preprocessed)",
+    )
+    parser.add_argument("fold", nargs="?", metavar="FOLD", help="0 to 4, or all (default: each)")
+    parser.add_argument("-p", dest="plans", metavar="PLANS", help="plans identifier (nnUNetPlans)")
+    parser.add_argument(
+        "-tr", dest="trainer", metavar="TRAINER", help="trainer (nnUNetTrainerFederated)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = build_parser()
+    run_command(lambda: _check(parse(parser, argv)))
+
+
+def _check(options: Options) -> None:
+    use_trainer_folder()
+    dataset = load_dataset(options["dataset"], options.get("plans", "nnUNetPlans"))
+    trainer = federated_trainer(options.get("trainer", "nnUNetTrainerFederated"))
+    bad = []
+    for configuration in _configurations(dataset, options.get("configuration")):
+        findings = [
+            *_each_once(dataset, configuration, options.get("fold"), trainer),
+            look("trainer", functools.partial(_build, dataset, configuration, trainer)),
+        ]
+        bad += print_findings(f"{dataset.name} {configuration}", findings)
+    if bad:
+        raise SettingsError(f"{dataset.name} does not agree with itself: {', '.join(bad)}")
+
+
+def _configurations(dataset: Dataset, wanted: str | None) -> list[str]:
+    if wanted is not None:
+        check_configuration(dataset, wanted)
+        return [wanted]
+    found = []
+    for name, content in dataset.plans["configurations"].items():
+        if (dataset.folder / content.get("data_identifier", name)).is_dir():
+            found.append(name)
+    if not found:
+        raise SettingsError(f"{dataset.name} is not preprocessed: run nnUNetv2_preprocess.")
+    return found
+
+
+def _each_once(
+    dataset: Dataset, configuration: str, fold: str | None, trainer: type
+) -> Iterator[Finding]:
+    folds: list[int | str] = [0] if fold is None else [fold_number(fold)]
+    known = set()
+    while folds:
+        current = folds.pop(0)
+        found = inspect(
+            dataset, configuration, current, segmentation=validates_segmentations(trainer)
+        )
+        for finding in found:
+            if finding not in known:
+                yield finding
+                known.add(finding)
+        if fold is None and current == 0 and next(iter(known)).good:
+            folds = list(range(1, len(read_splits(dataset))))
+
+
+def _build(dataset: Dataset, configuration: str, trainer: type[FederatedRounds]) -> str:
+    """Build the trainer, which may look at more, and leave nothing behind."""
+    run = Run(
+        dataset=dataset.name,
+        configuration=configuration,
+        fold="all",
+        trainer=trainer.__name__,
+        plans=dataset.plans["plans_name"],
+        device="cpu",
+        settings=FederationSettings(),
+        sites=(),
+    )
+    with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch), quiet():
+        build_trainer(run, dataset, trainer)
+    return f"{trainer.__name__} can be built"
+
+
+if __name__ == "__main__":
+    main()

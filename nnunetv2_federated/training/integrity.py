@@ -1,0 +1,288 @@
+"""Whether folds, cases, patients, references and raw data agree: looked at before anything long.
+
+nnU-Net's ``--verify_dataset_integrity`` looks at the raw data before it is planned. Here it is what
+lies in ``nnUNet_preprocessed`` after that, which other files may have left behind.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import (
+    infer_dataset_class,
+    nnUNetDatasetBlosc2,
+)
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.training.dataset import (
+    Dataset,
+    check_configuration,
+    preprocessed_cases,
+    read_json,
+)
+from nnunetv2_federated.training.folds import (
+    CASE_TABLE,
+    SPLITS_FILE,
+    find_case_table,
+    fold_split,
+    known_patients,
+    read_splits,
+    shared_patients,
+    some,
+)
+
+REFERENCES = "gt_segmentations"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of a table: what was looked at, whether it is good, and what was seen."""
+
+    what: str
+    good: bool
+    seen: str
+    aloud: bool = False
+    """Whether it is good, but more than one would expect, so that a training says it too."""
+
+
+def look(what: str, find: Callable[[], str]) -> Finding:
+    """Return what was found, or what it could not be found for."""
+    try:
+        return Finding(what, True, find())
+    except (FederationError, OSError, RuntimeError) as error:
+        return Finding(what, False, " ".join(str(error).split()))
+
+
+def check_dataset(
+    dataset: Dataset, configuration: str, fold: int | str, *, segmentation: bool = True
+) -> list[str]:
+    """Refuse a dataset that does not agree with itself; return what is better said aloud.
+
+    Parameters
+    ----------
+    dataset, configuration, fold
+        What is to be trained.
+    segmentation
+        Whether the trained model is validated on reference segmentations.
+
+    Raises
+    ------
+    SettingsError
+        With the first thing that is wrong, the names, and how to mend it.
+    """
+    aloud = []
+    for finding in inspect(dataset, configuration, fold, segmentation=segmentation):
+        if not finding.good:
+            raise SettingsError(finding.seen)
+        if finding.aloud:
+            aloud.append(finding.seen)
+    return aloud
+
+
+def inspect(
+    dataset: Dataset, configuration: str, fold: int | str, *, segmentation: bool = True
+) -> Iterator[Finding]:
+    """Yield what is found about a dataset, as :func:`check_dataset` judges it."""
+    subject = _Subject(dataset, configuration, fold)
+    folds = look("fold", subject.folds)
+    yield folds
+    if not folds.good:  # the others look at its cases
+        return
+    yield from subject.left_out()
+    yield look("preprocessed cases", subject.files)
+    yield from subject.patients()
+    if segmentation:
+        yield look("references", subject.references)
+    yield from subject.raw_data()
+
+
+@dataclass(frozen=True)
+class _Subject:
+    dataset: Dataset
+    configuration: str
+    fold: int | str
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    @cached_property
+    def folder(self) -> Path:
+        return check_configuration(self.dataset, self.configuration)
+
+    @cached_property
+    def cases(self) -> list[str]:
+        return preprocessed_cases(self.folder)
+
+    @cached_property
+    def split(self) -> tuple[list[str], list[str]]:
+        return fold_split(self.dataset, self.configuration, self.fold)
+
+    def folds(self) -> str:
+        training, validation = self.split
+        return (
+            f"{self.name}: {len(training)} training, {len(validation)} validation cases of fold "
+            f"{self.fold}"
+        )
+
+    def left_out(self) -> Iterator[Finding]:
+        if self.fold == "all":
+            return
+        named = {
+            case for split in read_splits(self.dataset) for part in split.values() for case in part
+        }
+        unnamed = set(self.cases) - named
+        if unnamed:
+            seen = f"{some(unnamed)} of {self.name} in no fold of {SPLITS_FILE}: never trained on"
+            yield Finding("cases in no fold", True, seen, aloud=True)
+
+    def files(self) -> str:
+        """Open every case of the fold: blosc2 reads the header only."""
+        kind = infer_dataset_class(str(self.folder))
+        if not issubclass(kind, nnUNetDatasetBlosc2):  # what nnU-Net wrote until 2.5
+            return f"{len(self.cases)} cases as {kind.__name__} reads them, not opened"
+        channels = len(self.dataset.dataset_json.get("channel_names", ()))
+        cases = sorted({*self.split[0], *self.split[1]})
+        reader = kind(str(self.folder), cases)
+        shapes = {case: self._shapes(reader, case) for case in cases}
+        for case, (image, segmentation) in shapes.items():
+            if channels and image[0] != channels:
+                raise SettingsError(
+                    f"{case} of {self.name} has {image[0]} channels preprocessed, dataset.json "
+                    f"names {channels}: plan and preprocess again."
+                )
+            if image[1:] != segmentation[1:] or len(image) != _AXES:
+                raise SettingsError(
+                    f"{case} of {self.name} is preprocessed with an image of shape {image} and a "
+                    f"segmentation of shape {segmentation}: preprocess again."
+                )
+        return f"{len(cases)} cases of {channels} channels in {self.folder.name}"
+
+    def _shapes(self, reader: Any, case: str) -> tuple[tuple[int, ...], tuple[int, ...]]:  # noqa: ANN401  # nnU-Net's
+        try:
+            image, segmentation, _, _ = reader.load_case(case)
+        except Exception as error:  # whatever a damaged file makes blosc2 or pickle raise
+            raise SettingsError(
+                f"{case} of {self.name} cannot be read ({type(error).__name__}: {error}): "
+                f"preprocess {self.configuration} again."
+            ) from error
+        return tuple(image.shape), tuple(segmentation.shape)
+
+    def references(self) -> str:
+        validation = self.split[1]
+        ending = str(self.dataset.dataset_json["file_ending"])
+        folder = self.dataset.folder / REFERENCES
+        missing = {case for case in validation if not (folder / (case + ending)).is_file()}
+        if missing:
+            raise SettingsError(
+                f"{some(missing)} of {self.name} to validate without segmentation in {REFERENCES}: "
+                f"run nnUNetv2_preprocess -d {self.name} -c {self.configuration}."
+            )
+        return f"{len(validation)} segmentations to validate with"
+
+    def patients(self) -> Iterator[Finding]:
+        table = find_case_table(self.dataset)
+        if table is None:
+            yield Finding("patients", True, f"not known: without {CASE_TABLE} each case is one")
+            return
+        known = look("patients", lambda: self._patients_apart(table.name))
+        yield known
+        patients = known_patients(self.dataset) if known.good else None
+        without = set(self.cases) - patients.keys() if patients is not None else None
+        if without:
+            seen = f"{some(without)} of {self.name} without patient in {table.name}"
+            yield Finding("cases without patient", True, seen, aloud=True)
+
+    def _patients_apart(self, table: str) -> str:
+        patients = known_patients(self.dataset)
+        if patients is None:
+            return f"not known: {table} has no column patient"
+        count = len({patients[case] for case in self.cases if case in patients})
+        if self.fold == "all":
+            return f"{count} in {table}"
+        both = shared_patients(*self.split, patients)
+        if both:
+            cases = {case for part in self.split for case in part if patients.get(case) in both}
+            raise SettingsError(
+                f"{some(cases)} of {self.name} are of "
+                f"{len(both)} patients who are in training and in validation of fold {self.fold}: "
+                f"delete {SPLITS_FILE} to have folds drawn by patient, or train fold all."
+            )
+        return f"{count} in {table}, none in both parts of fold {self.fold}"
+
+    def raw_data(self) -> Iterator[Finding]:
+        raw = nnUNet_raw.get()
+        folder = Path(raw) / self.name if raw else None
+        if folder is None or not (folder / "dataset.json").is_file():
+            yield Finding("raw data", True, "not compared: nnUNet_raw does not have it")
+            return
+        declared = look("dataset.json", lambda: self._same_declaration(folder))
+        yield declared
+        if not declared.good:
+            return
+        try:
+            files = get_filenames_of_train_images_and_targets(str(folder))
+        except (OSError, AssertionError, RuntimeError) as error:
+            yield Finding("raw data", False, f"{folder}: {error}")
+            return
+        yield look("labels", lambda: self._same_labels(files))
+        for names, what in (
+            (set(files) - set(self.cases), "in nnUNet_raw, but not preprocessed"),
+            (set(self.cases) - set(files), "preprocessed, but not in nnUNet_raw any more"),
+            (self._older(files), "older than the file in nnUNet_raw it was preprocessed from"),
+        ):
+            if names:
+                seen = f"{some(names)} of {self.name} {what}"
+                yield Finding("raw data", True, seen, aloud=True)
+
+    def _same_declaration(self, raw: Path) -> str:
+        theirs = Dataset(self.name, raw, self.dataset.plans, read_json(raw / "dataset.json"))
+        for field in theirs.declared.keys() | self.dataset.declared.keys():
+            ours, now = self.dataset.declared.get(field), theirs.declared.get(field)
+            if ours != now or list(ours or ()) != list(now or ()):
+                raise SettingsError(
+                    f"{field} of {self.name} is {now} in nnUNet_raw and was {ours} when it was "
+                    "preprocessed: plan and preprocess again."
+                )
+        return "as in nnUNet_raw"
+
+    def _same_labels(self, files: dict[str, dict[str, Any]]) -> str:
+        folder = self.dataset.folder / REFERENCES
+        ending = str(self.dataset.dataset_json["file_ending"])
+        compared, other = 0, set()
+        for case in set(self.cases) & set(files):
+            copy = folder / (case + ending)
+            if copy.is_file():
+                compared += 1
+                if not filecmp.cmp(copy, files[case]["label"], shallow=False):
+                    other.add(case)
+        if other:
+            raise SettingsError(
+                f"the segmentation of {some(other)} of {self.name} in nnUNet_raw is not the one "
+                f"that was preprocessed: delete {folder} and run nnUNetv2_preprocess again."
+            )
+        return f"{compared} segmentations as in nnUNet_raw"
+
+    def _older(self, files: dict[str, dict[str, Any]]) -> set[str]:
+        found = set()
+        for case in set(self.cases) & set(files):
+            newest = max(Path(path).stat().st_mtime for path in _files(files[case]))
+            own = [self.folder / f"{case}{ending}" for ending in (".b2nd", ".npz", ".npy")]
+            if any(path.stat().st_mtime < newest for path in own if path.is_file()):
+                found.add(case)
+        return found
+
+
+_AXES = 4
+"""Channels and three axes, of which nnU-Net gives images of two one of length 1."""
+
+
+def _files(case: dict[str, Any]) -> Sequence[str]:
+    return [*map(str, case["images"]), str(case["label"])]
