@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.settings import RUN_FILE
 from nnunetv2_federated.flower.launch import BACKENDS
 from nnunetv2_federated.training.dataset import find_trainer, load_dataset
-from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.training.folds import fold_split, known_patients
 from nnunetv2_federated.training.testing import (
     TrainedModel,
     raw_folder,
@@ -142,6 +142,7 @@ def test_model(
     _, validation = fold_split(dataset, comparison.configuration, model.fold)
     external = {case for cases in comparison.external.values() for case in cases}
     raw = raw_folder(dataset)
+    patients = known_patients(dataset) or {}
     records = []
     try:
         for subset, sites in test_cases(comparison, dataset, model.fold, model.seed).items():
@@ -155,7 +156,15 @@ def test_model(
                 place / "predictions",
                 set(validation) - external,
             )
-            records += [{**r, "site": sites[r["case"]], "subset": subset} for r in found]
+            records += [
+                {
+                    **record,
+                    "site": sites[record["case"]],
+                    "subset": subset,
+                    "patient": patients.get(record["case"]),
+                }
+                for record in found
+            ]
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         return " ".join(f"testing: {type(error).__name__}: {error}".split())
     write_atomically(place / TESTS_FILE, json.dumps(records))

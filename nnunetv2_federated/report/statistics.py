@@ -95,8 +95,9 @@ def paired_difference(
     """Compare two arms on the same cases, in the runs that both have.
 
     Cases are drawn with replacement, the same for both arms and for every seed, within each fold
-    and, where records name a ``stratum``, within each stratum; the interval is the percentile
-    bootstrap's (Efron and Tibshirani 1993, ch. 13). It tells how the test cases vary, not the
+    and, where records name a ``stratum``, within each stratum; where they name a ``patient``, all
+    cases of a patient are drawn together. The interval is the percentile bootstrap's (Efron and
+    Tibshirani 1993, ch. 13). It tells how the test cases vary, not the
     training: for that look at the spread over seeds.
     """
     first, second = pair
@@ -106,14 +107,14 @@ def paired_difference(
     }
     runs = {key: found for key, found in runs.items() if found[0]}
     strata = _strata({key: found[0] for key, found in runs.items()})
-    cases = [case for _, members in strata for case in members]
+    cases = [case for _, members in strata for unit in members for case in unit]
     if not cases:
         return Difference(first, second, group, metric, float("nan"), None, None, 0)
 
     def statistic(*indices: NDArray[np.int64]) -> float:
         chosen: dict[int | str, list[str]] = {}
         for (fold, members), drawn in zip(strata, indices, strict=True):
-            chosen.setdefault(fold, []).extend(members[i] for i in drawn)
+            chosen.setdefault(fold, []).extend(case for i in drawn for case in members[i])
         differences = []
         for (_, fold), found in runs.items():
             ours, theirs = (
@@ -135,14 +136,22 @@ def _by_case(records: Sequence[Record]) -> dict[str, Record]:
 
 def _strata(
     runs: Mapping[Key, Mapping[str, Record]],
-) -> list[tuple[int | str, list[str]]]:
-    """Cases that are drawn among each other: of one fold and one stratum."""
-    found: dict[tuple[str, str], tuple[int | str, list[str]]] = {}
+) -> list[tuple[int | str, list[tuple[str, ...]]]]:
+    """Return what is drawn among each other, of one fold and stratum: cases, or all of a patient.
+
+    A patient with cases of several strata is of the stratum that is all of them.
+    """
+    found: dict[tuple[str, str], tuple[int | str, list[tuple[str, ...]]]] = {}
     for (_, fold), records in runs.items():
+        units: dict[str, list[str]] = {}
         for case, record in sorted(records.items()):
-            members = found.setdefault((str(fold), str(record.get("stratum"))), (fold, []))[1]
-            if case not in members:
-                members.append(case)
+            patient = record.get("patient")
+            units.setdefault(f"case {case}" if patient is None else str(patient), []).append(case)
+        for unit in map(tuple, units.values()):
+            stratum = sorted({str(records[case].get("stratum")) for case in unit})
+            members = found.setdefault((str(fold), "+".join(stratum)), (fold, []))[1]
+            if unit not in members:
+                members.append(unit)
     return [found[key] for key in sorted(found)]
 
 

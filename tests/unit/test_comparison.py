@@ -166,6 +166,22 @@ def test_an_interval_is_that_of_the_mean_difference():
     assert found.high == pytest.approx(0.598, abs=0.02)
 
 
+def test_an_interval_is_by_patient_where_patients_are_known():
+    """25 patients of four like cases each, half of them 1: as wide as of 25 cases, 1.96 * 0.1."""
+
+    def of_patients(record, index):
+        return record | {"patient": f"P{index // 4}"}
+
+    first = [of_patients(dice(f"{i:03d}", "bern", i // 4 % 2), i) for i in range(100)]
+    second = [of_patients(dice(f"{i:03d}", "bern", 0), i) for i in range(100)]
+    arms = {"f": {(1, 0): first}, "l": {(1, 0): second}}
+    found = paired_difference(arms, ("f", "l"), "bern", [], MEASURE, metric="Dice")
+    assert found.value == 0.48  # 12 of 25
+    assert found.low == pytest.approx(0.284, abs=0.04)
+    assert found.high == pytest.approx(0.676, abs=0.04)
+    assert found.cases == 100
+
+
 def test_a_classifier_is_measured_by_auroc_first_and_the_same_in_a_bootstrap():
     probabilities = [0.1, 0.6, 0.4, 0.9]
     records = [
