@@ -7,7 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from nnunetv2_cls.convert.images import common_channels, count_channels, list_images, read_image
+from nnunetv2_cls.convert.images import (
+    common_channels,
+    count_channels,
+    list_images,
+    read_image,
+    stem,
+)
 from nnunetv2_cls.convert.source import RGB, Case, Source, case_name
 from nnunetv2_cls.convert.tables import read_table
 from nnunetv2_cls.errors import ClsError
@@ -51,7 +57,7 @@ def read_class_folders(
     patient_of = _patients(patients, [p for ps in training_images.values() for p in ps])
 
     def make(path: Path, klass: str, *prefix: str) -> Case:
-        name = case_name(*prefix, klass, path.stem)
+        name = case_name(*prefix, klass, stem(path))
         read = partial(read_image, path, channels)
         return Case(name, name if prefix else patient_of(path) or name, klass, path, read)
 

@@ -6,7 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from nnunetv2_cls.convert.images import count_channels, list_images, read_image
+from nnunetv2_cls.convert.images import count_channels, list_images, read_image, stem
 from nnunetv2_cls.convert.source import Case, Source, case_name
 from nnunetv2_cls.errors import ClsError
 
@@ -68,8 +68,8 @@ def _read_split(root: Path, split: str, size: int | None) -> list[Case]:
             count_channels(path)  # is it an image? some are RGB, of grey content
             cases.append(
                 Case(
-                    name=case_name(split, path.stem),
-                    patient=patient_of(path.stem, split),
+                    name=case_name(split, stem(path)),
+                    patient=patient_of(stem(path), split),
                     klass=klass,
                     origin=path,
                     read=partial(read_image, path, 1, size),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_cls.convert.images import count_channels, list_images, read_image
+from nnunetv2_cls.convert.images import count_channels, list_images, read_image, stem
 from nnunetv2_cls.convert.source import Case, Mask, Source, case_name
 from nnunetv2_cls.convert.tables import read_table
 from nnunetv2_cls.errors import ClsError
@@ -171,8 +171,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in list_images(folder):
         count_channels(path)  # is it an image?
-        if found.setdefault(path.stem, path) is not path:
-            raise ClsError(f"{found[path.stem]} and {path} are of the same patient: remove one.")
+        if found.setdefault(stem(path), path) is not path:
+            raise ClsError(f"{found[stem(path)]} and {path} are of the same patient: remove one.")
     return found
 
 

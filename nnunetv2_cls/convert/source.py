@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 
 from nnunetv2_cls.errors import ClsError
 
-Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-"""Greyscale of shape (rows, columns), or 8-bit colour of shape (rows, columns, 3)."""
+Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
+"""Greyscale of shape (rows, columns), or 8-bit colour of shape (rows, columns, 3).
+
+Floats hold what unsigned numbers of 16 bits cannot: negative values and fractions.
+"""
 Mask: TypeAlias = NDArray[np.uint8]
 """Label map of shape (rows, columns)."""
 Splits: TypeAlias = list[dict[str, list[str]]]
 """Content of ``splits_final.json``: for each fold the cases of ``train`` and ``val``."""
 
-RGB = ("R", "G", "B")
+RGB = ("rgb_to_0_1",) * 3
+"""nnU-Net divides such channels by 255; a z-score of each would take the colour away."""
 
 
 @dataclass(frozen=True)

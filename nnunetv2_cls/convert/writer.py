@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from nnunetv2.paths import nnUNet_raw
 from PIL import Image
@@ -60,8 +61,8 @@ def write_dataset(
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as temporary:
             folder = Path(temporary) / target.name
             folder.mkdir()
-            _write_images(folder, source, progress)
-            _write_tables(folder, source)
+            ending = _write_images(folder, source, progress)
+            _write_tables(folder, source, ending)
             _write_json(folder / "splits_final.json", splits)
             if target.exists():
                 target.rename(Path(temporary) / "replaced")
@@ -94,25 +95,52 @@ def _target_folder(dataset_id: int, name: str, *, overwrite: bool) -> Path:
 
 def _write_images(
     folder: Path, source: Source, progress: Callable[[Sequence[Case]], Iterable[Case]]
-) -> None:
+) -> str:
+    """Write images and label maps, and return their common file ending."""
     for subfolder in ("imagesTr", "labelsTr", *(["imagesTs"] if source.test else [])):
         (folder / subfolder).mkdir()
     test = {case.name for case in source.test}
     for case in progress((*source.training, *source.test)):
         pixels = case.read()
         subset = "Ts" if case.name in test else "Tr"
-        _save(folder / f"images{subset}" / f"{case.name}_0000.png", pixels)
+        save_image(folder / f"images{subset}" / f"{case.name}_0000", pixels)
         if subset == "Tr":
             rows, columns = pixels.shape[:2]
             mask = case.mask((rows, columns)) if case.mask else np.ones((rows, columns), np.uint8)
-            _save(folder / "labelsTr" / f"{case.name}.png", mask)
+            save_image(folder / "labelsTr" / case.name, mask)
+    if not any(folder.glob("images*/*.tif")):
+        return ".png"
+    for path in sorted(folder.glob("*/*.png")):  # one dataset has one ending
+        with Image.open(path) as image:
+            tifffile.imwrite(path.with_suffix(".tif"), np.asarray(image), compression="zlib")
+        path.unlink()
+    return ".tif"
 
 
-def _save(path: Path, pixels: Pixels) -> None:
-    Image.fromarray(pixels).save(path, compress_level=1)  # 6 takes six times as long
+def save_image(path: Path, pixels: Pixels) -> Path:
+    """Write a PNG or, of floats, which no PNG holds, a TIFF; nnU-Net has one reader for both.
+
+    Parameters
+    ----------
+    path
+        Without suffix.
+    pixels
+        As a case is read.
+
+    Returns
+    -------
+    The file.
+    """
+    if pixels.dtype == np.float32:
+        file = path.with_name(f"{path.name}.tif")
+        tifffile.imwrite(file, pixels, compression="zlib")
+    else:
+        file = path.with_name(f"{path.name}.png")
+        Image.fromarray(pixels).save(file, compress_level=1)  # 6 takes six times as long
+    return file
 
 
-def _write_tables(folder: Path, source: Source) -> None:
+def _write_tables(folder: Path, source: Source, ending: str) -> None:
     training = sorted(source.training, key=lambda case: case.name)
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -131,7 +159,7 @@ def _write_tables(folder: Path, source: Source) -> None:
         channel_names={str(index): name for index, name in enumerate(source.channels)},
         labels=dict(source.labels),
         num_training_cases=len(training),
-        file_ending=".png",
+        file_ending=ending,
         dataset_name=folder.name,
         description=source.description,
         license="that of the source",

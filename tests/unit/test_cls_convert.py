@@ -14,7 +14,6 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from PIL import Image
 
 from nnunetv2_cls.cli.convert import main
-from nnunetv2_cls.convert.images import read_image
 from nnunetv2_cls.convert.kermany import patient_of, read_kermany
 from nnunetv2_cls.convert.rsna import draw_boxes
 from nnunetv2_cls.convert.source import case_name
@@ -42,6 +41,14 @@ def pixels(value, shape=SHAPE):
 def save(path, value=90, shape=SHAPE):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(value, shape)).save(path)
+    return path
+
+
+def save_colour(path, red=50, alpha=False):
+    """Red varies, green is 60 and blue 70."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.broadcast_to((red, 60, 70, 128)[: 4 if alpha else 3], (*SHAPE, 4 if alpha else 3))
+    Image.fromarray(values.astype(np.uint8)).save(path)
     return path
 
 
@@ -374,19 +381,19 @@ def classes(tmp_path):
     """Colour PNG images: five of class cat, six of class dog."""
     root = tmp_path / "my pets"
     for i in range(5):
-        save(root / f"cat/{i}.png", 50, (*SHAPE, 3))
+        save_colour(root / f"cat/{i}.png")
     for i in range(6):
-        save(root / f"dog/{i}.png", 60, (*SHAPE, 3))
+        save_colour(root / f"dog/{i}.png", 90)
     (root / "README.txt").write_text("not a class")
     return root
 
 
 def test_class_folders_in_colour(raw, classes):
-    save(classes / "cat/0.png", 70, (*SHAPE, 4))  # with alpha, which is left out
+    save_colour(classes / "cat/0.png", 80, alpha=True)  # with alpha, which is left out
     convert("folder", classes, 9)
     folder = raw / "Dataset009_my_pets"
     content = load(folder / "dataset.json")
-    assert content["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    assert content["channel_names"] == dict.fromkeys("012", "rgb_to_0_1")
     assert content["classes"] == {"cat": 0, "dog": 1}
     assert not (folder / "imagesTs").exists()
     assert not (folder / "labelsTs.json").exists()
@@ -394,18 +401,18 @@ def test_class_folders_in_colour(raw, classes):
     check_folds(folder)
     image, _ = NaturalImage2DIO().read_images([str(folder / "imagesTr/cat_0_0000.png")])
     assert image.shape == (3, 1, *SHAPE)
-    assert image[:, 0, 5, 5].tolist() == [70, 70, 70]
+    assert image[:, 0, 5, 5].tolist() == [80, 60, 70]
     np.testing.assert_array_equal(read_png(folder / "labelsTr/cat_0.png"), np.ones(SHAPE))
 
 
 def test_class_folders_with_patients_and_test(raw, classes, tmp_path):
-    save(classes / "dog/again.png", 60, (*SHAPE, 3))
+    save_colour(classes / "dog/again.png", 90)
     rows = [[f"{klass}/{i}.png", f"p{i}"] for klass in ("cat", "dog") for i in range(6)]
     write_rows(tmp_path / "patients.csv", [["patient", "file"], *([p, f] for f, p in rows)])
     with (tmp_path / "patients.csv").open("a") as file:
         file.write("p5,again.png\n")
     for klass in ("cat", "dog"):
-        save(tmp_path / f"holdout/{klass}/0.png", 50, (*SHAPE, 3))
+        save_colour(tmp_path / f"holdout/{klass}/0.png")
     arguments = ("--patients", tmp_path / "patients.csv", "--test", tmp_path / "holdout")
     convert("folder", classes, 9, *arguments)
     folder = raw / "Dataset009_my_pets"
@@ -420,12 +427,13 @@ def test_class_folders_with_patients_and_test(raw, classes, tmp_path):
 def test_mixed_images_need_grey(raw, classes, capsys):
     save_dicom(classes / "dog/x.dcm", np.full(SHAPE, 300, np.uint16))
     line = refuse(capsys, "folder", classes, 9)
-    assert re.search(r"dog/x.dcm has 1 channels, .*cat/0.png has 3: .*--grey", line)
+    assert re.search(r"dog/x.dcm has 1 channel, .*cat/0.png has 3: .*--grey", line)
     assert not raw.exists()
     convert("folder", classes, 9, "--grey")
     folder = raw / "Dataset009_my_pets"
     assert load(folder / "dataset.json")["channel_names"] == {"0": "grey"}
-    np.testing.assert_array_equal(read_png(folder / "imagesTr/cat_0_0000.png"), pixels(50))
+    # 0.299 * 50 + 0.587 * 60 + 0.114 * 70
+    assert (read_png(folder / "imagesTr/cat_0_0000.png") == 58).all()
     assert read_png(folder / "imagesTr/dog_x_0000.png").dtype == np.uint16
 
 
@@ -455,7 +463,7 @@ def truncate(root):
 
 
 def add_same_name(root):
-    save(root / "cat/0.jpg", 50, (*SHAPE, 3))
+    save_colour(root / "cat/0.jpg")
 
 
 def leave_one_class(root):
@@ -478,8 +486,8 @@ def leave_four_cats(root):
         (leave_no_class, "has no sub-folders"),
         (leave_one_class, "the classes are dog: at least two"),
         (leave_four_cats, "class cat has 4 patients: 5 folds need at least 5"),
-        (add_folder, "emu holds no image: .png, .jpg, .jpeg, .dcm are read"),
-        (add_text, "notes.txt is no image: .png"),
+        (add_folder, "emu holds no image: PNG, JPEG, TIFF, BMP and DICOM are read"),
+        (add_text, "notes.txt is no image: PNG"),
         (add_nested_folder, "cat/more is no image"),
         (add_same_name, "cat/0.jpg and .*cat/0.png would both be case cat_0"),
         (damage, "cat/0.png cannot be read as an image"),
@@ -562,7 +570,7 @@ def test_npz_in_colour_without_test(raw, tmp_path):
     convert("npz", path, 10, "--name", "Colour")
     folder = raw / "Dataset010_Colour"
     content = load(folder / "dataset.json")
-    assert content["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    assert content["channel_names"] == dict.fromkeys("012", "rgb_to_0_1")
     assert content["classes"] == {"class_0": 0, "class_1": 1}
     assert not (folder / "imagesTs").exists()
     image, _ = NaturalImage2DIO().read_images([str(folder / "imagesTr/val_000001_0000.png")])
@@ -684,50 +692,3 @@ def test_a_case_needs_a_name(raw, rsna, capsys):
     (rsna / "Training/Images/p5.png").rename(rsna / "Training/Images/+.png")
     assert "would be case ''" in refuse(capsys, "rsna", rsna, 8)
     assert not raw.exists()
-
-
-# --- reading images
-
-DEEP = np.arange(120, dtype=np.uint16).reshape(SHAPE) * 100
-
-
-def test_16_bit_greyscale_is_kept(tmp_path):
-    Image.fromarray(DEEP).save(tmp_path / "deep.png")
-    save_dicom(tmp_path / "deep.dcm", DEEP)
-    for path in (tmp_path / "deep.png", tmp_path / "deep.dcm"):
-        image = read_image(path, 1)
-        assert image.dtype == np.uint16
-        np.testing.assert_array_equal(image, DEEP)
-
-
-def test_dicom_in_colour(tmp_path):
-    colour = np.random.default_rng(0).integers(0, 255, (1, *SHAPE, 3)).astype(np.uint8)
-    sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(tmp_path / "c.dcm"))
-    np.testing.assert_array_equal(read_image(tmp_path / "c.dcm", 3), colour[0])
-    assert read_image(tmp_path / "c.dcm", 1).shape == SHAPE
-
-
-def test_monochrome1_is_inverted(tmp_path):
-    path = save_dicom(tmp_path / "x.dcm", DEEP)
-    path.write_bytes(path.read_bytes().replace(b"MONOCHROME2 ", b"MONOCHROME1 "))
-    image = read_image(path, 1).astype(int)
-    np.testing.assert_array_equal(image.max() - image, DEEP)
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (DEEP.astype(np.int16) - 1000, "holds the values -1000 to 10900: a PNG holds"),
-        (np.stack([DEEP, DEEP]), "holds 2 frames of 1 channels"),
-    ],
-)
-def test_dicom_that_no_png_can_hold(tmp_path, array, message):
-    with pytest.raises(ClsError, match=message):
-        read_image(save_dicom(tmp_path / "x.dcm", array), 1)
-
-
-def test_damaged_dicom_pixels(tmp_path):
-    path = save_dicom(tmp_path / "x.dcm", DEEP)
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ClsError, match=r"x.dcm cannot be read as an image"):
-        read_image(path, 1)
