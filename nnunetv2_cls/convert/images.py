@@ -21,13 +21,13 @@ _WEIGHTS = np.array((19595, 38470, 7471), np.int64)
 """Of red, green and blue in grey, times 65536: those of Pillow."""
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, *, empty: bool = False) -> list[Path]:
     """List the images of a folder by name; hidden files (``.DS_Store``) are passed over.
 
     Raises
     ------
     ClsError
-        If the folder is missing or empty, or holds anything else.
+        If the folder is missing, holds anything else, or is empty though that is not allowed.
     """
     if not folder.is_dir():
         raise ClsError(f"{folder} is no folder: check the path.")
@@ -39,7 +39,7 @@ def list_images(folder: Path) -> list[Path]:
     for path in paths:
         if not is_image(path):
             raise ClsError(f"{path} is no image: {_READ}; move it out of the folder.")
-    if not paths:
+    if not paths and not empty:
         raise ClsError(f"{folder} holds no image: {_READ}.")
     return paths
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from nnunetv2.paths import nnUNet_raw
 from PIL import Image
 
 from nnunetv2_cls.convert.source import Case, Pixels, Source, Splits
-from nnunetv2_cls.convert.splits import draw_folds
+from nnunetv2_cls.convert.splits import draw_folds, fold_warnings
 from nnunetv2_cls.dataset import LABELS_FILE, TEST_LABELS_FILE
 from nnunetv2_cls.errors import ClsError
+
+_log = logging.getLogger(__name__)
 
 
 def write_dataset(
@@ -28,6 +32,7 @@ def write_dataset(
     name: str | None = None,
     overwrite: bool = False,
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
+    warn: Callable[[str], None] = _log.warning,
 ) -> Path:
     """Write ``$nnUNet_raw/DatasetXXX_Name``; it appears when it is complete, or not at all.
 
@@ -43,6 +48,8 @@ def write_dataset(
         Replace a dataset of the same id and name.
     progress
         Wraps the cases while they are written, such as ``tqdm``.
+    warn
+        Told, when all is written, what is allowed but may not be meant.
 
     Returns
     -------
@@ -51,8 +58,7 @@ def write_dataset(
     Raises
     ------
     ClsError
-        If it may not be written there, an image turns out to be damaged, or there are too few
-        patients for five folds.
+        If it may not be written there, or an image turns out to be damaged.
     """
     target = _target_folder(dataset_id, name or source.name, overwrite=overwrite)
     splits = source.splits or draw_folds(source.training)
@@ -61,7 +67,7 @@ def write_dataset(
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as temporary:
             folder = Path(temporary) / target.name
             folder.mkdir()
-            ending = _write_images(folder, source, progress)
+            ending, depths = _write_images(folder, source, progress)
             _write_tables(folder, source, ending)
             _write_json(folder / "splits_final.json", splits)
             if target.exists():
@@ -69,6 +75,9 @@ def write_dataset(
             folder.rename(target)
     except OSError as error:
         raise ClsError(f"{target} cannot be written: {error}.") from error
+    drawn = [] if source.splits else fold_warnings(source.training)
+    for warning in (*source.warnings(), *drawn, *_depth_warnings(depths)):
+        warn(warning)
     return target
 
 
@@ -95,13 +104,15 @@ def _target_folder(dataset_id: int, name: str, *, overwrite: bool) -> Path:
 
 def _write_images(
     folder: Path, source: Source, progress: Callable[[Sequence[Case]], Iterable[Case]]
-) -> str:
-    """Write images and label maps, and return their common file ending."""
+) -> tuple[str, Counter[str]]:
+    """Write images and label maps; return their file ending, and how many have which type."""
+    depths: Counter[str] = Counter()
     for subfolder in ("imagesTr", "labelsTr", *(["imagesTs"] if source.test else [])):
         (folder / subfolder).mkdir()
     test = {case.name for case in source.test}
     for case in progress((*source.training, *source.test)):
         pixels = case.read()
+        depths[str(pixels.dtype)] += 1
         subset = "Ts" if case.name in test else "Tr"
         save_image(folder / f"images{subset}" / f"{case.name}_0000", pixels)
         if subset == "Tr":
@@ -109,12 +120,28 @@ def _write_images(
             mask = case.mask((rows, columns)) if case.mask else np.ones((rows, columns), np.uint8)
             save_image(folder / "labelsTr" / case.name, mask)
     if not any(folder.glob("images*/*.tif")):
-        return ".png"
+        return ".png", depths
     for path in sorted(folder.glob("*/*.png")):  # one dataset has one ending
         with Image.open(path) as image:
             tifffile.imwrite(path.with_suffix(".tif"), np.asarray(image), compression="zlib")
         path.unlink()
-    return ".tif"
+    return ".tif", depths
+
+
+def _depth_warnings(depths: Mapping[str, int]) -> list[str]:
+    found = []
+    if depths["float32"]:
+        found.append(
+            f"{depths['float32']} images have negative values, fractions or values above 65535: "
+            "the images are 32-bit TIFF files, which keep them."
+        )
+    if len(depths) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(depths.items()))
+        found.append(
+            f"the images differ in type ({counts}): nnU-Net's z-score of each image makes them "
+            "comparable, other normalisations do not."
+        )
+    return found
 
 
 def save_image(path: Path, pixels: Pixels) -> Path:
@@ -145,7 +172,7 @@ def _write_tables(folder: Path, source: Source, ending: str) -> None:
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("case", "class", "patient"))
-        writer.writerows((case.name, case.klass, case.patient) for case in training)
+        writer.writerows((c.name, c.klass, c.patient or c.name) for c in training)
     for name, cases in ((LABELS_FILE, source.training), (TEST_LABELS_FILE, source.test)):
         labels = {
             case.name: source.classes.index(case.klass)
