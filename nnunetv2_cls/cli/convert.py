@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
@@ -44,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="TABLE",
             help="whose images are kept on one side of every fold: CSV with columns file (or "
             f"case) and patient{', or ' + MAPPING if name == 'rsna' else ''}",
+        )
+        command.add_argument(
+            "--channel",
+            metavar="NAME",
+            help="of every channel, which nnU-Net normalises by name: CT, nonorm, rescale_to_0_1, "
+            "rgb_to_0_1 (colour), or a z-score of each image under any other name (greyscale)",
         )
         command.set_defaults(read=read)
         return command
@@ -112,6 +119,8 @@ def _convert(options: argparse.Namespace) -> None:
     source: Source = options.read(options)
     if options.patients:
         source = with_patients(source, options.patients)
+    if options.channel:
+        source = replace(source, channels=(options.channel,) * len(source.channels))
     warnings: list[str] = []
     folder = write_dataset(
         source,

@@ -23,8 +23,10 @@ Mask: TypeAlias = NDArray[np.uint8]
 Splits: TypeAlias = list[dict[str, list[str]]]
 """Content of ``splits_final.json``: for each fold the cases of ``train`` and ``val``."""
 
-RGB = ("rgb_to_0_1",) * 3
-"""nnU-Net divides such channels by 255; a z-score of each would take the colour away."""
+BYTES = "rgb_to_0_1"
+"""nnU-Net divides a channel of this name by 255, and accepts no other values than 0 to 255."""
+RGB = (BYTES,) * 3
+"""A z-score of each channel would take the colour away."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 from nnunetv2.paths import nnUNet_raw
 from PIL import Image
 
-from nnunetv2_cls.convert.source import Case, Pixels, Source, Splits
+from nnunetv2_cls.convert.source import BYTES, Case, Pixels, Source, Splits
 from nnunetv2_cls.convert.splits import draw_folds, fold_warnings
 from nnunetv2_cls.dataset import LABELS_FILE, TEST_LABELS_FILE
 from nnunetv2_cls.errors import ClsError
@@ -112,6 +112,11 @@ def _write_images(
     test = {case.name for case in source.test}
     for case in progress((*source.training, *source.test)):
         pixels = case.read()
+        if BYTES in map(str.casefold, source.channels) and pixels.dtype != np.uint8:
+            raise ClsError(
+                f"{case.origin} holds the values {pixels.min()} to {pixels.max()}: the channel "
+                f"{BYTES} takes 0 to 255; give another --channel, such as rescale_to_0_1."
+            )
         depths[str(pixels.dtype)] += 1
         subset = "Ts" if case.name in test else "Tr"
         save_image(folder / f"images{subset}" / f"{case.name}_0000", pixels)

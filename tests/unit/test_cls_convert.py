@@ -757,6 +757,19 @@ def test_dicom_with_negative_values_makes_tiff(raw, tmp_path, capsys):
     assert "the images differ in type (6 float32, 6 uint8)" in warnings
 
 
+def test_the_channel_can_be_named(raw, tmp_path, capsys):
+    for i in range(5):
+        save(tmp_path / f"in/a/{i}.png", 40)
+        save_dicom(tmp_path / f"in/b/{i}.dcm", np.full(SHAPE, 900 + i, np.uint16))
+    convert("folder", tmp_path / "in", 9, "--channel", "nonorm")
+    content = load(raw / "Dataset009_in/dataset.json")
+    assert content["channel_names"] == {"0": "nonorm"}
+    capsys.readouterr()
+    line = refuse(capsys, "folder", tmp_path / "in", 9, "--channel", "RGB_to_0_1", "--overwrite")
+    assert "b/0.dcm holds the values 900 to 900: the channel rgb_to_0_1 takes 0 to 255" in line
+    assert load(raw / "Dataset009_in/dataset.json") == content
+
+
 @pytest.mark.usefixtures("raw")
 def test_colour_reaches_the_network(classes, tmp_path):
     """A z-score of each channel would make the two images equal."""
