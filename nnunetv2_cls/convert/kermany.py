@@ -46,6 +46,7 @@ def read_kermany(folder: Path, size: int | None = None) -> Source:
         classes=tuple(CLASSES.values()),
         training=tuple(case for split in splits for case in _read_split(root, split, size)),
         test=tuple(_read_split(root, "test", size)),
+        size=size,
     )
 
 

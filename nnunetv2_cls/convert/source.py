@@ -71,6 +71,8 @@ class Source:
     """The source's own; without them five folds are drawn."""
     softened: list[str] = field(default_factory=list)
     """Masks with grey edges that were cut at half of white, known when they were read."""
+    size: int | None = None
+    """Pixels a side to which images were squashed, as those to predict must be."""
     patients_hint: str = ""
     """Where this source's patients are to be found, if it does not tell them itself."""
 

@@ -197,6 +197,7 @@ def _write_tables(folder: Path, source: Source, ending: str) -> None:
         license="that of the source",
         converted_by="nnUNetv2_cls_convert",
         classes={name: index for index, name in enumerate(source.classes)},
+        **({"image_size": source.size} if source.size else {}),
     )
 
 

@@ -182,6 +182,7 @@ def test_nnunet_reads_a_kermany_case(raw, kermany):
 def test_kermany_size(raw, kermany):
     convert("kermany", kermany, 7, "--size", 8, "--name", "Small")
     folder = raw / "Dataset007_Small"
+    assert load(folder / "dataset.json")["image_size"] == 8
     for path in (*(folder / "imagesTr").iterdir(), *(folder / "labelsTr").iterdir()):
         with Image.open(path) as image:
             assert (image.size, image.mode) == ((8, 8), "L")
