@@ -1,4 +1,7 @@
-"""Kermany chest X-rays in Kaggle's layout, ``chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}``."""
+"""Kermany chest X-rays, ``chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}``.
+
+From Kaggle, or any version of the original publication (doi:10.17632/rscbjbr9sj).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ import re
 from functools import partial
 from pathlib import Path
 
-from nnunetv2_cls.convert.images import count_channels, list_images, read_image
+from nnunetv2_cls.convert.images import count_channels, list_images, read_image, stem
 from nnunetv2_cls.convert.source import Case, Source, case_name
 from nnunetv2_cls.errors import ClsError
 
 CLASSES = {"NORMAL": "normal", "PNEUMONIA": "pneumonia"}
+
+
+_EARLIER = re.compile(r"(person\d+)_|(NORMAL\d*-)?IM-(\d+)(?!\d)", re.IGNORECASE)
+_THIRD_VERSION = re.compile(r"(?:NORMAL|BACTERIA|VIRUS|PNEUMONIA)-(\d+)-\d+", re.IGNORECASE)
+_ROOTS = ("", "chest_xray", "CellData/chest_xray", "ZhangLabData/CellData/chest_xray")
 
 
 def read_kermany(folder: Path, size: int | None = None) -> Source:
@@ -38,21 +46,29 @@ def read_kermany(folder: Path, size: int | None = None) -> Source:
         classes=tuple(CLASSES.values()),
         training=tuple(case for split in splits for case in _read_split(root, split, size)),
         test=tuple(_read_split(root, "test", size)),
+        size=size,
     )
 
 
-def patient_of(stem: str, split: str) -> str:
-    """Read the patient from a file's name, such as ``person1_virus_6`` or ``IM-0115-0001``.
+def patient_of(stem: str, split: str) -> str | None:
+    """Read the patient from a file's name, if it is a published one.
 
-    Numbers start again in ``test``, and a patient may be in both ``train`` and ``val``.
+    In the third version, ``BACTERIA-40699-0001``, numbers hold for the whole dataset. In the
+    earlier ones and on Kaggle, ``person1_virus_6`` or ``NORMAL2-IM-0115-0001``, they start again in
+    ``test``, and a patient may be in both ``train`` and ``val``.
     """
-    found = re.match(r"(person\d+)_|((?:NORMAL2-)?IM-\d+)-", stem)
-    patient = (found[1] or found[2]) if found else stem
+    if found := _THIRD_VERSION.match(stem):
+        return f"patient{int(found[1])}"
+    found = _EARLIER.match(stem)
+    if found is None:
+        return None
+    person, series, number = found.groups()
+    patient = person.lower() if person else f"{(series or '').upper()}IM-{number}"
     return f"{'test' if split == 'test' else 'trainval'}_{patient}"
 
 
 def _find_root(folder: Path) -> Path:
-    for root in (folder, folder / "chest_xray"):
+    for root in (folder / name for name in _ROOTS):
         if (root / "train").is_dir():
             return root
     raise ClsError(
@@ -68,8 +84,8 @@ def _read_split(root: Path, split: str, size: int | None) -> list[Case]:
             count_channels(path)  # is it an image? some are RGB, of grey content
             cases.append(
                 Case(
-                    name=case_name(split, path.stem),
-                    patient=patient_of(path.stem, split),
+                    name=case_name(split, stem(path)),
+                    patient=patient_of(stem(path), split),
                     klass=klass,
                     origin=path,
                     read=partial(read_image, path, 1, size),

@@ -27,7 +27,7 @@ def read_medmnist(file: Path, classes: Sequence[str] | None = None) -> Source:
         The ``.npz``. Images of shape (N, rows, columns) or (N, rows, columns, 3), labels of shape
         (N, 1) or (N,). ``test`` may be absent.
     classes
-        Names, by label (class_0, class_1, ...).
+        Names, by label (class_0, class_1, ...); more than there are labels, if a site lacks some.
 
     Raises
     ------
@@ -41,16 +41,11 @@ def read_medmnist(file: Path, classes: Sequence[str] | None = None) -> Source:
         raise ClsError(f"{file} mixes greyscale and colour: all images must be of one kind.")
     count = 1 + max(int(arrays[f"{split}_labels"].max()) for split in splits)
     names = tuple(classes or (f"class_{index}" for index in range(count)))
-    if len(names) != count:
+    if len(names) < count:
         raise ClsError(
             f"--classes gives {len(names)} names ({', '.join(names)}), but the labels of {file} "
             f"are 0 to {count - 1}: give {count}."
         )
-    for index, name in enumerate(names):
-        if index not in arrays["train_labels"]:
-            raise ClsError(
-                f"{file}: train_labels has no case of class {name}; every class needs some."
-            )
     cases = {split: _cases(file, arrays, split, names) for split in splits}
     fold = {split: sorted(case.name for case in cases[split]) for split in ("train", "val")}
     return Source(
@@ -92,6 +87,11 @@ def _check(file: Path, arrays: Mapping[str, NDArray[Any]], split: str) -> int:
             f"{file}: {split}_images is {images.dtype} of shape {images.shape}; allowed is uint8 "
             "of shape (N, rows, columns) or (N, rows, columns, 3)."
         )
+    if labels.ndim == 2 and labels.shape[1] > 1 and len(labels) == len(images):
+        raise ClsError(
+            f"{file}: {split}_labels has {labels.shape[1]} numbers for each image: several labels "
+            "of one image (multi-label) are not supported; one whole number is needed."
+        )
     if labels.shape not in ((len(images),), (len(images), 1)) or labels.dtype.kind not in "iu":
         raise ClsError(
             f"{file}: {split}_labels is {labels.dtype} of shape {labels.shape}; needed is one "
@@ -110,8 +110,7 @@ def _cases(
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].ravel()
     names = [case_name(f"{split}_{index:06d}") for index in range(len(images))]
     return [
-        # nothing is known of patients: each image is its own
-        Case(name, name, classes[label], file / name, partial(_pick, images, index))
+        Case(name, None, classes[label], file / name, partial(_pick, images, index))
         for index, (name, label) in enumerate(zip(names, labels, strict=True))
     ]
 

@@ -10,13 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_cls.convert.images import count_channels, list_images, read_image
+from nnunetv2_cls.convert.images import count_channels, list_images, read_image, stem
 from nnunetv2_cls.convert.source import Case, Mask, Source, case_name
 from nnunetv2_cls.convert.tables import read_table
 from nnunetv2_cls.errors import ClsError
 
-CLASSES = ("normal", "pneumonia")
+CLASSES = ("no opacity", "pneumonia")
 """By ``Target``. The challenge counts any image without opacity as 0, also abnormal ones."""
+DETAILED = {
+    "Normal": ("0", "normal"),
+    "No Lung Opacity / Not Normal": ("0", "not normal"),
+    "Lung Opacity": ("1", "lung opacity"),
+}
+"""The challenge's detailed classes: their ``Target``, and their names here."""
+_NEARLY = 32
+"""From black or white, what JPEG leaves of them."""
+MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 BOX = ("x", "y", "width", "height")
 
 
@@ -25,14 +34,22 @@ class Layout:
     """Where things are."""
 
     table: str
+    details: str
+    """Table with the column ``class``."""
     images: str
     masks: str
     test: str
 
 
 LAYOUTS = (
-    Layout("stage2_train_metadata.csv", "Training/Images", "Training/Masks", "Test"),
-    Layout("stage_2_train_labels.csv", "stage_2_train_images", "", "stage_2_test_images"),
+    Layout(
+        *("stage2_train_metadata.csv", "stage2_train_metadata.csv"),
+        *("Training/Images", "Training/Masks", "Test"),
+    ),
+    Layout(
+        *("stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"),
+        *("stage_2_train_images", "", "stage_2_test_images"),
+    ),
 )
 """Kaggle's "RSNA pneumonia processed dataset", and the challenge's own files."""
 
@@ -46,7 +63,7 @@ class Finding:
     """Each x, y of the upper left corner, width and height, in pixels."""
 
 
-def read_rsna(folder: Path) -> Source:
+def read_rsna(folder: Path, *, detailed: bool = False) -> Source:
     """Find the cases; label maps come from the mask files or, without those, from the boxes.
 
     Parameters
@@ -54,6 +71,8 @@ def read_rsna(folder: Path) -> Source:
     folder
         Holds the files of one of the `LAYOUTS`; images are PNG, JPEG or DICOM. Test images are
         optional, and have no class.
+    detailed
+        Give the images the challenge's three detailed classes instead of its two targets.
 
     Raises
     ------
@@ -65,6 +84,7 @@ def read_rsna(folder: Path) -> Source:
         tables = " or ".join(known.table for known in LAYOUTS)
         raise ClsError(f"{folder} holds no {tables}: give the folder that does.")
     findings = read_findings(folder / layout.table)
+    details = read_details(folder / layout.details, findings) if detailed else {}
     images = _by_stem(folder / layout.images)
     _refuse_unpaired(findings, images, folder, layout)
     masks_folder = folder / layout.masks
@@ -72,29 +92,32 @@ def read_rsna(folder: Path) -> Source:
     if layout.masks and masks_folder.is_dir() and any(masks_folder.iterdir()):
         masks = _by_stem(masks_folder)
         _refuse_without_mask(findings, masks, masks_folder)
+    softened: list[str] = []
     test = _by_stem(folder / layout.test) if (folder / layout.test).is_dir() else {}
     return Source(
         name="RSNAPneumonia",
         description="Chest X-rays with boxes around opacities (RSNA Pneumonia Detection Challenge)",
-        classes=CLASSES,
+        classes=tuple(name for _, name in DETAILED.values()) if detailed else CLASSES,
         training=tuple(
             Case(
                 name=case_name(patient),
-                patient=patient,
-                klass=CLASSES[int(finding.target)],
+                patient=None,  # patientId is an image's id
+                klass=details[patient] if detailed else CLASSES[int(finding.target)],
                 origin=images[patient],
                 read=partial(read_image, images[patient], 1),
-                mask=partial(read_mask, masks[patient])
+                mask=partial(read_mask, masks[patient], softened=softened)
                 if patient in masks
                 else partial(draw_boxes, finding.boxes, patient=patient),
             )
             for patient, finding in sorted(findings.items())
         ),
         test=tuple(
-            Case(case_name(patient), patient, None, path, partial(read_image, path, 1))
+            Case(case_name(patient), None, None, path, partial(read_image, path, 1))
             for patient, path in test.items()
         ),
         labels={"background": 0, "opacity": 1},
+        patients_hint=f" RSNA publishes {MAPPING}: give that file.",
+        softened=softened,
     )
 
 
@@ -119,6 +142,35 @@ def read_findings(table: Path) -> dict[str, Finding]:
     return findings
 
 
+def read_details(table: Path, findings: Mapping[str, Finding]) -> dict[str, str]:
+    """Read the detailed class of every image, by its name here.
+
+    Raises
+    ------
+    ClsError
+        If an image has no such class, two, or one that contradicts its target.
+    """
+    found: dict[str, str] = {}
+    for row in read_table(table, ("patientId", "class")):
+        patient, klass = row["patientId"], row["class"]
+        if klass not in DETAILED or found.setdefault(patient, klass) != klass:
+            raise ClsError(
+                f"{table}: {patient} has the class {klass!r}; one of {', '.join(DETAILED)} is "
+                "needed, the same in all its rows."
+            )
+        if patient in findings and findings[patient].target != DETAILED[klass][0]:
+            raise ClsError(
+                f"{table}: {patient} has the class {klass!r}, but Target "
+                f"{findings[patient].target}: mend one."
+            )
+    if without := sorted(set(findings) - set(found)):
+        raise ClsError(
+            f"{table} has no class for {len(without)} images, first {without[0]}: add the rows, or "
+            "take --classes 2."
+        )
+    return {patient: DETAILED[klass][1] for patient, klass in found.items()}
+
+
 def draw_boxes(boxes: Iterable[Sequence[float]], shape: tuple[int, int], *, patient: str) -> Mask:
     """Draw boxes (x, y, width, height) into a label map of shape (rows, columns).
 
@@ -140,20 +192,39 @@ def draw_boxes(boxes: Iterable[Sequence[float]], shape: tuple[int, int], *, pati
     return mask
 
 
-def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
-    """Read a mask file of two values as 0 and 1.
+def read_mask(path: Path, shape: tuple[int, int], softened: list[str]) -> Mask:
+    """Read a mask file as 0 and 1.
+
+    Grey edges, as resizing and JPEG make them, are cut at half of white (255).
+
+    Parameters
+    ----------
+    path
+        Of two values, or of black and white with grey edges.
+    shape
+        Of the image, (rows, columns).
+    softened
+        The file's name is added to it if it had grey edges.
 
     Raises
     ------
     ClsError
-        If it has more values, or is not of the image's shape (rows, columns).
+        If it has more values without being black and white, or is of another shape.
     """
     mask = read_image(path, 1)
     if mask.shape != shape:
         raise ClsError(f"{path} is of shape {mask.shape}, its image of {shape}: replace one.")
-    if ((mask != 0) & (mask != mask.max())).any():
-        raise ClsError(f"{path} holds more than 0 and one other value: save it as a mask of two.")
-    return np.not_equal(mask, 0).astype(np.uint8)
+    if not ((mask != 0) & (mask != mask.max())).any():
+        return np.not_equal(mask, 0).astype(np.uint8)
+    white = mask > 255 - _NEARLY
+    grey = (mask >= _NEARLY) & ~white
+    if mask.max() > 255 or grey.sum() >= white.sum():
+        raise ClsError(
+            f"{path} holds more than 0 and one other value, and is not black and white with grey "
+            "edges: save it as a mask of two values."
+        )
+    softened.append(path.name)
+    return np.greater(mask, 127).astype(np.uint8)
 
 
 def _read_box(row: Mapping[str, str], table: Path) -> tuple[float, ...]:
@@ -171,8 +242,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in list_images(folder):
         count_channels(path)  # is it an image?
-        if found.setdefault(path.stem, path) is not path:
-            raise ClsError(f"{found[path.stem]} and {path} are of the same patient: remove one.")
+        if found.setdefault(stem(path), path) is not path:
+            raise ClsError(f"{found[stem(path)]} and {path} are of the same patient: remove one.")
     return found
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+    get_normalization_scheme,
+)
 from PIL import Image
 
 from nnunetv2_cls.cli.convert import main
-from nnunetv2_cls.convert.images import read_image
 from nnunetv2_cls.convert.kermany import patient_of, read_kermany
 from nnunetv2_cls.convert.rsna import draw_boxes
 from nnunetv2_cls.convert.source import case_name
@@ -45,10 +47,19 @@ def save(path, value=90, shape=SHAPE):
     return path
 
 
+def save_colour(path, red=50, alpha=False):
+    """Red varies, green is 60 and blue 70."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.broadcast_to((red, 60, 70, 128)[: 4 if alpha else 3], (*SHAPE, 4 if alpha else 3))
+    Image.fromarray(values.astype(np.uint8)).save(path)
+    return path
+
+
 def save_dicom(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
-    return path
+    written = path.with_name(f"{path.name}.dcm")
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(written))
+    return written.rename(path)
 
 
 def write_rows(path, rows):
@@ -171,6 +182,7 @@ def test_nnunet_reads_a_kermany_case(raw, kermany):
 def test_kermany_size(raw, kermany):
     convert("kermany", kermany, 7, "--size", 8, "--name", "Small")
     folder = raw / "Dataset007_Small"
+    assert load(folder / "dataset.json")["image_size"] == 8
     for path in (*(folder / "imagesTr").iterdir(), *(folder / "labelsTr").iterdir()):
         with Image.open(path) as image:
             assert (image.size, image.mode) == ((8, 8), "L")
@@ -189,7 +201,16 @@ def test_val_of_kermany_may_be_absent(raw, kermany):
         ("person447_virus_921_1", "val", "trainval_person447"),
         ("IM-0115-0001", "test", "test_IM-0115"),
         ("NORMAL2-IM-1427-0001-0002", "train", "trainval_NORMAL2-IM-1427"),
-        ("thorax7", "test", "test_thorax7"),
+        ("NORMAL2-IM-0035-0001", "train", "trainval_NORMAL2-IM-0035"),
+        ("NORMAL2-IM-0035-0001", "test", "test_NORMAL2-IM-0035"),
+        ("im-0467-0001-0002", "train", "trainval_IM-0467"),
+        ("Person96_bacteria_465_jpeg.rf.1f0b2c", "train", "trainval_person96"),
+        ("BACTERIA-58730-0004", "train", "patient58730"),
+        ("VIRUS-58730-0001", "train", "patient58730"),  # the patient of the line above
+        ("NORMAL-2203-0001", "test", "patient2203"),
+        ("thorax7", "test", None),
+        ("NORMAL-17", "train", None),  # a number of an image, in other collections
+        ("personal_bacteria_3", "train", None),
     ],
 )
 def test_patient_of_kermany(stem, split, patient):
@@ -204,6 +225,52 @@ def test_patients_of_the_real_kermany_files():
         for row in csv.DictReader(file):
             stem = Path(row["filename"]).stem
             assert patient_of(stem, row["kaggle_split"]) == row["patient"]
+
+
+@pytest.fixture
+def third_version(tmp_path):
+    """Six patients a class with two images each, as in version 3 of the publication."""
+    root = tmp_path / "ZhangLabData/CellData/chest_xray"
+    for i in range(6):
+        for k in (1, 2):
+            kind = "VIRUS" if i % 2 else "BACTERIA"
+            save(root / f"train/NORMAL/NORMAL-{3001 + 17 * i}-{k:04d}.jpeg", 80)
+            save(root / f"train/PNEUMONIA/{kind}-{810001 + 13 * i}-{k:04d}.jpeg", 160)
+    save(root / "test/NORMAL/NORMAL-99-0001.jpeg", 80)
+    save(root / "test/PNEUMONIA/VIRUS-77-0003.jpeg", 160)
+    return tmp_path / "ZhangLabData"
+
+
+def test_third_version_of_kermany(raw, third_version, capsys):
+    convert("kermany", third_version, 7)
+    folder = raw / "Dataset007_KermanyCXR"
+    assert len({row["patient"] for row in table(folder)}) == 12
+    check_folds(folder)
+    assert not capsys.readouterr().err
+
+
+def test_kermany_of_other_names_needs_a_table(raw, third_version, capsys):
+    root = third_version / "CellData/chest_xray"
+    for klass in ("NORMAL", "PNEUMONIA"):
+        for i, path in enumerate(sorted((root / "train" / klass).iterdir())):
+            path.rename(path.with_name(f"{klass.lower()}{i}.jpeg"))
+    convert("kermany", third_version, 7)
+    assert re.search(
+        r"warning: the patients of 24 of 24 training images are unknown \(first normal0.jpeg\): "
+        ".* with --patients",
+        capsys.readouterr().err,
+    )
+    rows = [
+        [f"train/{klass.upper()}/{klass}{i}.jpeg", f"{klass}{i // 2}"]
+        for klass in ("normal", "pneumonia")
+        for i in range(12)
+    ]
+    write_rows(root / "patients.csv", [["file", "patient"], *rows])
+    convert("kermany", third_version, 7, "--overwrite", "--patients", root / "patients.csv")
+    folder = raw / "Dataset007_KermanyCXR"
+    assert len({row["patient"] for row in table(folder)}) == 12
+    check_folds(folder)
+    assert not capsys.readouterr().err
 
 
 # --- RSNA
@@ -246,7 +313,7 @@ def test_rsna_draws_masks_from_boxes(raw, rsna):
     folder = raw / "Dataset008_RSNAPneumonia"
     content = load(folder / "dataset.json")
     assert content["labels"] == {"background": 0, "opacity": 1}
-    assert content["classes"] == {"normal": 0, "pneumonia": 1}
+    assert content["classes"] == {"no opacity": 0, "pneumonia": 1}
     assert content["numTraining"] == 12
     np.testing.assert_array_equal(read_png(folder / "labelsTr/p0.png"), TWO_BOXES)
     np.testing.assert_array_equal(read_png(folder / "labelsTr/p1.png"), BOXES)
@@ -345,12 +412,120 @@ def test_bad_rsna_is_refused(raw, rsna, capsys, what, message):
     assert not raw.exists() or not names(raw)
 
 
-def test_rsna_needs_both_classes(raw, rsna, capsys):
+def test_rsna_with_sick_patients_only(raw, rsna, capsys):
     write_rows(rsna / "stage2_train_metadata.csv", [COLUMNS, *rsna_rows()[:7]])
     for i in range(6):
         (rsna / f"Training/Images/n{i}.png").unlink()
-    assert "no training case is of class normal" in refuse(capsys, "rsna", rsna, 8)
+    convert("rsna", rsna, 8)
+    content = load(raw / "Dataset008_RSNAPneumonia/dataset.json")
+    assert content["classes"] == {"no opacity": 0, "pneumonia": 1}
+    assert "no training case is of class no opacity" in capsys.readouterr().err
+
+
+def write_mapping(path, images):
+    """Images of NIH's patients 1, 2, ...: two of each, one sick and one not."""
+    rows = [
+        {"subset_img_id": image, "img_id": f"{patient:08d}_{i:03d}.png", "orig_labels": []}
+        for patient, pair in enumerate(images, 1)
+        for i, image in enumerate(pair)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_rsna_with_patients_of_nih(raw, rsna, capsys):
+    convert("rsna", rsna, 7, "--name", "Without")
+    warning = capsys.readouterr().err
+    assert re.search(r"patients of 12 of 12 training images are unknown \(first n0.png\)", warning)
+    assert "RSNA publishes pneumonia-challenge-dataset-mappings_2018.json" in warning
+    save(rsna / "Test/t0.png")
+    pairs = [(f"n{i}", f"p{i}") for i in range(5)] + [("n5", "p5", "t0")]
+    mapping = write_mapping(rsna / "m.json", pairs)
+    convert("rsna", rsna, 8, "--patients", mapping)
+    folder = raw / "Dataset008_RSNAPneumonia"
+    patients = {row["case"]: row["patient"] for row in table(folder)}
+    assert patients["n2"] == patients["p2"] == "nih_00000003"
+    check_folds(folder)
+    assert capsys.readouterr().err == (
+        "warning: 1 patients have images in training and in the test set (first nih_00000006): "
+        "the test set is not independent.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "m.json is no list of objects with subset_img_id and img_id"),
+        ('[{"subset_img_id": "p0"}]', "m.json is no list of objects .*KeyError 'img_id'"),
+        ('{"p0": "00000001_000.png"}', "m.json is no list of objects"),
+        ('[{"subset_img_id": "p0", "img_id": "x.png"}]', "p0 has another img_id"),
+        ('[{"subset_img_id": "p0", "img_id": "00000001_000.png"}]', r"Images/n0.png \(11 of 12"),
+    ],
+)
+def test_bad_mappings_are_refused(raw, rsna, capsys, content, message):
+    (rsna / "m.json").write_text(content)
+    assert re.search(message, refuse(capsys, "rsna", rsna, 8, "--patients", rsna / "m.json"))
     assert not raw.exists()
+
+
+def detailed(klass="Normal"):
+    """Rows of the challenge's own layout: half of the images without opacity are not normal."""
+    return [
+        ["patientId", "class"],
+        *([f"p{i}", "Lung Opacity"] for i in range(6)),
+        ["p0", "Lung Opacity"],
+        *([f"n{i}", klass] for i in range(3)),
+        *([f"n{i}", "No Lung Opacity / Not Normal"] for i in range(3, 6)),
+    ]
+
+
+def test_rsna_in_three_classes(raw, rsna):
+    root = rsna.parent / "challenge"
+    root.mkdir()
+    shutil.copytree(rsna / "Training/Images", root / "stage_2_train_images")
+    write_rows(root / "stage_2_train_labels.csv", [COLUMNS[:6], *(row[:6] for row in rsna_rows())])
+    write_rows(root / "stage_2_detailed_class_info.csv", detailed())
+    convert("rsna", root, 8, "--classes", 3)
+    folder = raw / "Dataset008_RSNAPneumonia"
+    names = {"normal": 0, "not normal": 1, "lung opacity": 2}
+    assert load(folder / "dataset.json")["classes"] == names
+    assert Counter(load(folder / "labelsTr.json").values()) == {0: 3, 1: 3, 2: 6}
+    assert load(folder / "labelsTr.json")["n4"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (detailed("Pneumonia"), "n0 has the class 'Pneumonia'; one of Normal, No Lung Opacity"),
+        (detailed("Lung Opacity"), "n0 has the class 'Lung Opacity', but Target 0"),
+        (detailed()[:-1], "has no class for 1 images, first n5"),
+        ([*detailed(), ["n0", "No Lung Opacity / Not Normal"]], "the same in all its rows"),
+    ],
+)
+def test_bad_detailed_classes_are_refused(raw, rsna, capsys, rows, message):
+    (rsna / "stage2_train_metadata.csv").rename(rsna / "stage_2_train_labels.csv")
+    (rsna / "Training/Images").rename(rsna / "stage_2_train_images")
+    write_rows(rsna / "stage_2_detailed_class_info.csv", rows)
+    assert message in refuse(capsys, "rsna", rsna, 8, "--classes", 3)
+    assert not raw.exists()
+
+
+def test_grey_edges_of_masks_are_cut_at_half(raw, rsna, capsys):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4:8, 3:7] = 255
+    mask[3, 3:6] = (100, 127, 128)
+    mask[0, 0], mask[5, 5] = 3, 251  # what JPEG leaves
+    for patient in PATIENTS:
+        path = rsna / f"Training/Masks/{patient}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(mask).save(path)
+    convert("rsna", rsna, 8)
+    written = read_png(raw / "Dataset008_RSNAPneumonia/labelsTr/p0.png")
+    assert written[4:8, 3:7].all()
+    assert written.sum() == 16 + 1
+    assert "warning: 6 masks have grey edges (first p0.png): they were cut at half" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("value", "shape"), [(100, (3, 3)), (None, SHAPE)])
@@ -374,19 +549,19 @@ def classes(tmp_path):
     """Colour PNG images: five of class cat, six of class dog."""
     root = tmp_path / "my pets"
     for i in range(5):
-        save(root / f"cat/{i}.png", 50, (*SHAPE, 3))
+        save_colour(root / f"cat/{i}.png")
     for i in range(6):
-        save(root / f"dog/{i}.png", 60, (*SHAPE, 3))
+        save_colour(root / f"dog/{i}.png", 90)
     (root / "README.txt").write_text("not a class")
     return root
 
 
 def test_class_folders_in_colour(raw, classes):
-    save(classes / "cat/0.png", 70, (*SHAPE, 4))  # with alpha, which is left out
+    save_colour(classes / "cat/0.png", 80, alpha=True)  # with alpha, which is left out
     convert("folder", classes, 9)
     folder = raw / "Dataset009_my_pets"
     content = load(folder / "dataset.json")
-    assert content["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    assert content["channel_names"] == dict.fromkeys("012", "rgb_to_0_1")
     assert content["classes"] == {"cat": 0, "dog": 1}
     assert not (folder / "imagesTs").exists()
     assert not (folder / "labelsTs.json").exists()
@@ -394,18 +569,18 @@ def test_class_folders_in_colour(raw, classes):
     check_folds(folder)
     image, _ = NaturalImage2DIO().read_images([str(folder / "imagesTr/cat_0_0000.png")])
     assert image.shape == (3, 1, *SHAPE)
-    assert image[:, 0, 5, 5].tolist() == [70, 70, 70]
+    assert image[:, 0, 5, 5].tolist() == [80, 60, 70]
     np.testing.assert_array_equal(read_png(folder / "labelsTr/cat_0.png"), np.ones(SHAPE))
 
 
 def test_class_folders_with_patients_and_test(raw, classes, tmp_path):
-    save(classes / "dog/again.png", 60, (*SHAPE, 3))
+    save_colour(classes / "dog/again.png", 90)
     rows = [[f"{klass}/{i}.png", f"p{i}"] for klass in ("cat", "dog") for i in range(6)]
     write_rows(tmp_path / "patients.csv", [["patient", "file"], *([p, f] for f, p in rows)])
     with (tmp_path / "patients.csv").open("a") as file:
         file.write("p5,again.png\n")
     for klass in ("cat", "dog"):
-        save(tmp_path / f"holdout/{klass}/0.png", 50, (*SHAPE, 3))
+        save_colour(tmp_path / f"holdout/{klass}/0.png")
     arguments = ("--patients", tmp_path / "patients.csv", "--test", tmp_path / "holdout")
     convert("folder", classes, 9, *arguments)
     folder = raw / "Dataset009_my_pets"
@@ -420,17 +595,14 @@ def test_class_folders_with_patients_and_test(raw, classes, tmp_path):
 def test_mixed_images_need_grey(raw, classes, capsys):
     save_dicom(classes / "dog/x.dcm", np.full(SHAPE, 300, np.uint16))
     line = refuse(capsys, "folder", classes, 9)
-    assert re.search(r"dog/x.dcm has 1 channels, .*cat/0.png has 3: .*--grey", line)
+    assert re.search(r"dog/x.dcm has 1 channel, .*cat/0.png has 3: .*--grey", line)
     assert not raw.exists()
     convert("folder", classes, 9, "--grey")
     folder = raw / "Dataset009_my_pets"
     assert load(folder / "dataset.json")["channel_names"] == {"0": "grey"}
-    np.testing.assert_array_equal(read_png(folder / "imagesTr/cat_0_0000.png"), pixels(50))
+    # 0.299 * 50 + 0.587 * 60 + 0.114 * 70
+    assert (read_png(folder / "imagesTr/cat_0_0000.png") == 58).all()
     assert read_png(folder / "imagesTr/dog_x_0000.png").dtype == np.uint16
-
-
-def add_folder(root):
-    (root / "emu").mkdir()
 
 
 def add_text(root):
@@ -455,7 +627,7 @@ def truncate(root):
 
 
 def add_same_name(root):
-    save(root / "cat/0.jpg", 50, (*SHAPE, 3))
+    save_colour(root / "cat/0.jpg")
 
 
 def leave_one_class(root):
@@ -467,19 +639,13 @@ def leave_no_class(root):
     shutil.rmtree(root / "dog")
 
 
-def leave_four_cats(root):
-    (root / "cat/0.png").unlink()
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (shutil.rmtree, "my pets is no folder"),
         (leave_no_class, "has no sub-folders"),
         (leave_one_class, "the classes are dog: at least two"),
-        (leave_four_cats, "class cat has 4 patients: 5 folds need at least 5"),
-        (add_folder, "emu holds no image: .png, .jpg, .jpeg, .dcm are read"),
-        (add_text, "notes.txt is no image: .png"),
+        (add_text, "notes.txt is no image: PNG"),
         (add_nested_folder, "cat/more is no image"),
         (add_same_name, "cat/0.jpg and .*cat/0.png would both be case cat_0"),
         (damage, "cat/0.png cannot be read as an image"),
@@ -522,6 +688,108 @@ def test_test_folders_need_the_same_classes(raw, classes, capsys, tmp_path):
     assert not raw.exists()
 
 
+def test_a_site_of_one_class(raw, classes, capsys):
+    shutil.rmtree(classes / "cat")
+    for i in range(2, 6):
+        (classes / f"dog/{i}.png").unlink()
+    convert("folder", classes, 9, "--classes", "fox", "dog", "cat")
+    folder = raw / "Dataset009_my_pets"
+    assert load(folder / "dataset.json")["classes"] == {"fox": 0, "dog": 1, "cat": 2}
+    assert load(folder / "labelsTr.json") == {"dog_0": 1, "dog_1": 1}
+    cases = {"dog_0", "dog_1"}
+    folds = load(folder / "splits_final.json")
+    assert [len(fold["val"]) for fold in folds] == [1, 1, 0, 0, 0]
+    assert all({*fold["train"], *fold["val"]} == cases for fold in folds)
+    warnings = capsys.readouterr().err
+    assert "no training case is of class fox, cat: a site" in warnings
+    assert "class dog has 2 patients: not all of the 5 folds have one" in warnings
+
+
+def test_a_site_of_one_image(raw, classes):
+    shutil.rmtree(classes / "cat")
+    for i in range(1, 6):
+        (classes / f"dog/{i}.png").unlink()
+    convert("folder", classes, 9, "--classes", "dog", "cat")
+    folds = load(raw / "Dataset009_my_pets/splits_final.json")
+    assert folds == [{"train": ["dog_0"], "val": []}] * 5
+
+
+def test_a_class_folder_may_be_empty(raw, classes, capsys):
+    (classes / "emu").mkdir()
+    convert("folder", classes, 9)
+    folder = raw / "Dataset009_my_pets"
+    assert load(folder / "dataset.json")["classes"] == {"cat": 0, "dog": 1, "emu": 2}
+    assert "no training case is of class emu" in capsys.readouterr().err
+
+
+def test_all_class_folders_may_not_be_empty(raw, classes, capsys):
+    for folder in ("cat", "dog"):
+        shutil.rmtree(classes / folder)
+        (classes / folder).mkdir()
+    assert "my pets holds no image in any" in refuse(capsys, "folder", classes, 9)
+    assert not raw.exists()
+
+
+def test_sub_folders_are_among_the_classes(raw, classes, capsys):
+    line = refuse(capsys, "folder", classes, 9, "--classes", "dog", "Cat")
+    assert "my pets has the sub-folder cat; --classes has dog, Cat" in line
+    assert not raw.exists()
+
+
+def test_dicom_with_negative_values_makes_tiff(raw, tmp_path, capsys):
+    """Nothing is cut: nnU-Net's reader of PNG and TIFF gets the values of every image."""
+    deep = np.arange(120, dtype=np.int16).reshape(SHAPE) * 20
+    for i in range(6):
+        save_dicom(tmp_path / f"in/low/1.2.840.{i}", deep - 1000 - i)
+        save(tmp_path / f"in/high/{i}.PNG", 200)
+    convert("folder", tmp_path / "in", 9)
+    folder = raw / "Dataset009_in"
+    assert load(folder / "dataset.json")["file_ending"] == ".tif"
+    assert {path.suffix for path in folder.glob("*/*")} == {".tif"}
+    assert names(folder / "labelsTr")[-1] == "low_1_2_840_5.tif"
+    reader = NaturalImage2DIO()
+    image, _ = reader.read_images([str(folder / "imagesTr/low_1_2_840_5_0000.tif")])
+    np.testing.assert_array_equal(image[0, 0], deep - 1005)
+    image, _ = reader.read_images([str(folder / "imagesTr/high_0_0000.tif")])
+    np.testing.assert_array_equal(image[0, 0], pixels(200))
+    assert (reader.read_seg(str(folder / "labelsTr/high_0.tif"))[0] == 1).all()
+    warnings = capsys.readouterr().err
+    assert "6 images have negative values, fractions or values above 65535" in warnings
+    assert "the images differ in type (6 float32, 6 uint8)" in warnings
+
+
+def test_the_channel_can_be_named(raw, tmp_path, capsys):
+    for i in range(5):
+        save(tmp_path / f"in/a/{i}.png", 40)
+        save_dicom(tmp_path / f"in/b/{i}.dcm", np.full(SHAPE, 900 + i, np.uint16))
+    convert("folder", tmp_path / "in", 9, "--channel", "nonorm")
+    content = load(raw / "Dataset009_in/dataset.json")
+    assert content["channel_names"] == {"0": "nonorm"}
+    capsys.readouterr()
+    line = refuse(capsys, "folder", tmp_path / "in", 9, "--channel", "RGB_to_0_1", "--overwrite")
+    assert "b/0.dcm holds the values 900 to 900: the channel rgb_to_0_1 takes 0 to 255" in line
+    assert load(raw / "Dataset009_in/dataset.json") == content
+
+
+@pytest.mark.usefixtures("raw")
+def test_colour_reaches_the_network(classes, tmp_path):
+    """A z-score of each channel would make the two images equal."""
+    stain = np.linspace(0, 100, SHAPE[0] * SHAPE[1]).reshape(SHAPE)[..., None]
+    for name, tint in (("a", (150, 20, 20)), ("b", (20, 20, 150))):
+        Image.fromarray((stain + tint).astype(np.uint8)).save(classes / f"cat/{name}.png")
+    convert("folder", classes, 9)
+    folder = tmp_path / "raw/Dataset009_my_pets"
+    found = []
+    for name in ("a", "b"):
+        image, _ = NaturalImage2DIO().read_images([str(folder / f"imagesTr/cat_{name}_0000.png")])
+        for channel, title in load(folder / "dataset.json")["channel_names"].items():
+            scheme = get_normalization_scheme(title)(False, {})
+            image[int(channel)] = scheme.run(image[int(channel)])
+        found.append(image)
+    np.testing.assert_allclose(found[0][:, 0, 0, 0], [150 / 255, 20 / 255, 20 / 255], rtol=1e-6)
+    assert (found[0][0] - found[1][0]).min() > 0.5
+
+
 # --- MedMNIST
 
 
@@ -557,12 +825,26 @@ def test_npz(raw, tmp_path):
     }
 
 
+def test_npz_with_patients_on_both_sides(raw, tmp_path, capsys):
+    cases = [*(f"train_00000{i}" for i in range(4)), *(f"val_00000{i}" for i in range(3))]
+    rows = [["case", "patient"], *([case, f"p{i % 5}"] for i, case in enumerate(cases))]
+    write_rows(tmp_path / "t.csv", rows)
+    path = archive(tmp_path / "mini.npz")
+    convert("npz", path, 10, "--patients", tmp_path / "t.csv", "--classes", "a", "b", "c")
+    folder = raw / "Dataset010_mini"
+    assert load(folder / "dataset.json")["classes"] == {"a": 0, "b": 1, "c": 2}
+    assert table(folder)[5]["patient"] == "p0"
+    warnings = capsys.readouterr().err
+    assert "own split has 2 patients in training and in validation (first p0)" in warnings
+    assert "no training case is of class c" in warnings
+
+
 def test_npz_in_colour_without_test(raw, tmp_path):
     path = archive(tmp_path / "rgb.npz", (28, 28, 3), test_images=None, test_labels=None)
     convert("npz", path, 10, "--name", "Colour")
     folder = raw / "Dataset010_Colour"
     content = load(folder / "dataset.json")
-    assert content["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    assert content["channel_names"] == dict.fromkeys("012", "rgb_to_0_1")
     assert content["classes"] == {"class_0": 0, "class_1": 1}
     assert not (folder / "imagesTs").exists()
     image, _ = NaturalImage2DIO().read_images([str(folder / "imagesTr/val_000001_0000.png")])
@@ -581,10 +863,12 @@ def test_npz_in_colour_without_test(raw, tmp_path):
         ),
         ({"train_images": np.zeros((4, 28, 28))}, "train_images is float64"),
         ({"train_images": np.zeros((4, 28, 28, 3), np.uint8)}, "mixes greyscale and colour"),
-        ({"train_labels": np.zeros((4, 14), np.uint8)}, r"uint8 of shape \(4, 14\); needed is one"),
+        (
+            {"train_labels": np.zeros((4, 14), np.uint8)},
+            "has 14 numbers for each image: several labels",
+        ),
         ({"train_labels": np.zeros((4, 1))}, "train_labels is float64"),
         ({"train_labels": -np.ones((4, 1), int)}, "negative numbers"),
-        ({"train_labels": np.zeros((4, 1), int)}, "train_labels has no case of class sick"),
         ({"train_labels": np.full((4, 1), 2)}, "gives 2 names .* are 0 to 2: give 3"),
         ({"train_images": np.array([None])}, "cannot be read as an .npz archive"),
     ],
@@ -609,6 +893,7 @@ def test_an_existing_dataset_is_replaced_only_on_request(raw, tmp_path, capsys):
     path = archive(tmp_path / "mini.npz")
     convert("npz", path, 10)
     (raw / "Dataset010_mini/old.txt").write_text("x")
+    capsys.readouterr()
     assert "is there already" in refuse(capsys, "npz", path, 10)
     assert "mini has the id 10 already" in refuse(
         capsys, "npz", path, 10, "--name", "Other", "--overwrite"
@@ -684,50 +969,3 @@ def test_a_case_needs_a_name(raw, rsna, capsys):
     (rsna / "Training/Images/p5.png").rename(rsna / "Training/Images/+.png")
     assert "would be case ''" in refuse(capsys, "rsna", rsna, 8)
     assert not raw.exists()
-
-
-# --- reading images
-
-DEEP = np.arange(120, dtype=np.uint16).reshape(SHAPE) * 100
-
-
-def test_16_bit_greyscale_is_kept(tmp_path):
-    Image.fromarray(DEEP).save(tmp_path / "deep.png")
-    save_dicom(tmp_path / "deep.dcm", DEEP)
-    for path in (tmp_path / "deep.png", tmp_path / "deep.dcm"):
-        image = read_image(path, 1)
-        assert image.dtype == np.uint16
-        np.testing.assert_array_equal(image, DEEP)
-
-
-def test_dicom_in_colour(tmp_path):
-    colour = np.random.default_rng(0).integers(0, 255, (1, *SHAPE, 3)).astype(np.uint8)
-    sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(tmp_path / "c.dcm"))
-    np.testing.assert_array_equal(read_image(tmp_path / "c.dcm", 3), colour[0])
-    assert read_image(tmp_path / "c.dcm", 1).shape == SHAPE
-
-
-def test_monochrome1_is_inverted(tmp_path):
-    path = save_dicom(tmp_path / "x.dcm", DEEP)
-    path.write_bytes(path.read_bytes().replace(b"MONOCHROME2 ", b"MONOCHROME1 "))
-    image = read_image(path, 1).astype(int)
-    np.testing.assert_array_equal(image.max() - image, DEEP)
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (DEEP.astype(np.int16) - 1000, "holds the values -1000 to 10900: a PNG holds"),
-        (np.stack([DEEP, DEEP]), "holds 2 frames of 1 channels"),
-    ],
-)
-def test_dicom_that_no_png_can_hold(tmp_path, array, message):
-    with pytest.raises(ClsError, match=message):
-        read_image(save_dicom(tmp_path / "x.dcm", array), 1)
-
-
-def test_damaged_dicom_pixels(tmp_path):
-    path = save_dicom(tmp_path / "x.dcm", DEEP)
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ClsError, match=r"x.dcm cannot be read as an image"):
-        read_image(path, 1)
