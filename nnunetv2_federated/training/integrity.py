@@ -18,7 +18,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     infer_dataset_class,
     nnUNetDatasetBlosc2,
 )
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.training.dataset import (
@@ -37,6 +36,7 @@ from nnunetv2_federated.training.folds import (
     shared_patients,
     some,
 )
+from nnunetv2_federated.training.raw_files import training_files
 
 REFERENCES = "gt_segmentations"
 
@@ -228,8 +228,8 @@ class _Subject:
         if not declared.good:
             return
         try:
-            files = get_filenames_of_train_images_and_targets(str(folder))
-        except (OSError, AssertionError, RuntimeError) as error:
+            files = training_files(folder)
+        except (OSError, KeyError) as error:
             yield Finding("raw data", False, f"{folder}: {error}")
             return
         yield look("labels", lambda: self._same_labels(files))

@@ -14,19 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import (
-    create_lists_from_splitted_dataset_folder,
-    get_filenames_of_train_images_and_targets,
-    get_identifiers_from_splitted_dataset_folder,
-)
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.training.dataset import Dataset, check_environment
+from nnunetv2_federated.training.dataset import Dataset, check_environment, read_json
+from nnunetv2_federated.training.raw_files import case_files, training_files
 from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.surface import surface_metrics
 
@@ -83,7 +78,7 @@ class SegmentationTester:
     ) -> dict[str, str]:
         """Return the file with the reference segmentation of each case."""
         if subset == "Tr":
-            known = get_filenames_of_train_images_and_targets(str(raw), dict(dataset_json))
+            known = training_files(raw, dataset_json)
             found = {case: str(known[case]["label"]) for case in cases}
         else:
             ending = dataset_json["file_ending"]
@@ -202,8 +197,7 @@ def raw_folder(dataset: Dataset) -> Path:
 
 def training_images(raw: Path) -> dict[str, list[str]]:
     """Return the image files of every case of ``imagesTr``."""
-    known = get_filenames_of_train_images_and_targets(str(raw))
-    return {str(case): list(map(str, files["images"])) for case, files in known.items()}
+    return {case: list(map(str, files["images"])) for case, files in training_files(raw).items()}
 
 
 def test_images(raw: Path) -> dict[str, list[str]]:
@@ -215,17 +209,14 @@ def test_images(raw: Path) -> dict[str, list[str]]:
         If there are none.
     """
     folder = raw / "imagesTs"
-    ending = load_json(str(raw / "dataset.json"))["file_ending"]
-    cases = []
-    if folder.is_dir():
-        cases = list(get_identifiers_from_splitted_dataset_folder(str(folder), ending))
+    ending = str(read_json(raw / "dataset.json")["file_ending"])
+    cases = case_files(folder, ending) if folder.is_dir() else {}
     if not cases:
         raise SettingsError(
             f"--test-set: {folder} has no images; leave the flag out to test on the validation "
             "cases of the fold."
         )
-    files = create_lists_from_splitted_dataset_folder(str(folder), ending, cases)
-    return dict(zip(map(str, cases), files, strict=True))
+    return cases
 
 
 def read_slice(
