@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import multiprocessing
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 
@@ -14,6 +19,13 @@ os.environ.setdefault("nnUNet_compile", "f")  # nnU-Net's spelling
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["nnUNet_def_n_proc"] = "1"  # noqa: SIM112
 os.environ["OMP_NUM_THREADS"] = "1"  # two cores, and several processes that would fight for them
+# nnU-Net spawns workers for each step of each dataset, and each would import nnU-Net anew
+multiprocessing.get_context = commands.get_context
+
+FOLDERS = ("raw", "preprocessed", "results")
+
+Planned = Callable[[str, Callable[[Path], None]], str]
+"""Takes a dataset's name and what makes it below a raw folder; returns its id."""
 
 
 def blob_case(seed: int, shape: tuple[int, ...], labels: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -88,40 +100,88 @@ def plan_and_preprocess(
         os.environ["nnUNet_n_proc_DA"] = workers  # noqa: SIM112
 
 
+@contextmanager
+def nnunet_in(base: Path) -> Iterator[None]:
+    """Let nnU-Net's three folders be here for a while."""
+    before = {key: os.environ.get(key) for key in (f"nnUNet_{name}" for name in FOLDERS)}
+    for name in FOLDERS:
+        (base / name).mkdir(parents=True, exist_ok=True)
+        os.environ[f"nnUNet_{name}"] = str(base / name)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
 @pytest.fixture(scope="session")
 def nnunet_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nnU-Net's three folders, for the whole session."""
     base = tmp_path_factory.mktemp("nnunet")
-    for name in ("raw", "preprocessed", "results"):
+    for name in FOLDERS:
         (base / name).mkdir()
         os.environ[f"nnUNet_{name}"] = str(base / name)
     return base
 
 
 @pytest.fixture(scope="session")
-def dataset_2d(nnunet_folders: Path) -> str:
+def planned(nnunet_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """Make a dataset once for all workers of this session, and give each worker a copy."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "planned"
+
+    def get(name: str, make: Callable[[Path], None]) -> str:
+        shared.mkdir(exist_ok=True)
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / name).is_dir():
+                unfinished = shared / f"{name}.unfinished"
+                with nnunet_in(unfinished):
+                    make(unfinished / "raw")
+                unfinished.rename(shared / name)
+        for folder in ("raw", "preprocessed"):
+            shutil.copytree(shared / name / folder / name, nnunet_folders / folder / name)
+        return name[7:10]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def dataset_2d(planned: Planned) -> str:
     """Twelve 32x32 PNG cases with two labels."""
-    write_dataset(nnunet_folders / "raw", "Dataset901_Balls", (32, 32))
-    plan_and_preprocess(901, ["2d"])
-    return "901"
+
+    def make(raw: Path) -> None:
+        write_dataset(raw, "Dataset901_Balls", (32, 32))
+        plan_and_preprocess(901, ["2d"])
+
+    return planned("Dataset901_Balls", make)
 
 
 @pytest.fixture(scope="session")
-def dataset_3d(nnunet_folders: Path) -> str:
+def dataset_3d(planned: Planned) -> str:
     """Eight 24x24x24 NIfTI cases."""
-    write_dataset(nnunet_folders / "raw", "Dataset902_Balls3D", (24, 24, 24), cases=8)
-    plan_and_preprocess(902, ["3d_fullres"])
-    return "902"
+
+    def make(raw: Path) -> None:
+        write_dataset(raw, "Dataset902_Balls3D", (24, 24, 24), cases=8)
+        plan_and_preprocess(902, ["3d_fullres"])
+
+    return planned("Dataset902_Balls3D", make)
 
 
 @pytest.fixture(scope="session")
-def dataset_cls(nnunet_folders: Path) -> str:
+def dataset_cls(planned: Planned) -> str:
     """Forty 32x36 PNG cases, with bright rows or bright columns, and ten test cases."""
+    return planned("Dataset905_Stripes", lambda raw: make_stripes(raw / "Dataset905_Stripes"))
+
+
+def make_stripes(folder: Path) -> None:
     from skimage import io  # noqa: PLC0415
 
     from nnunetv2_cls.cli.plan import main  # noqa: PLC0415
 
-    folder = nnunet_folders / "raw" / "Dataset905_Stripes"
     rng = np.random.default_rng(0)
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / name).mkdir(parents=True)
@@ -152,7 +212,6 @@ def dataset_cls(nnunet_folders: Path) -> str:
     (folder / "dataset.json").write_text(json.dumps(content))
     plan_and_preprocess(905, ["2d"])
     main(["905", "--batch-size", "8"])
-    return "905"
 
 
 @pytest.fixture

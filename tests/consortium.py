@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from commands import Command
 
 from nnunetv2_federated.flower.deployment.credentials import Address, provision
 
@@ -67,7 +68,7 @@ class Consortium:
         self.failing = False
         """Whether a third of the requests to the SuperLink fail, of whom is started then."""
         provision(self.credentials, Address(host, self.port), list(sites))
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Command | subprocess.Popen[bytes]] = {}
         if raw is not None:
             for site, cases in sites.items():
                 self._hand_out(site, raw, cases)
@@ -123,7 +124,13 @@ class Consortium:
             module = [Path(__file__).with_name("failing.py")]
         if self._kills.is_dir():
             module = [Path(__file__).with_name("killing.py"), name, self._kills]
-        with (self.folder / f"{name}.out").open("ab") as out:
+        output = self.folder / f"{name}.out"
+        if name not in self.namespaces:
+            self.processes[name] = Command(
+                [*module, *command], self.environment(name), self.folder, output
+            )
+            return
+        with output.open("ab") as out:
             self.processes[name] = subprocess.Popen(
                 [*self.inside(name), sys.executable, *module, *command],
                 stdout=out,
