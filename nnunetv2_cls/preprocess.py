@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  # its own documentation's name
+import tifffile
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from PIL import Image
 
+from nnunetv2_cls.convert.images import read_as_nnunet
 from nnunetv2_cls.dataset import some
 from nnunetv2_cls.errors import ClsError
 
@@ -91,14 +93,18 @@ class Expected:
 
     def _header(self, file: str) -> tuple[int, tuple[int, ...]]:
         """Return channels and shape, (y, x) or (z, y, x), as nnU-Net's reader makes them."""
+        if self.reader == "NaturalImage2DIO" and file.lower().endswith((".tif", ".tiff")):
+            with tifffile.TiffFile(file) as image:
+                shape = image.series[0].shape
+            return (shape[2], shape[:2]) if len(shape) == 3 else (1, shape)
         if self.reader == "NaturalImage2DIO":
             with Image.open(file) as image:
                 bands = 3 if image.mode == "P" else len(image.getbands())
                 alpha = image.mode == "P" and "transparency" in image.info
                 return bands + alpha, image.size[::-1]
         if self.reader == "Tiff3DIO":
-            with Image.open(file) as image:
-                return 1, (getattr(image, "n_frames", 1), *image.size[::-1])
+            with tifffile.TiffFile(file) as image:
+                return 1, image.series[0].shape
         header = sitk.ImageFileReader()
         header.SetFileName(file)
         header.ReadImageInformation()
@@ -139,9 +145,7 @@ def check_images(cases: Mapping[str, Sequence[str]], expected: Expected, where: 
         if problem is not None:
             wrong[problem].append(case)
     if wrong:
-        kinds = "; ".join(
-            f"{len(of)} images {problem} ({some(of)})" for problem, of in wrong.items()
-        )
+        kinds = "; ".join(f"{len(of)} images {what} ({some(of)})" for what, of in wrong.items())
         raise ClsError(f"{where}: {kinds}: replace or remove them.")
     return unreadable
 
@@ -152,6 +156,8 @@ def preprocessed_images(
     configuration_manager: Any,  # noqa: ANN401  # nnU-Net's ConfigurationManager
     dataset_json: dict[str, Any],
     unreadable: Problems | None = None,
+    *,
+    converted: Collection[str] = (),
 ) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """Read, crop, resample and normalise raw images as nnU-Net does for prediction.
 
@@ -163,6 +169,8 @@ def preprocessed_images(
         Of the model.
     unreadable
         Told of a case that cannot be read, which is then left out; ``None`` to raise.
+    converted
+        Cases of one file that is read as ``nnUNetv2_cls_convert`` reads it.
 
     Yields
     ------
@@ -172,8 +180,12 @@ def preprocessed_images(
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     for name, files in cases.items():
         try:
-            image, _, _ = preprocessor.run_case(
-                files, None, plans_manager, configuration_manager, dataset_json
+            if name in converted:
+                read = read_as_nnunet(Path(files[0]), num_channels(dataset_json))
+            else:
+                read = plans_manager.image_reader_writer_class().read_images(files)
+            image, _, _ = preprocessor.run_case_npy(
+                read[0], None, read[1], plans_manager, configuration_manager, dataset_json
             )
             _check_channels(image, num_channels(dataset_json))
         except Exception as error:

@@ -92,7 +92,7 @@ def draw_folds(classes: Mapping[str, str], patients: Mapping[str, str]) -> Split
 
 
 def _group(case: str, patients: Mapping[str, str]) -> str:
-    return patients[case] if case in patients else f"\0{case}"  # no patient is called so
+    return patients.get(case, f"\0{case}")  # no patient is called so
 
 
 def splits_to_plan(

@@ -21,6 +21,7 @@ from nnunetv2_cls.dataset import (
     write_labels,
 )
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.inputs import find_inputs
 from nnunetv2_cls.preprocess import Expected, check_images, raw_cases
 from nnunetv2_cls.splits import (
     check_fold,
@@ -130,7 +131,7 @@ def test_a_copy_of_an_older_version_is_upgraded_by_planning(
     assert folders.trained()["p"] == "naevus"  # raw confirms it
     monkeypatch.delenv("nnUNet_raw")
 
-    with pytest.raises(ClsError, match="has no class names.*run nnUNetv2_cls_plan Dataset777_Skin"):
+    with pytest.raises(ClsError, match=r"has no class names.*run nnUNetv2_cls_plan Dataset777"):
         folders.trained()
     folders.plan()
     assert "its indices are taken as 0 naevus, 1 melanoma" in caplog.text
@@ -140,7 +141,7 @@ def test_a_copy_of_an_older_version_is_upgraded_by_planning(
 def test_a_copy_of_an_older_version_that_is_stale_is_refused(folders: Folders) -> None:
     (folders.preprocessed / "labelsTr.json").write_text('{"p": 0, "q": 0, "r": 1}')
 
-    with pytest.raises(ClsError, match="1 labels of .* are others in"):
+    with pytest.raises(ClsError, match=r"1 labels of .* are others in"):
         folders.trained()
 
 
@@ -310,3 +311,77 @@ def test_images_that_a_configuration_does_not_take_are_named(tmp_path: Path) -> 
     assert "1 images have 2 channels in 1 files, not 1 (series)" in wrong(flat=True)
     assert "1 images are 2D, the configuration takes volumes (flat)" in wrong(flat=False)
     assert "(volume" not in wrong(flat=False)
+
+
+GREY, COLOUR = (Expected(n, True, "NaturalImage2DIO", (0, 1, 2)) for n in (1, 3))
+
+
+def save_dicom(path: Path) -> None:
+    image = sitk.GetImageFromArray(np.full((1, 8, 8), 300, np.uint16))
+    sitk.WriteImage(image, str(path.with_suffix(".dcm")))
+    path.with_suffix(".dcm").rename(path)
+
+
+def test_prediction_takes_images_of_any_kind_and_name(tmp_path: Path) -> None:
+    save(tmp_path / "a_0000.png", 8, 8)
+    save(tmp_path / "scan_0001.png", 8, 8)  # a person's number, no channel
+    save(tmp_path / "scan_0002.png", 8, 8)
+    save(tmp_path / "photo.JPG", 8, 8)
+    save(tmp_path / "screenshot.png", 8, 8, 3)  # colour by its form only
+    save_dicom(tmp_path / "1.2.840.99")
+    (tmp_path / "torn.png").write_text("no image")
+    (tmp_path / ".DS_Store").write_text("")
+
+    found = find_inputs(tmp_path, ".png", GREY)
+
+    assert set(found.files) == {
+        "a", "scan_0001", "scan_0002", "photo", "screenshot", "1.2.840.99"
+    }  # fmt: skip
+    assert found.converted == set(found.files) - {"a"}
+    assert set(found.unreadable) == {"torn"}
+
+
+def test_a_colour_model_takes_one_file_or_three(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(24, dtype=np.uint8).reshape(8, 24, 3) * 9).save(tmp_path / "one.png")
+    for channel in range(3):
+        save(tmp_path / f"three_{channel:04d}.png", 8, 8)
+
+    found = find_inputs(tmp_path, ".png", COLOUR)
+
+    assert {case: len(files) for case, files in found.files.items()} == {"one": 1, "three": 3}
+    assert found.converted == {"one"}
+
+
+def test_images_that_a_model_does_not_take_are_named_before_predicting(tmp_path: Path) -> None:
+    with pytest.raises(ClsError, match="is no folder"):
+        find_inputs(tmp_path / "none", ".png", GREY)
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 9
+    Image.fromarray(red).save(tmp_path / "red.png")
+    with pytest.raises(ClsError, match=r"1 files have 3 channels, not 1 \(red.png\)"):
+        find_inputs(tmp_path, ".png", GREY)
+    Image.fromarray(red).save(tmp_path / "red.bmp")
+    with pytest.raises(ClsError, match=r"red\.bmp and .*red\.png would both be case red"):
+        find_inputs(tmp_path, ".png", COLOUR)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ClsError, match=r"notes\.txt is no image"):
+        find_inputs(tmp_path, ".png", COLOUR)
+
+
+def test_a_model_of_volumes_takes_volumes_without_suffix(tmp_path: Path) -> None:
+    def volume(name: str, *shape: int) -> None:
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros(shape, np.uint8)), str(tmp_path / name))
+
+    volume("left.nii.gz", 4, 8, 8)
+    volume("right_0000.nii.gz", 4, 8, 8)
+    one, two = (Expected(n, False, "SimpleITKIO", (0, 1, 2)) for n in (1, 2))
+
+    assert set(find_inputs(tmp_path, ".nii.gz", one).files) == {"left", "right"}
+    with pytest.raises(
+        ClsError, match=r"2 files have 1 channels in 1 files, not 2 \(a case of s"
+    ):
+        find_inputs(tmp_path, ".nii.gz", two)
+    volume("flat.nii.gz", 8, 8)
+    save(tmp_path / "photo.png", 8, 8)
+    with pytest.raises(ClsError, match=r"are 2D.* \(flat.nii.gz\); 1 files are not \.nii\.gz"):
+        find_inputs(tmp_path, ".nii.gz", one)
