@@ -142,7 +142,7 @@ def _check_preprocessed(folder: Path, _changed: int, flat: bool, channels: int) 
             )
         if flat and image.shape[1] != 1:
             raise _one_slice(folder.parent.name, f"{case} has {image.shape[1]} slices")
-        if not (flat or _x_is_left_right(properties)):
+        if not (flat or x_is_left_right(properties)):
             not_left_right.append(case)
     if not_left_right:
         logger.warning(
@@ -152,7 +152,7 @@ def _check_preprocessed(folder: Path, _changed: int, flat: bool, channels: int) 
         )  # fmt: skip
 
 
-def _x_is_left_right(properties: Mapping[str, Any]) -> bool:
+def x_is_left_right(properties: Mapping[str, Any]) -> bool:
     """Whether the first axis of an image file runs along x of the patient, more or less."""
     direction: Sequence[float] = properties.get("sitk_stuff", {}).get("direction", ())
     if len(direction) != 9:

@@ -202,9 +202,9 @@ def labels_to_plan(dataset_name: str) -> ImageLabels:
         return raw_labels(raw)
     folder = Path(nnUNet_preprocessed.require()) / dataset_name
     path = folder / LABELS_FILE
+    classes = read_classes(read_json(folder / "dataset.json"))
     if not path.is_file():
         raise _no_labels(dataset_name)
-    classes = read_classes(read_json(folder / "dataset.json"))
     if _is_named(path):
         return _read_copy(path, classes)
     logger.warning(

@@ -98,7 +98,9 @@ def _group(case: str, patients: Mapping[str, str]) -> str:
 def splits_to_plan(
     folder: Path, classes: Mapping[str, str], patients: Mapping[str, str]
 ) -> tuple[Splits | None, str]:
-    """Find the folds of a preprocessed dataset, or draw them where there are none.
+    """Find the folds of a preprocessed dataset, or draw them by patient where there are none.
+
+    Where no patient is known, nnU-Net may draw its own.
 
     Parameters
     ----------
@@ -131,14 +133,14 @@ def splits_to_plan(
         if left := unused_cases(splits, classes):
             said = f"{len(left)} of {len(classes)} cases are in no fold of {found} ({some(left)})"
         return None if found == path else splits, said
+    if not any(case in patients for case in classes):
+        return None, (
+            f"no patient is known: nnU-Net will draw folds by image; if patients have several, say "
+            f"so in {CASE_TABLE} of the raw dataset (columns case and patient) and plan again"
+        )
     splits = draw_folds(classes, patients)
     if not splits:
         return None, "no folds: all cases are of one patient; train with fold all"
-    if not patients:
-        return splits, (
-            f"drew {len(splits)} folds by class, each image a patient of its own: if patients have "
-            f"several images, say so in {CASE_TABLE} of the raw dataset (columns case and patient)"
-        )
     count = len({_group(case, patients) for case in classes})
     return splits, f"drew {len(splits)} folds by patient and class ({count} patients)"
 

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
-from nnunetv2_cls.checks import labelled_tests
+from nnunetv2_cls.checks import check_dimensions, labelled_tests, x_is_left_right
 from nnunetv2_cls.convert.source import Case
 from nnunetv2_cls.convert.splits import draw_folds as convert_folds
 from nnunetv2_cls.dataset import (
@@ -200,6 +200,13 @@ def test_planning_draws_folds_by_patient_once(folders: Folders) -> None:
     assert splits_to_plan(folders.preprocessed, classes, patients) == (None, "")
 
 
+def test_planning_leaves_the_folds_to_nnunet_where_no_patient_is_known(folders: Folders) -> None:
+    splits, said = splits_to_plan(folders.preprocessed, dict.fromkeys("pqrstu", "a"), {})
+
+    assert splits is None
+    assert "nnU-Net will draw folds by image" in said
+
+
 def test_planning_takes_the_folds_of_the_raw_dataset(folders: Folders) -> None:
     own = [{"train": ["p", "q"], "val": ["r"]}]
     (folders.raw / "splits_final.json").write_text(json.dumps(own))
@@ -377,11 +384,42 @@ def test_a_model_of_volumes_takes_volumes_without_suffix(tmp_path: Path) -> None
     one, two = (Expected(n, False, "SimpleITKIO", (0, 1, 2)) for n in (1, 2))
 
     assert set(find_inputs(tmp_path, ".nii.gz", one).files) == {"left", "right"}
-    with pytest.raises(
-        ClsError, match=r"2 files have 1 channels in 1 files, not 2 \(a case of s"
-    ):
+    with pytest.raises(ClsError, match=r"2 files have 1 channels in 1 files, not 2 \(a case of s"):
         find_inputs(tmp_path, ".nii.gz", two)
     volume("flat.nii.gz", 8, 8)
     save(tmp_path / "photo.png", 8, 8)
     with pytest.raises(ClsError, match=r"are 2D.* \(flat.nii.gz\); 1 files are not \.nii\.gz"):
         find_inputs(tmp_path, ".nii.gz", one)
+
+
+def volumes_plans(slices: float) -> dict:
+    return {
+        **PLANS,
+        "original_median_shape_after_transp": [slices, 64, 64],
+        "transpose_forward": [2, 0, 1],
+    }
+
+
+def test_a_2d_configuration_of_volumes_is_refused(folders: Folders) -> None:
+    check_dimensions(volumes_plans(1), "2d_cls")
+    with pytest.raises(ClsError, match=r"volumes \(up to 30 slices\).* -c 3d_fullres"):
+        check_dimensions(volumes_plans(30), "2d_cls")
+    # one volume among many images; the slices are along the file's last axis
+    (folders.preprocessed / "dataset_fingerprint.json").write_text(
+        json.dumps({"shapes_after_crop": [[64, 64, 1], [64, 64, 1], [60, 60, 12]]})
+    )
+    with pytest.raises(ClsError, match=r"volumes \(up to 12 slices\)"):
+        check_dimensions(volumes_plans(1), "2d_cls")
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"),
+    [
+        ((1, 0, 0, 0, 1, 0, 0, 0, 1), True),
+        ((-0.9, 0.4, 0, 0.4, 0.9, 0, 0, 0, 1), True),  # from right to left, and oblique
+        ((0, 0, 1, 1, 0, 0, 0, -1, 0), False),  # sagittal: the file's x runs from front to back
+        ((1, 0, 0, 1), True),  # of a 2D file: not told
+    ],
+)
+def test_left_and_right_of_a_volume(direction: tuple[float, ...], *, expected: bool) -> None:
+    assert x_is_left_right({"sitk_stuff": {"direction": direction}}) is expected
