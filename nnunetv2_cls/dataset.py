@@ -219,8 +219,10 @@ def write_labels(dataset_name: str, labels: ImageLabels) -> None:
     """Put labels, and the classes that they mean, into ``nnUNet_preprocessed``."""
     folder = Path(nnUNet_preprocessed.require()) / dataset_name
     content = read_json(folder / "dataset.json")
-    classes = {name: index for index, name in enumerate(labels.classes)}
-    if content.get("classes") != classes:
+    raw = raw_folder(dataset_name)
+    # in its order: a federation compares what sites declare, and raw with preprocessed
+    classes = read_json((raw or folder) / "dataset.json")["classes"]
+    if json.dumps(content.get("classes")) != json.dumps(classes):
         write_json(folder / "dataset.json", {**content, "classes": classes})
     write_json(folder / LABELS_FILE, labels.names)
 

@@ -18,6 +18,10 @@ Classes = NDArray[np.int64]
 
 _BINS = 15
 RESAMPLES = 1000
+METRICS = (
+    *("AUROC", "average_precision", "accuracy", "balanced_accuracy", "F1"),
+    *("sensitivity", "specificity", "brier", "calibration_error"),
+)
 
 
 def choose_threshold(targets: Classes, probabilities: Probabilities) -> float:
@@ -110,6 +114,8 @@ def score(targets: Classes, probabilities: Probabilities, threshold: float) -> d
     For two classes AUROC, average precision, F1, sensitivity and specificity are those of class 1;
     for more, means over classes, each against the rest, of the classes where it is defined.
     """
+    if not len(targets):
+        return dict.fromkeys(METRICS, float("nan"))
     predicted = predict_classes(probabilities, threshold)
     num_classes = probabilities.shape[1]
     outcomes = np.eye(num_classes, dtype=int)[targets]
@@ -180,12 +186,11 @@ def evaluate(
     number = RESAMPLES if resamples is None else resamples
     drawn = [
         bootstrap.scores(targets, probabilities, predicted, weights, _BINS)
-        for weights in bootstrap.draw(targets, number, seed, patients)
+        for weights in (bootstrap.draw(targets, number, seed, patients) if len(targets) else ())
     ]
-    labels = range(len(classes))
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        targets, predicted, labels=list(labels), zero_division=np.nan
-    )
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (targets, predicted), 1)  # scikit-learn's refuses to count no case
+    hits, called, cases = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
     return {
         "cases": len(targets),
         "threshold": threshold,
@@ -197,14 +202,14 @@ def evaluate(
             else None
             for name in found
         },
-        "confusion_matrix": sk.confusion_matrix(targets, predicted, labels=list(labels)).tolist(),
+        "confusion_matrix": confusion.tolist(),
         "per_class": {
             name: {
-                "precision": _number(precision[c]),
-                "sensitivity": _number(recall[c]),
-                "F1": _number(f1[c]),
+                "precision": _ratio(hits[c], called[c]),
+                "sensitivity": _ratio(hits[c], cases[c]),
+                "F1": _ratio(2 * hits[c], called[c] + cases[c]),
                 "AUROC": _number(_one_ranked(sk.roc_auc_score, targets == c, probabilities[:, c])),
-                "cases": int(support[c]),
+                "cases": int(cases[c]),
             }
             for c, name in enumerate(classes)
         },
@@ -214,6 +219,10 @@ def evaluate(
 def _number(value: float) -> float | None:
     """NaN is not JSON."""
     return float(value) if np.isfinite(value) else None
+
+
+def _ratio(part: int, of: int) -> float | None:
+    return float(part / of) if of else None
 
 
 def _interval(values: NDArray[np.float64]) -> list[float] | None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from nnunetv2.paths import nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from sklearn.model_selection import StratifiedGroupKFold
 
 from nnunetv2_cls.convert.tables import read_table
@@ -26,7 +26,7 @@ Splits: TypeAlias = list[dict[str, list[str]]]
 
 
 def patients_of(dataset_name: str) -> dict[str, str]:
-    """Read the patient of every case from ``cases.csv`` of the raw dataset.
+    """Read the patient of every case from ``cases.csv`` of the raw dataset, or of the preprocessed.
 
     Returns
     -------
@@ -39,9 +39,10 @@ def patients_of(dataset_name: str) -> dict[str, str]:
     ClsError
         If the table cannot be read, has no column ``case``, or two patients for a case.
     """
-    raw = nnUNet_raw.get()
-    path = Path(raw) / dataset_name / CASE_TABLE if raw else None
-    if path is None or not path.is_file() or "patient" not in _header(path):
+    folders = [folder for folder in (nnUNet_raw.get(), nnUNet_preprocessed.get()) if folder]
+    tables = [Path(folder) / dataset_name / CASE_TABLE for folder in folders]
+    path = next((table for table in tables if table.is_file()), None)
+    if path is None or "patient" not in _header(path):
         return {}
     patients: dict[str, str] = {}
     for row in read_table(path, ("case", "patient")):
@@ -261,8 +262,8 @@ def _with_several_cases(cases: Collection[str], patients: Mapping[str, str]) -> 
 
 
 def group_numbers(cases: Sequence[str], patients: Mapping[str, str]) -> list[int] | None:
-    """Give each patient a number; ``None`` where the patient of no case is known."""
-    if not any(case in patients for case in cases):
+    """Give each patient a number; ``None`` where none is known to have several of the cases."""
+    if not _with_several_cases(cases, patients):
         return None
     numbers: dict[str, int] = {}
     return [numbers.setdefault(_group(case, patients), len(numbers)) for case in cases]

@@ -176,6 +176,11 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
         training, validation = self.get_tr_and_val_datasets()
+        if not (training.identifiers and validation.identifiers):
+            raise ClsError(
+                f"fold {self.fold} has {len(training.identifiers)} training and "
+                f"{len(validation.identifiers)} validation cases: use another, or fold all."
+            )
         workers = get_allowed_n_proc_DA()
         loader = ImageLoader(
             training,

@@ -129,13 +129,14 @@ def write_summary(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False))
     cases = list(targets)
-    plot_classification(
-        np.array([targets[case] for case in cases]),
-        np.array([probabilities[case] for case in cases]),
-        classes,
-        summary["threshold"],
-        folder,
-    )
+    if cases:
+        plot_classification(
+            np.array([targets[case] for case in cases]),
+            np.array([probabilities[case] for case in cases]),
+            classes,
+            summary["threshold"],
+            folder,
+        )
     return summary
 
 
@@ -151,8 +152,8 @@ def summarise(
     ``patients`` are numbers, in the order of the cases.
     """
     cases = list(targets)
-    true = np.array([targets[case] for case in cases])
-    predicted = np.array([probabilities[case] for case in cases])
+    true = np.array([targets[case] for case in cases], np.int64)
+    predicted = np.array([probabilities[case] for case in cases]).reshape(-1, len(classes))
     if threshold is None:
         threshold = choose_threshold(true, predicted) if len(classes) == 2 else 0.5
     judged = evaluate(true, predicted, classes, threshold, patients=patients)

@@ -17,8 +17,8 @@ from nnunetv2_federated.federation.messages import FullValidation
 def read_headline(folder: Path) -> tuple[str, float]:
     """Return the first metric of ``foreground_mean`` in ``validation/summary.json``.
 
-    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by. A value
-    that is not defined, ``null``, is NaN.
+    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by. NaN
+    for ``null``, a value that is not defined.
     """
     means = load_json(str(folder / "validation" / "summary.json"))["foreground_mean"]
     name = next(iter(means))

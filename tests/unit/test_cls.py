@@ -198,6 +198,17 @@ def test_one_class_alone_is_judged_without_nan() -> None:
     json.dumps(summary, allow_nan=False)
 
 
+def test_a_site_without_validation_case_has_a_summary() -> None:
+    nothing = summarise({}, {}, ("a", "b"))
+    one = summarise({"x": 0, "y": 1}, {"x": [0.9, 0.1], "y": [0.2, 0.8]}, ("a", "b"))
+
+    assert nothing["cases"] == 0
+    assert set(nothing["metrics"].values()) == set(nothing["intervals"].values()) == {None}
+    assert nothing["metrics"].keys() == one["metrics"].keys()
+    assert join_summaries([nothing, one])["metrics"] == one["metrics"]
+    json.dumps(nothing, allow_nan=False)
+
+
 def test_joined_summaries_keep_the_patients_of_datasets_apart() -> None:
     names = ("a", "b")
     shown = {"x": [0.9, 0.1], "y": [0.2, 0.8], "z": [0.7, 0.3]}

@@ -27,6 +27,7 @@ from nnunetv2_cls.splits import (
     check_fold,
     check_own_folds,
     draw_folds,
+    group_numbers,
     patients_of,
     splits_to_plan,
     unused_cases,
@@ -98,6 +99,13 @@ def test_renumbered_classes_keep_their_meaning(folders: Folders) -> None:
 
     assert folders.trained() == {"p": "naevus", "q": "melanoma", "r": "melanoma"}
     assert preprocessed_labels(NAME, folders.dataset_json).of_case == {"p": 1, "q": 0, "r": 0}
+
+
+def test_classes_keep_the_order_in_which_raw_declares_them(folders: Folders) -> None:
+    folders.write({"p": 0, "q": 1, "r": 1}, {"melanoma": 1, "other": 0})
+    folders.plan()
+
+    assert list(folders.dataset_json["classes"].items()) == [("melanoma", 1), ("other", 0)]
 
 
 def test_renamed_classes_are_refused_until_planned_again(folders: Folders) -> None:
@@ -227,6 +235,11 @@ def test_a_table_without_patients_says_nothing(folders: Folders) -> None:
     (folders.raw / "cases.csv").write_text("case,patient\np,1\np,2\n")
     with pytest.raises(ClsError, match="p has the patients 1 and 2"):
         patients_of(NAME)
+
+
+def test_patients_are_numbered_where_one_has_several_cases() -> None:
+    assert group_numbers("abcd", {"a": "Smith", "c": "Smith", "b": "Wu"}) == [0, 1, 0, 2]
+    assert group_numbers("abc", {"a": "1", "b": "2"}) is None
 
 
 @pytest.mark.parametrize(
