@@ -182,7 +182,7 @@ def read_test_labels(dataset_name: str, classes: tuple[str, ...]) -> ImageLabels
     if raw is None:
         return None
     labels = raw_labels(raw, TEST_LABELS_FILE)
-    _check_same_classes(dataset_name, labels.classes, classes)
+    check_same_classes(dataset_name, labels.classes, classes)
     return labels
 
 
@@ -245,7 +245,7 @@ def preprocessed_labels(dataset_name: str, dataset_json: Mapping[str, Any]) -> I
             raise _no_labels(dataset_name)
         return _read_copy(path, classes)
     current = raw_labels(raw)
-    _check_same_classes(dataset_name, current.classes, classes)
+    check_same_classes(dataset_name, current.classes, classes)
     if path.is_file():
         copy = _read_copy(path, classes) if _is_named(path) else read_labels(path, classes)
         _check_same_labels(dataset_name, raw / LABELS_FILE, current.names, copy.names)
@@ -287,9 +287,10 @@ def _read_copy(path: Path, classes: tuple[str, ...]) -> ImageLabels:
     return ImageLabels(classes, {case: classes.index(name) for case, name in content.items()})
 
 
-def _check_same_classes(
+def check_same_classes(
     dataset_name: str, raw: tuple[str, ...], preprocessed: tuple[str, ...]
 ) -> None:
+    """Raise ``ClsError`` unless classes are the same, in the same order."""
     if raw != preprocessed:
         raise ClsError(
             f"the classes of {dataset_name} are {', '.join(raw)} in nnUNet_raw and "

@@ -32,6 +32,7 @@ from nnunetv2_cls.splits import (
     splits_to_plan,
     unused_cases,
 )
+from nnunetv2_cls.testing import ClsTester
 
 NAME = "Dataset777_Skin"
 CLASSES = {"naevus": 0, "melanoma": 1}
@@ -159,6 +160,14 @@ def test_test_labels_are_of_the_classes_that_are_trained(folders: Folders) -> No
 
     with pytest.raises(ClsError, match="are naevus, melanoma in nnUNet_raw and melanoma, naevus"):
         read_test_labels(NAME, ("melanoma", "naevus"))
+
+
+def test_a_comparison_refuses_labels_of_other_classes(folders: Folders) -> None:
+    assert ClsTester().references(folders.raw, folders.dataset_json, "Tr", ["q"]) == {"q": 1}
+    folders.write({"p": 1, "q": 0, "r": 0}, {"melanoma": 0, "naevus": 1})
+
+    with pytest.raises(ClsError, match="are melanoma, naevus in nnUNet_raw and naevus, melanoma"):
+        ClsTester().references(folders.raw, folders.dataset_json, "Tr", ["q"])
 
 
 # folds
