@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from nnunetv2_cls.convert.tables import read_table
 from nnunetv2_cls.dataset import read_json, some
@@ -79,11 +79,12 @@ def draw_folds(classes: Mapping[str, str], patients: Mapping[str, str]) -> Split
     """
     cases = sorted(classes)
     groups = [_group(case, patients) for case in cases]
-    most = max(Counter(classes.values()).values(), default=0)
-    folds = min(FOLDS, len(set(groups)), most)
+    folds = min(FOLDS, len(set(groups)))
     if folds < 2:
         return []
-    drawn = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=SEED)
+    drawn = GroupKFold(n_splits=folds)
+    if max(Counter(classes.values()).values()) >= folds:  # else there is nothing to stratify
+        drawn = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
         return [
