@@ -1,9 +1,15 @@
-"""Image-level labels beside an nnU-Net dataset: ``classes`` and ``labelsTr.json``."""
+"""Image-level labels beside an nnU-Net dataset: ``classes`` and ``labelsTr.json``.
+
+In ``nnUNet_raw`` the file says ``{case: class index}``, the layout of DKFZ's image classification.
+The copy in ``nnUNet_preprocessed`` says ``{case: class name}``: an index means another class when
+classes are numbered anew, a name does not.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
+import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +21,8 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from numpy.typing import NDArray
 
 from nnunetv2_cls.errors import ClsError
+
+logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labelsTr.json"
 TEST_LABELS_FILE = "labelsTs.json"
@@ -77,6 +85,8 @@ class ImageLabels:
     def check(self, cases: Iterable[str]) -> None:
         """Make sure that every preprocessed case has a label, and every label a case.
 
+        A class may be without a case: another site may have it.
+
         Raises
         ------
         ClsError
@@ -88,29 +98,49 @@ class ImageLabels:
             (set(self.of_case) - known, "labels without image", "preprocess them, or remove them"),
         ):
             if names:
-                some = ", ".join(sorted(names)[:3])
-                raise ClsError(f"{len(names)} {what} ({some}, ...): {mend}.")
+                raise ClsError(f"{len(names)} {what} ({some(names)}): {mend}.")
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes that no case has."""
         present = set(self.of_case.values())
-        absent = [name for index, name in enumerate(self.classes) if index not in present]
-        if absent:
-            raise ClsError(
-                f"no case is of class {', '.join(absent)}: take it out of classes in dataset.json, "
-                "or add cases."
-            )
+        return [name for index, name in enumerate(self.classes) if index not in present]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name of the class of every case."""
+        return {case: self.classes[index] for case, index in self.of_case.items()}
+
+
+def some(names: Iterable[str]) -> str:
+    """Name the first three, for a message."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (", ..." if len(ordered) > 3 else "")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
+    """Read a JSON file.
+
+    Raises
+    ------
+    ClsError
+        If it is absent or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ClsError(f"{path} cannot be read: {error}") from error
 
 
 def read_labels(path: Path, classes: tuple[str, ...]) -> ImageLabels:
-    """Read ``{case: class index}``.
+    """Read ``{case: class index}``, as in ``nnUNet_raw``.
 
     Raises
     ------
     ClsError
         If the file is absent, of another form, or has an index that is no class.
     """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ClsError(f"{path} cannot be read: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ClsError(f"{path}: expected {{case: class index, ...}}.")
     for case, index in content.items():
@@ -122,24 +152,171 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> ImageLabels:
     return ImageLabels(classes, content)
 
 
-def preprocessed_labels(dataset_name: str, dataset_json: Mapping[str, Any]) -> ImageLabels:
-    """Read the labels of a preprocessed dataset; copy them there from ``nnUNet_raw`` if missing.
+def raw_folder(dataset_name: str, labels_file: str = LABELS_FILE) -> Path | None:
+    """Return the dataset's folder under ``nnUNet_raw`` if it holds this file of labels."""
+    raw = nnUNet_raw.get()
+    folder = Path(raw) / dataset_name if raw else None
+    return folder if folder and (folder / labels_file).is_file() else None
+
+
+def raw_labels(folder: Path, labels_file: str = LABELS_FILE) -> ImageLabels:
+    """Read the labels of a raw dataset, by the classes of its own ``dataset.json``.
 
     Raises
     ------
     ClsError
-        If they are in neither place, or not usable.
+        If they are not usable.
+    """
+    return read_labels(folder / labels_file, read_classes(read_json(folder / "dataset.json")))
+
+
+def read_test_labels(dataset_name: str, classes: tuple[str, ...]) -> ImageLabels | None:
+    """Read the labels of the test cases; ``None`` where ``nnUNet_raw`` has none.
+
+    Raises
+    ------
+    ClsError
+        If they are not usable, or of other classes than these.
+    """
+    raw = raw_folder(dataset_name, TEST_LABELS_FILE)
+    if raw is None:
+        return None
+    labels = raw_labels(raw, TEST_LABELS_FILE)
+    check_same_classes(dataset_name, labels.classes, classes)
+    return labels
+
+
+def labels_to_plan(dataset_name: str) -> ImageLabels:
+    """Read the labels that planning puts into ``nnUNet_preprocessed``: those of ``nnUNet_raw``.
+
+    Without the raw dataset these are the present ones; in a copy of an older version, which has
+    indices, they are taken as ``dataset.json`` numbers the classes.
+
+    Raises
+    ------
+    ClsError
+        If there are no usable labels.
+    """
+    raw = raw_folder(dataset_name)
+    if raw is not None:
+        return raw_labels(raw)
+    folder = Path(nnUNet_preprocessed.require()) / dataset_name
+    path = folder / LABELS_FILE
+    classes = read_classes(read_json(folder / "dataset.json"))
+    if not path.is_file():
+        raise _no_labels(dataset_name)
+    if _is_named(path):
+        return _read_copy(path, classes)
+    logger.warning(
+        "%s is of an older version, without class names: its indices are taken as %s",
+        path,
+        ", ".join(f"{index} {name}" for index, name in enumerate(classes)),
+    )
+    return read_labels(path, classes)
+
+
+def write_labels(dataset_name: str, labels: ImageLabels) -> None:
+    """Put labels, and the classes that they mean, into ``nnUNet_preprocessed``."""
+    folder = Path(nnUNet_preprocessed.require()) / dataset_name
+    content = read_json(folder / "dataset.json")
+    raw = raw_folder(dataset_name)
+    # in its order: a federation compares what sites declare, and raw with preprocessed
+    classes = read_json((raw or folder) / "dataset.json")["classes"]
+    if json.dumps(content.get("classes")) != json.dumps(classes):
+        write_json(folder / "dataset.json", {**content, "classes": classes})
+    write_json(folder / LABELS_FILE, labels.names)
+
+
+def preprocessed_labels(dataset_name: str, dataset_json: Mapping[str, Any]) -> ImageLabels:
+    """Read the labels of a preprocessed dataset, which ``nnUNet_raw``, if there, must confirm.
+
+    Where there is no copy yet, it is made: a federation deals cases to sites by it.
+
+    Raises
+    ------
+    ClsError
+        If they are in neither place, not usable, or others than those of ``nnUNet_raw``.
     """
     classes = read_classes(dataset_json)
     path = Path(nnUNet_preprocessed.require()) / dataset_name / LABELS_FILE
-    if not path.is_file():
-        raw = nnUNet_raw.get()
-        source = Path(raw) / dataset_name / LABELS_FILE if raw else path
-        if not source.is_file():
-            raise ClsError(
-                f"{LABELS_FILE} of {dataset_name} is neither in nnUNet_preprocessed nor in "
-                "nnUNet_raw: make the dataset with nnUNetv2_cls_convert, or write "
-                "{case: class index} beside dataset.json."
-            )
-        shutil.copyfile(source, path)
-    return read_labels(path, classes)
+    raw = raw_folder(dataset_name)
+    if raw is None:
+        if not path.is_file():
+            raise _no_labels(dataset_name)
+        return _read_copy(path, classes)
+    current = raw_labels(raw)
+    check_same_classes(dataset_name, current.classes, classes)
+    if path.is_file():
+        copy = _read_copy(path, classes) if _is_named(path) else read_labels(path, classes)
+        _check_same_labels(dataset_name, raw / LABELS_FILE, current.names, copy.names)
+    else:
+        write_json(path, current.names)
+    return current
+
+
+def _no_labels(dataset_name: str) -> ClsError:
+    return ClsError(
+        f"{LABELS_FILE} of {dataset_name} is neither in nnUNet_preprocessed nor in nnUNet_raw: "
+        "make the dataset with nnUNetv2_cls_convert, or write {case: class index} beside "
+        "dataset.json."
+    )
+
+
+def _again(dataset_name: str) -> str:
+    return f"run nnUNetv2_cls_plan {dataset_name} again, with the options you gave it"
+
+
+def _is_named(path: Path) -> bool:
+    content = read_json(path)
+    return isinstance(content, dict) and all(isinstance(v, str) for v in content.values())
+
+
+def _read_copy(path: Path, classes: tuple[str, ...]) -> ImageLabels:
+    """Read ``{case: class name}``, the copy."""
+    if not _is_named(path):
+        raise ClsError(
+            f"{path} has no class names, as older versions wrote it: {_again(path.parent.name)}, "
+            "where nnUNet_raw has the dataset."
+        )
+    content: dict[str, str] = read_json(path)
+    if unknown := set(content.values()) - set(classes):
+        raise ClsError(
+            f"{path} has the classes {some(unknown)}, which are none of dataset.json's "
+            f"({', '.join(classes)}): {_again(path.parent.name)}."
+        )
+    return ImageLabels(classes, {case: classes.index(name) for case, name in content.items()})
+
+
+def check_same_classes(
+    dataset_name: str, raw: tuple[str, ...], preprocessed: tuple[str, ...]
+) -> None:
+    """Raise ``ClsError`` unless classes are the same, in the same order."""
+    if raw != preprocessed:
+        raise ClsError(
+            f"the classes of {dataset_name} are {', '.join(raw)} in nnUNet_raw and "
+            f"{', '.join(preprocessed)} in nnUNet_preprocessed: {_again(dataset_name)}."
+        )
+
+
+def _check_same_labels(
+    dataset_name: str, source: Path, raw: Mapping[str, str], copy: Mapping[str, str]
+) -> None:
+    other = sorted(case for case in raw.keys() | copy.keys() if raw.get(case) != copy.get(case))
+    if other:
+        first = other[0]
+        raise ClsError(
+            f"{len(other)} labels of {dataset_name} are others in {source} than in the copy in "
+            f"nnUNet_preprocessed ({some(other)}; {first} is {raw.get(first, 'without label')} "
+            f"there and {copy.get(first, 'without label')} in the copy): {_again(dataset_name)}."
+        )
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write at once: sites may share a dataset."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ClsError(f"{path} cannot be written: {error.strerror}.") from error

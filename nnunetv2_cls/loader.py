@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import interpolate
 
 from nnunetv2_cls.dataset import ImageLabels
+from nnunetv2_cls.errors import ClsError
 
 
 def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
@@ -31,7 +32,17 @@ def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
     -------
     torch.Tensor
         float32, shape (channels, size...), padded with 0, the mean of a normalised image.
+
+    Raises
+    ------
+    ClsError
+        If the size is 2D and the image has more than one slice.
     """
+    if len(size) == 2 and image.shape[1] != 1:
+        raise ClsError(
+            f"an image has {image.shape[1]} slices, of which a 2D configuration sees one: use one "
+            "such as 3d_fullres_cls."
+        )
     tensor = torch.from_numpy(np.ascontiguousarray(image)).float()
     if len(size) == 2:
         tensor = tensor[:, 0]

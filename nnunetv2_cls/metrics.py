@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
-from sklearn.utils import resample
+
+from nnunetv2_cls import bootstrap
 
 Probabilities = NDArray[np.float64]
 """Shape (cases, classes); rows sum to 1."""
@@ -17,6 +18,10 @@ Classes = NDArray[np.int64]
 
 _BINS = 15
 RESAMPLES = 1000
+METRICS = (
+    *("AUROC", "average_precision", "accuracy", "balanced_accuracy", "F1"),
+    *("sensitivity", "specificity", "brier", "calibration_error"),
+)
 
 
 def choose_threshold(targets: Classes, probabilities: Probabilities) -> float:
@@ -79,7 +84,7 @@ def brier_score(targets: Classes, probabilities: Probabilities) -> float:
 def auroc(targets: Classes, probabilities: Probabilities) -> float:
     """Area under the ROC curve of class 1, or the mean over more classes against the rest.
 
-    NaN where a class is absent.
+    A class without cases, or with all, is left out of the mean; NaN if none is left.
     """
     return _ranked(sk.roc_auc_score, targets, probabilities)
 
@@ -87,25 +92,37 @@ def auroc(targets: Classes, probabilities: Probabilities) -> float:
 def _ranked(metric: Callable[..., float], targets: Classes, probabilities: Probabilities) -> float:
     """Apply a metric of one class's probabilities, as :func:`score` says."""
     num_classes = probabilities.shape[1]
-    if len(np.unique(targets)) < num_classes:
-        return float("nan")
     positives = [1] if num_classes == 2 else range(num_classes)
-    return float(np.mean([metric(targets == c, probabilities[:, c]) for c in positives]))
+    return _mean([_one_ranked(metric, targets == c, probabilities[:, c]) for c in positives])
+
+
+def _one_ranked(
+    metric: Callable[..., float], outcomes: NDArray[np.bool_], probability: NDArray[np.float64]
+) -> float:
+    return float(metric(outcomes, probability)) if 0 < outcomes.sum() < len(outcomes) else np.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of the values that are defined; NaN if none is."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def score(targets: Classes, probabilities: Probabilities, threshold: float) -> dict[str, float]:
     """Compute every single-number metric; NaN where a class that it needs is absent.
 
     For two classes AUROC, average precision, F1, sensitivity and specificity are those of class 1;
-    for more, means over classes, each against the rest.
+    for more, means over classes, each against the rest, of the classes where it is defined.
     """
+    if not len(targets):
+        return dict.fromkeys(METRICS, float("nan"))
     predicted = predict_classes(probabilities, threshold)
     num_classes = probabilities.shape[1]
     outcomes = np.eye(num_classes, dtype=int)[targets]
     positives = [1] if num_classes == 2 else list(range(num_classes))
 
     def mean(metric: Callable[[int], float]) -> float:
-        return float(np.mean([metric(c) for c in positives]))
+        return _mean([metric(c) for c in positives])
 
     def recall(of: int, c: int) -> float:
         cases = outcomes[:, c] == of
@@ -136,6 +153,7 @@ def evaluate(
     *,
     resamples: int | None = None,
     seed: int = 12345,
+    patients: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Judge predictions.
 
@@ -152,41 +170,62 @@ def evaluate(
         Bootstrap samples, stratified by class; ``None`` for 1000.
     seed
         Of the bootstrap.
+    patients
+        Number of each case's patient: patients are resampled, each with all cases; ``None`` to
+        resample cases.
 
     Returns
     -------
     dict
-        ``metrics``, ``intervals`` (95 %, percentile bootstrap), ``confusion_matrix`` (rows are the
-        true classes), ``per_class`` (one against the rest), ``threshold`` and ``cases``.
+        ``metrics``, ``intervals`` (95 %, percentile bootstrap), ``resampled`` (cases or patients),
+        ``confusion_matrix`` (rows are the true classes), ``per_class`` (one against the rest),
+        ``threshold`` and ``cases``. What is not defined, for want of a class, is ``None``.
     """
     found = score(targets, probabilities, threshold)
-    samples = []
-    for number in range(RESAMPLES if resamples is None else resamples):
-        chosen = resample(np.arange(len(targets)), stratify=targets, random_state=seed + number)
-        samples.append(score(targets[chosen], probabilities[chosen], threshold))
     predicted = predict_classes(probabilities, threshold)
-    labels = range(len(classes))
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        targets, predicted, labels=list(labels), zero_division=0
-    )
+    number = RESAMPLES if resamples is None else resamples
+    drawn = [
+        bootstrap.scores(targets, probabilities, predicted, weights, _BINS)
+        for weights in (bootstrap.draw(targets, number, seed, patients) if len(targets) else ())
+    ]
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (targets, predicted), 1)  # scikit-learn's refuses to count no case
+    hits, called, cases = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
     return {
         "cases": len(targets),
         "threshold": threshold,
-        "metrics": found,
+        "metrics": {name: _number(value) for name, value in found.items()},
+        "resampled": "cases" if patients is None else "patients",
         "intervals": {
-            name: [float(x) for x in np.nanpercentile([s[name] for s in samples], (2.5, 97.5))]
+            name: _interval(np.concatenate([values[name] for values in drawn]))
             if np.isfinite(found[name])
             else None
             for name in found
         },
-        "confusion_matrix": sk.confusion_matrix(targets, predicted, labels=list(labels)).tolist(),
+        "confusion_matrix": confusion.tolist(),
         "per_class": {
             name: {
-                "precision": float(precision[c]),
-                "sensitivity": float(recall[c]),
-                "F1": float(f1[c]),
-                "cases": int(support[c]),
+                "precision": _ratio(hits[c], called[c]),
+                "sensitivity": _ratio(hits[c], cases[c]),
+                "F1": _ratio(2 * hits[c], called[c] + cases[c]),
+                "AUROC": _number(_one_ranked(sk.roc_auc_score, targets == c, probabilities[:, c])),
+                "cases": int(cases[c]),
             }
             for c, name in enumerate(classes)
         },
     }
+
+
+def _number(value: float) -> float | None:
+    """NaN is not JSON."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _ratio(part: int, of: int) -> float | None:
+    return float(part / of) if of else None
+
+
+def _interval(values: NDArray[np.float64]) -> list[float] | None:
+    """Return the middle 95 % of the resamples that have a value."""
+    known = values[np.isfinite(values)]
+    return [float(x) for x in np.percentile(known, (2.5, 97.5))] if len(known) else None

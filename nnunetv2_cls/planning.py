@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunetv2_cls.dataset import find_name, preprocessed_labels
+from nnunetv2_cls.checks import check_dimensions
+from nnunetv2_cls.dataset import find_name, labels_to_plan, write_json, write_labels
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.network import check_model, check_norm
+from nnunetv2_cls.splits import SPLITS_FILE, patients_of, splits_to_plan
+
+logger = logging.getLogger(__name__)
 
 _BLOCKS_PER_STAGE = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6)
 """Of nnU-Net's residual encoder planners."""
@@ -107,8 +111,11 @@ def _encoder(parent: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def add_configuration(dataset: str, plans_name: str, wanted: ClsPlan) -> Path:
-    """Add the configuration to a dataset's plans file.
+def add_configuration(dataset: str, plans_name: str, wanted: ClsPlan) -> tuple[Path, str]:
+    """Add the configuration to a dataset's plans file, with its labels and folds.
+
+    Labels and classes are taken from ``nnUNet_raw`` where it has them; folds are drawn by patient
+    and class where there are none.
 
     Parameters
     ----------
@@ -121,25 +128,34 @@ def add_configuration(dataset: str, plans_name: str, wanted: ClsPlan) -> Path:
 
     Returns
     -------
-    Path
-        The plans file.
+    tuple
+        The plans file, and what was done about folds, for the user; empty if nothing.
 
     Raises
     ------
     ClsError
-        If the dataset is not planned, has no usable labels, or a value is not allowed.
+        If the dataset is not planned, has no usable labels or folds, or volumes for a 2D
+        configuration, or a value is not allowed.
     """
     folder = preprocessed_folder(dataset)
     plans = load_plans(folder, plans_name)
-    labels = preprocessed_labels(folder.name, load_json(str(folder / "dataset.json")))
-    if len(set(labels.of_case.values())) < 2:
-        raise ClsError(f"all cases of {folder.name} are of one class: nothing to learn.")
-    plans["configurations"][wanted.name] = configuration(plans, wanted)
+    added = configuration(plans, wanted)
+    check_dimensions(plans, wanted.parent)
+    labels = labels_to_plan(folder.name)
+    if absent := labels.absent:
+        logger.warning(
+            "no case of %s is of class %s: it is learned from other sites only, if any has it",
+            folder.name,
+            ", ".join(absent),
+        )
+    splits, said = splits_to_plan(folder, labels.names, patients_of(folder.name))
+    plans["configurations"][wanted.name] = added
     path = folder / f"{plans_name}.json"
-    temporary = path.with_suffix(".tmp")
-    save_json(json.loads(json.dumps(plans)), str(temporary), sort_keys=False)
-    temporary.replace(path)
-    return path
+    write_labels(folder.name, labels)
+    if splits is not None:
+        write_json(folder / SPLITS_FILE, splits)
+    write_json(path, plans)
+    return path, said
 
 
 def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:

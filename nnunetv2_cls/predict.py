@@ -18,10 +18,11 @@ from torch import nn
 from nnunetv2_cls.cam import activation_map
 from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.inputs import find_inputs
 from nnunetv2_cls.loader import batches
 from nnunetv2_cls.metrics import Probabilities, predict_classes
 from nnunetv2_cls.plots import plot_activation
-from nnunetv2_cls.preprocess import preprocessed_images, raw_cases
+from nnunetv2_cls.preprocess import Expected, preprocessed_images
 from nnunetv2_cls.trainer import build_network
 from nnunetv2_cls.validation import classify
 
@@ -102,7 +103,8 @@ def predict_folder(
     model
         From :func:`load_model`.
     images
-        Raw images, named as in ``imagesTs``.
+        Raw images, named as in ``imagesTs``; for a model of PNG images also in any other way, and
+        of any kind that conversion takes.
     output
         Made if need be.
     mirror
@@ -118,13 +120,11 @@ def predict_folder(
     Raises
     ------
     ClsError
-        If the folder has no case.
+        If the folder has no case, or images that the model does not take.
     """
-    ending = model.dataset_json["file_ending"]
-    cases = raw_cases(images, ending) if images.is_dir() else {}
-    if not cases:
-        raise ClsError(f"-i {images}: no image named CASE_0000{ending} in it.")
-    unreadable: dict[str, str] = {}
+    expected = Expected.of(model.plans, model.configuration, model.dataset_json)
+    inputs = find_inputs(images, model.dataset_json["file_ending"], expected)
+    unreadable = inputs.unreadable
 
     def note(case: str, error: Exception) -> None:
         unreadable[case] = f"{type(error).__name__}: {error}"
@@ -132,7 +132,12 @@ def predict_folder(
     device = next(model.folds[0][0].parameters()).device
     found: dict[str, list[float]] = {}
     readable = preprocessed_images(
-        cases, model.plans, model.configuration, model.dataset_json, note
+        inputs.files,
+        model.plans,
+        model.configuration,
+        model.dataset_json,
+        note,
+        converted=inputs.converted,
     )
     for names, fitted in batches(readable, model.configuration):
         batch = fitted.to(device)

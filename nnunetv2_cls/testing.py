@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunetv2_cls.dataset import read_classes, read_labels
+from nnunetv2_cls.dataset import check_same_classes, raw_labels, read_classes
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.loader import batches
 from nnunetv2_cls.metrics import auroc, choose_threshold, predict_classes, score
@@ -43,12 +43,14 @@ class ClsTester:
         Raises
         ------
         ClsError
-            If a case has no label.
+            If a case has no label, or the raw dataset has other classes.
         """
         path = raw / f"labels{subset}.json"
         if not path.is_file():
             raise ClsError(f"{path} does not exist: it holds the class of each test case")
-        known = read_labels(path, read_classes(dataset_json)).of_case
+        labels = raw_labels(raw, path.name)
+        check_same_classes(raw.name, labels.classes, read_classes(dataset_json))
+        known = labels.of_case
         missing = [case for case in cases if case not in known]
         if missing:
             raise ClsError(f"{path} has no label for {missing[0]}; {len(missing)} are without")

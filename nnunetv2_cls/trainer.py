@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +14,6 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
     NonDetMultiThreadedAugmenter,
 )
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -27,12 +26,14 @@ from nnunetv2.utilities.label_handling.label_handling import (
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_cls.dataset import ImageLabels, preprocessed_labels, read_classes
+from nnunetv2_cls.checks import check_training
+from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.loader import ImageLoader
 from nnunetv2_cls.metrics import auroc
 from nnunetv2_cls.planning import adapted_plans
 from nnunetv2_cls.plots import plot_progress
+from nnunetv2_cls.splits import SPLITS_FILE, check_own_folds, patients_of
 from nnunetv2_cls.testing import ClsTester
 from nnunetv2_cls.validation import join_summaries, validate
 
@@ -70,6 +71,8 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
     """Draw each class equally often."""
     class_weights: tuple[float, ...] | None = None
     """Of the cross-entropy."""
+    mirrors = True
+    """Mirror left and right, in training, validation and prediction."""
     tester = ClsTester()
     """How a comparison of federations tests its models."""
 
@@ -82,7 +85,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
         plans = self.plans_of_trainer(plans, configuration)
-        self.image_labels = _image_labels(plans, configuration, dataset_json)
+        self.image_labels = check_training(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
         self.num_epochs = self.epochs
@@ -133,7 +136,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
                 f"class_weights {weights}: give one for each of the classes "
                 f"{', '.join(self.image_labels.classes)}."
             )
-        return nn.CrossEntropyLoss(torch.tensor(weights, device=self.device))
+        return nn.CrossEntropyLoss(torch.tensor(weights, dtype=torch.float32, device=self.device))
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:  # noqa: D102
         optimizer = self._optimizer()
@@ -151,9 +154,20 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Rotate by at most 15 degrees, mirror left and right only: a body has an up and a down."""
         size = self.configuration_manager.patch_size
-        mirror_axes = (len(size) - 1,)
+        mirror_axes = (
+            left_right_axes(self.plans_manager.transpose_forward, len(size)) if self.mirrors else ()
+        )
         self.inference_allowed_mirroring_axes = mirror_axes
         return (-_ROTATION, _ROTATION), False, size, mirror_axes
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return nnU-Net's split; a fold that it would make up is refused."""
+        splits = Path(self.preprocessed_dataset_folder_base) / SPLITS_FILE
+        if isinstance(self.fold, int) and not splits.is_file():
+            name = self.plans_manager.dataset_name
+            check_own_folds(self.fold, self.image_labels.of_case, patients_of(name), name)
+        split: tuple[list[str], list[str]] = super().do_split()
+        return split
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Loaders of whole images; validation runs in this process, in order."""
@@ -162,6 +176,11 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
         training, validation = self.get_tr_and_val_datasets()
+        if not (training.identifiers and validation.identifiers):
+            raise ClsError(
+                f"fold {self.fold} has {len(training.identifiers)} training and "
+                f"{len(validation.identifiers)} validation cases: use another, or fold all."
+            )
         workers = get_allowed_n_proc_DA()
         loader = ImageLoader(
             training,
@@ -245,7 +264,8 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         _, cases = self.do_split()
         summary = validate(self, sorted(cases))
         for name, value in summary["foreground_mean"].items():
-            self.logger.log_summary(f"final_val/{name}", value)
+            if value is not None:
+                self.logger.log_summary(f"final_val/{name}", value)
         self.print_to_log_file("Validation complete", also_print_to_console=True)
         self.print_to_log_file(json.dumps(summary["foreground_mean"]), also_print_to_console=True)
 
@@ -253,6 +273,20 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
     def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         """Join the summaries of several datasets, case by case."""
         return join_summaries(summaries)
+
+
+def left_right_axes(transpose_forward: Sequence[int], dimensions: int) -> tuple[int, ...]:
+    """Return the axis of an image that was x in its file, which is left-right; empty if not seen.
+
+    Parameters
+    ----------
+    transpose_forward
+        Of the plans: the file's axes (z, y, x) = (0, 1, 2) in the order of preprocessed images.
+    dimensions
+        2 where the first of these is dropped, or 3.
+    """
+    axis = list(transpose_forward).index(2) - (3 - dimensions)
+    return (axis,) if axis >= 0 else ()
 
 
 def build_network(
@@ -268,20 +302,10 @@ def build_network(
     )
 
 
-def _image_labels(
-    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
-) -> ImageLabels:
-    """Read the labels of the preprocessed cases; none where there is no case.
+class nnUNetTrainerClsNoMirroring(nnUNetTrainerCls):  # noqa: N801
+    """No image is mirrored, in training or prediction: left and right are not the same."""
 
-    So it is where a model is only kept: on a federation's server.
-    """
-    data = PlansManager(plans).get_configuration(configuration).data_identifier
-    folder = Path(nnUNet_preprocessed.require()) / plans["dataset_name"] / data
-    if not folder.is_dir():
-        return ImageLabels(read_classes(dataset_json), {})
-    labels = preprocessed_labels(plans["dataset_name"], dataset_json)
-    labels.check(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
-    return labels
+    mirrors = False
 
 
 class nnUNetTrainerClsResNet34(nnUNetTrainerCls):  # noqa: N801

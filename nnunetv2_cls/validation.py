@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from nnunetv2.paths import nnUNet_raw
 from torch import nn
 
-from nnunetv2_cls.dataset import TEST_LABELS_FILE, read_labels
+from nnunetv2_cls.checks import labelled_tests
 from nnunetv2_cls.loader import batches
 from nnunetv2_cls.metrics import Probabilities, choose_threshold, evaluate
 from nnunetv2_cls.plots import plot_classification
-from nnunetv2_cls.preprocess import preprocessed_images, raw_cases
+from nnunetv2_cls.preprocess import preprocessed_images
+from nnunetv2_cls.splits import group_numbers, patients_of
 
 if TYPE_CHECKING:
     from nnunetv2_cls.trainer import nnUNetTrainerCls
@@ -77,38 +77,27 @@ def validate(trainer: nnUNetTrainerCls, cases: Sequence[str]) -> dict[str, Any]:
     probabilities = classify_all(trainer, images)
     targets = {case: trainer.image_labels.of_case[case] for case in cases}
     folder = Path(trainer.output_folder)
+    classes = trainer.image_labels.classes
+    patients = patients_of(trainer.plans_manager.dataset_name)
     summary = write_summary(
-        folder / "validation", targets, probabilities, trainer.image_labels.classes
+        folder / "validation", targets, probabilities, classes, patients=patients
     )
-    test = _test_cases(trainer)
-    if test:
-        files = raw_cases(test["images"], trainer.dataset_json["file_ending"])
+    labels, files = labelled_tests(
+        trainer.plans_manager.plans, trainer.configuration_name, trainer.dataset_json, classes
+    )
+    if labels:
         test_images = preprocessed_images(
-            {case: files[case] for case in test["labels"]},
-            trainer.plans_manager,
-            trainer.configuration_manager,
-            trainer.dataset_json,
+            files, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
         )
         write_summary(
             folder / "test",
-            test["labels"],
+            labels,
             classify_all(trainer, test_images),
-            trainer.image_labels.classes,
+            classes,
             summary["threshold"],
+            patients=patients,
         )
     return summary
-
-
-def _test_cases(trainer: nnUNetTrainerCls) -> dict[str, Any] | None:
-    raw = nnUNet_raw.get()
-    if raw is None:
-        return None
-    dataset = Path(raw) / trainer.plans_manager.dataset_name
-    labels = dataset / TEST_LABELS_FILE
-    if not labels.is_file() or not (dataset / "imagesTs").is_dir():
-        return None
-    known = read_labels(labels, trainer.image_labels.classes).of_case
-    return {"images": dataset / "imagesTs", "labels": dict(known)}
 
 
 def write_summary(
@@ -117,6 +106,8 @@ def write_summary(
     probabilities: dict[str, list[float]],
     classes: Sequence[str],
     threshold: float | None = None,
+    *,
+    patients: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Judge predictions and write ``summary.json`` and the plots.
 
@@ -130,18 +121,22 @@ def write_summary(
         Names, by index.
     threshold
         ``None`` to choose it on these cases.
+    patients
+        Patient of a case, where known: intervals resample patients.
     """
-    summary = summarise(targets, probabilities, classes, threshold)
+    groups = group_numbers(list(targets), patients or {})
+    summary = summarise(targets, probabilities, classes, threshold, groups)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False))
     cases = list(targets)
-    plot_classification(
-        np.array([targets[case] for case in cases]),
-        np.array([probabilities[case] for case in cases]),
-        classes,
-        summary["threshold"],
-        folder,
-    )
+    if cases:
+        plot_classification(
+            np.array([targets[case] for case in cases]),
+            np.array([probabilities[case] for case in cases]),
+            classes,
+            summary["threshold"],
+            folder,
+        )
     return summary
 
 
@@ -150,34 +145,44 @@ def summarise(
     probabilities: dict[str, list[float]],
     classes: Sequence[str],
     threshold: float | None = None,
+    patients: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Return the summary, in the style of nnU-Net's: means, then every case."""
+    """Return the summary, in the style of nnU-Net's: means, then every case.
+
+    ``patients`` are numbers, in the order of the cases.
+    """
     cases = list(targets)
-    true = np.array([targets[case] for case in cases])
-    predicted = np.array([probabilities[case] for case in cases])
+    true = np.array([targets[case] for case in cases], np.int64)
+    predicted = np.array([probabilities[case] for case in cases]).reshape(-1, len(classes))
     if threshold is None:
         threshold = choose_threshold(true, predicted) if len(classes) == 2 else 0.5
-    judged = evaluate(true, predicted, classes, threshold)
+    judged = evaluate(true, predicted, classes, threshold, patients=patients)
+    rows = [
+        {"case": case, "class": targets[case], "probabilities": probabilities[case]}
+        for case in cases
+    ]
+    for row, patient in zip(rows, patients or (), strict=bool(patients)):
+        row["patient"] = patient
     return {
         "foreground_mean": {name: judged["metrics"][name] for name in _HEADLINE},
         "classes": list(classes),
         **judged,
-        "metric_per_case": [
-            {"case": case, "class": targets[case], "probabilities": probabilities[case]}
-            for case in cases
-        ],
+        "metric_per_case": rows,
     }
 
 
 def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """Join the summaries of several datasets: one threshold, metrics over all cases."""
     rows = [
-        (f"{number}/{row['case']}", row)
+        (f"{number}/{row['case']}", row, (number, row.get("patient", row["case"])))
         for number, summary in enumerate(summaries)
         for row in summary["metric_per_case"]
     ]
+    known = any("patient" in row for _, row, _ in rows)
+    numbers: dict[Hashable, int] = {}
     return summarise(
-        {name: row["class"] for name, row in rows},
-        {name: row["probabilities"] for name, row in rows},
+        {name: row["class"] for name, row, _ in rows},
+        {name: row["probabilities"] for name, row, _ in rows},
         summaries[0]["classes"],
+        patients=[numbers.setdefault(p, len(numbers)) for *_, p in rows] if known else None,
     )

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    dimensions = 2 if options.parent == "2d" else 3
+    dimensions = 2 if options.parent.startswith("2d") else 3
     wanted = ClsPlan(
         parent=options.parent,
         size=size_of(options.size, dimensions),
@@ -44,8 +44,10 @@ def _plan(options: argparse.Namespace) -> None:
         model=options.model,
         norm=options.norm,
     )
-    path = add_configuration(options.dataset, options.plans, wanted)
+    path, said = add_configuration(options.dataset, options.plans, wanted)
     print(f"added {wanted.name} to {path}")
+    if said:
+        print(said)
     print("train with:")
     print('  export nnUNet_extTrainer="$(nnUNetv2_federated_trainer_folder)"')
     print(f"  nnUNetv2_train {options.dataset} {wanted.name} 0 -tr nnUNetTrainerCls")

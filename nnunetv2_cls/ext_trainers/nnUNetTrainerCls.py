@@ -2,12 +2,14 @@
 
 from nnunetv2_cls.trainer import (
     nnUNetTrainerCls,
+    nnUNetTrainerClsNoMirroring,
     nnUNetTrainerClsResNet34,
     nnUNetTrainerClsResNet50,
 )
 
 __all__ = [
     "nnUNetTrainerCls",
+    "nnUNetTrainerClsNoMirroring",
     "nnUNetTrainerClsResNet34",
     "nnUNetTrainerClsResNet50",
 ]

@@ -17,11 +17,12 @@ from nnunetv2_federated.federation.messages import FullValidation
 def read_headline(folder: Path) -> tuple[str, float]:
     """Return the first metric of ``foreground_mean`` in ``validation/summary.json``.
 
-    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by.
+    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by. NaN
+    for ``null``, a value that is not defined.
     """
     means = load_json(str(folder / "validation" / "summary.json"))["foreground_mean"]
     name = next(iter(means))
-    return name, float(means[name])
+    return name, math.nan if means[name] is None else float(means[name])
 
 
 def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -105,5 +106,5 @@ def _foreground_mean(mean: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

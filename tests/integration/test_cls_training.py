@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nnunetv2_cls.cli.plan import main as plan_main
 from nnunetv2_cls.cli.predict import main as predict_main
 from nnunetv2_cls.cli.pretrained import main as pretrained_main
-from nnunetv2_cls.trainer import nnUNetTrainerCls
+from nnunetv2_cls.dataset import labels_to_plan, write_labels
+from nnunetv2_cls.trainer import nnUNetTrainerCls, nnUNetTrainerClsNoMirroring
 from nnunetv2_federated.cli.train import main as train_main
 from nnunetv2_federated.training.local_state import seed_everything
 from nnunetv2_federated.training.trainer import _no_benchmark
@@ -106,6 +107,7 @@ def test_a_federation_of_classifiers_ends_in_predictions(
     images = tmp_path / "in"
     shutil.copytree(nnunet_folders / "raw" / ADDED / "imagesTs", images)
     (images / "broken_0000.png").write_text("no image")
+    (images / "test_03_0000.png").rename(images / "test_03.PNG")  # as people name them
 
     with pytest.raises(SystemExit) as exit_:
         predict_main(
@@ -139,9 +141,10 @@ def test_a_federation_of_classifiers_ends_in_predictions(
     assert sum(as_json["test_00"]["probabilities"]) == pytest.approx(1)
     # the same numbers as the training's own judgement of the test set
     test = json.loads((fold / "test" / "summary.json").read_text())["metric_per_case"]
-    assert as_json["test_00"]["probabilities"] == pytest.approx(
-        next(row for row in test if row["case"] == "test_00")["probabilities"], abs=1e-5
-    )
+    for case in ("test_00", "test_03"):
+        assert as_json[case]["probabilities"] == pytest.approx(
+            next(row for row in test if row["case"] == case)["probabilities"], abs=1e-5
+        )
 
 
 def test_batchnorm_is_averaged_kept_local_or_replaced(train_cls: Callable) -> None:
@@ -189,7 +192,10 @@ def test_a_training_starts_from_weights_of_torchvision(
 
 
 def test_volumes_are_classified_through_the_3d_configuration(
-    results: Path, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+    results: Path,
+    nnunet_folders: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
     folder = nnunet_folders / "raw" / "Dataset906_Volumes"
@@ -199,6 +205,10 @@ def test_volumes_are_classified_through_the_3d_configuration(
     labels = {f"case_{i:02d}": i % 3 for i in range(10)}
     (folder / "labelsTr.json").write_text(json.dumps(labels))
     plan_and_preprocess(906, ["3d_fullres"])
+    with pytest.raises(SystemExit):
+        plan_main(["906"])
+    assert "use nnUNetv2_cls_plan Dataset906_Volumes -c 3d_fullres" in capsys.readouterr().err
+    assert not (nnunet_folders / "preprocessed" / folder.name / "labelsTr.json").exists()
     plan_main(["906", "-c", "3d_fullres", "--batch-size", "4", "--size", "16"])
 
     target = ["906", "3d_fullres_cls", "0", "-tr", "nnUNetTrainerCls"]
@@ -235,19 +245,131 @@ def test_bad_input_is_one_line(
 def test_an_image_without_label_is_named_before_training(
     train_cls: Callable, results: Path, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = nnunet_folders / "preprocessed" / ADDED / "labelsTr.json"
+    path = nnunet_folders / "raw" / ADDED / "labelsTr.json"
     complete = path.read_text()
     labels = json.loads(complete)
     del labels["case_07"]
     path.write_text(json.dumps(labels))
+    write_labels(ADDED, labels_to_plan(ADDED))
     try:
         with pytest.raises(SystemExit) as exit_:
             train_cls("--partition", "column", "--by", "site", "--case-table", one_site(results))
     finally:
         path.write_text(complete)
+        write_labels(ADDED, labels_to_plan(ADDED))
 
     assert exit_.value.code == 2
     assert "1 images without label (case_07" in capsys.readouterr().err
+    assert not list(results.glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("labelsTr.json", {"case_08": 1}, "1 labels of Dataset905_Stripes are others in"),
+        (
+            "labelsTs.json",
+            {"test_77": 1},
+            "labelsTs.json of Dataset905_Stripes has 1 cases",
+        ),
+    ],
+)
+def test_changed_labels_are_refused_and_an_earlier_run_is_untouched(  # noqa: PLR0917  # pytest's
+    file: str,
+    change: dict[str, int],
+    message: str,
+    train_cls: Callable,
+    results: Path,
+    nnunet_folders: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    earlier = results / ADDED / "nnUNetTrainerClsFederated__nnUNetPlans__2d_cls" / "fold_0"
+    earlier.mkdir(parents=True)
+    (earlier / "checkpoint_final.pth").write_text("weights of an earlier run")
+    path = nnunet_folders / "raw" / ADDED / file
+    complete = path.read_text()
+    path.write_text(json.dumps({**json.loads(complete), **change}))
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            train_cls("--sites", 2)
+    finally:
+        path.write_text(complete)
+
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+    assert [p.name for p in results.rglob("*") if p.is_file()] == ["checkpoint_final.pth"]
+
+
+def test_a_site_of_one_class_takes_part(
+    results: Path, dataset_cls: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
+    other = "Dataset907_RowsOnly"
+    for part in ("raw", "preprocessed"):
+        source, target = (nnunet_folders / part / name for name in (ADDED, other))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("*Ts*", "splits_final.json"))
+        for path in target.rglob("case_*"):
+            if int(path.name[5:7]) % 2:
+                path.unlink()  # columns
+    labels = {f"case_{i:02d}": 0 for i in range(0, 40, 2)}
+    (nnunet_folders / "raw" / other / "labelsTr.json").write_text(json.dumps(labels))
+    plans_file = nnunet_folders / "preprocessed" / other / "nnUNetPlans.json"
+    plans_file.write_text(plans_file.read_text().replace(ADDED, other))
+    try:
+        plan_main(["907", "--batch-size", "8"])
+        train_main(
+            ["--site-datasets", dataset_cls, "907", "2d_cls", "0", "-tr", "nnUNetTrainerCls",
+             "--rounds", "1", "-device", "cpu", "--quiet"]
+        )  # fmt: skip
+    finally:
+        for part in ("raw", "preprocessed"):
+            shutil.rmtree(nnunet_folders / part / other)
+
+    validation = next(results.glob("*/*/fold_0/validation"))
+    own = json.loads((validation / other / "summary.json").read_text())
+    assert own["foreground_mean"]["AUROC"] is None
+    assert own["classes"] == ["rows", "columns"]
+    joined = json.loads((validation / "summary.json").read_text())
+    assert joined["cases"] == 8 + 4
+    assert joined["foreground_mean"]["AUROC"] is not None
+
+
+def test_a_trainer_may_not_mirror(results: Path, dataset_cls: str, nnunet_folders: Path) -> None:
+    del results, dataset_cls
+    folder = nnunet_folders / "preprocessed" / ADDED
+
+    def transforms(trainer_class: type) -> list[str]:
+        plans = {**load_json(str(folder / "nnUNetPlans.json")), "continue_training": False}
+        dataset_json = load_json(str(folder / "dataset.json"))
+        trainer = trainer_class(plans, "2d_cls", "all", dataset_json, torch.device("cpu"))
+        trainer.batch_size = 2
+        loader, _ = trainer.get_dataloaders()
+        expected = (1,) if trainer.mirrors else ()
+        assert trainer.inference_allowed_mirroring_axes == expected
+        return [type(t).__name__ for t in loader.data_loader.transforms.transforms]
+
+    mirroring, plain = map(transforms, (nnUNetTrainerCls, nnUNetTrainerClsNoMirroring))
+    assert "MirrorTransform" in mirroring
+    assert [name for name in mirroring if name != "MirrorTransform"] == plain
+
+
+def test_a_preprocessed_file_that_is_missing_is_named_before_training(
+    train_cls: Callable, results: Path, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = nnunet_folders / "preprocessed" / ADDED / "nnUNetPlans_2d" / "case_11_seg.b2nd"
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            train_cls("--sites", 2)
+    finally:
+        path.write_bytes(content)
+
+    assert exit_.value.code == 2
+    assert "lacks 1 files (case_11_seg.b2nd)" in capsys.readouterr().err
     assert not list(results.glob("*/*"))
 
 

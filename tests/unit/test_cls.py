@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
+from nnunetv2_cls import bootstrap
 from nnunetv2_cls.cam import activation_map
 from nnunetv2_cls.dataset import ImageLabels, read_classes, read_labels
 from nnunetv2_cls.errors import ClsError
@@ -20,11 +21,13 @@ from nnunetv2_cls.metrics import (
     calibration_error,
     choose_threshold,
     evaluate,
+    predict_classes,
     score,
 )
 from nnunetv2_cls.network import ResidualEncoderClassifier, batch_to_group_norm, timm_classifier
 from nnunetv2_cls.planning import ClsPlan, configuration
 from nnunetv2_cls.pretrained import fit_weights, read_weights
+from nnunetv2_cls.trainer import left_right_axes
 from nnunetv2_cls.validation import classify, join_summaries, summarise
 from nnunetv2_federated.training.weights import (
     batchnorm_tensors,
@@ -116,6 +119,108 @@ def test_intervals_hold_the_metric_and_shrink_with_cases() -> None:
     assert width(400) < width(20)
 
 
+def test_resamples_at_once_score_as_scikit_learn_does() -> None:
+    rng = np.random.default_rng(5)
+    for classes in (2, 3):
+        targets = rng.integers(0, classes, 40)
+        raw = rng.integers(1, 5, (40, classes)).astype(float)  # many ties
+        probabilities = raw / raw.sum(1, keepdims=True)
+        predicted = predict_classes(probabilities, 0.4)
+        weights = rng.integers(0, 3, (6, 40)).astype(float)
+        weights[0] = 1  # the cases themselves
+        weights[1] = targets == 1  # one class only
+        weights[2] = targets != 1
+
+        found = bootstrap.scores(targets, probabilities, predicted, weights, 15)
+
+        for i, times in enumerate(weights.astype(int)):
+            cases = np.repeat(np.arange(40), times)
+            expected = score(targets[cases], probabilities[cases], 0.4)
+            for name, value in expected.items():
+                assert found[name][i] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
+def test_a_resample_draws_patients_with_all_their_images() -> None:
+    targets = np.array([0, 0, 0, 1, 1, 1, 0])
+    patients = [7, 7, 2, 5, 5, 3, 3]  # 3 counts to class 0: as many images, and the lower index
+
+    (weights,) = bootstrap.draw(targets, 200, 0, patients)
+
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 3] == weights[:, 4]).all()
+    assert (weights[:, 5] == weights[:, 6]).all()
+    assert (weights[:, 0] + weights[:, 2] + weights[:, 5] == 3).all()  # three patients of class 0
+    assert (weights[:, 3] == 1).all()  # one patient of class 1
+    assert weights[:, 0].mean() == pytest.approx(1, abs=0.2)
+
+
+def test_intervals_are_wider_when_images_come_in_pairs_of_a_patient() -> None:
+    rng = np.random.default_rng(3)
+    targets = np.repeat(np.arange(30) % 2, 2)
+    scores = np.repeat(np.clip(0.3 * targets[::2] + rng.uniform(0, 0.7, 30), 0, 1), 2)
+
+    def width(patients: list[int] | None) -> float:
+        judged = evaluate(targets, two_classes(*scores), ("a", "b"), 0.5, patients=patients)
+        assert judged["resampled"] == ("patients" if patients else "cases")
+        low, high = judged["intervals"]["AUROC"]
+        return high - low
+
+    # the second image of a patient tells nothing new: as wide as with half of the images
+    assert width([i // 2 for i in range(60)]) > 1.2 * width(None)
+
+
+def test_an_absent_class_leaves_the_others_judged() -> None:
+    targets = np.array([0, 0, 2, 2])
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.2, 0.6], [0.1, 0.3, 0.6], [0.3, 0.0, 0.7]])
+
+    judged = evaluate(targets, probabilities, ("a", "b", "c"), 0.5, resamples=10)
+
+    # a against c: of 4 pairs 3 are in order by the score of a, 3.5 by that of c
+    assert judged["per_class"]["a"]["AUROC"] == 0.75
+    assert judged["per_class"]["b"] == {
+        "precision": None,  # never predicted
+        "sensitivity": None,
+        "F1": None,
+        "AUROC": None,
+        "cases": 0,
+    }
+    assert judged["per_class"]["c"]["AUROC"] == 0.875
+    assert judged["metrics"]["AUROC"] == pytest.approx((0.75 + 0.875) / 2)
+    json.dumps(judged, allow_nan=False)
+
+
+def test_one_class_alone_is_judged_without_nan() -> None:
+    summary = summarise({"x": 0, "y": 0}, {"x": [0.9, 0.1], "y": [0.4, 0.6]}, ("a", "b"))
+
+    assert summary["threshold"] == 0.5
+    assert summary["foreground_mean"]["AUROC"] is None
+    assert summary["foreground_mean"]["accuracy"] == 0.5
+    json.dumps(summary, allow_nan=False)
+
+
+def test_a_site_without_validation_case_has_a_summary() -> None:
+    nothing = summarise({}, {}, ("a", "b"))
+    one = summarise({"x": 0, "y": 1}, {"x": [0.9, 0.1], "y": [0.2, 0.8]}, ("a", "b"))
+
+    assert nothing["cases"] == 0
+    assert set(nothing["metrics"].values()) == set(nothing["intervals"].values()) == {None}
+    assert nothing["metrics"].keys() == one["metrics"].keys()
+    assert join_summaries([nothing, one])["metrics"] == one["metrics"]
+    json.dumps(nothing, allow_nan=False)
+
+
+def test_joined_summaries_keep_the_patients_of_datasets_apart() -> None:
+    names = ("a", "b")
+    shown = {"x": [0.9, 0.1], "y": [0.2, 0.8], "z": [0.7, 0.3]}
+    one = summarise({"x": 0, "y": 1, "z": 0}, shown, names, patients=[0, 1, 0])
+    two = summarise({"x": 0, "y": 1, "z": 0}, shown, names)  # nothing known: each its own
+
+    joined = join_summaries([one, two])
+
+    assert joined["resampled"] == "patients"
+    assert [row["patient"] for row in joined["metric_per_case"]] == [0, 1, 0, 2, 3, 4]
+
+
 def test_confusion_matrix_has_true_classes_in_rows() -> None:
     judged = evaluate(np.array([0, 0, 1]), two_classes(0.9, 0.1, 0.9), ("a", "b"), 0.5, resamples=2)
 
@@ -124,6 +229,7 @@ def test_confusion_matrix_has_true_classes_in_rows() -> None:
         "precision": 0.5,
         "sensitivity": 1.0,
         "F1": pytest.approx(2 / 3),
+        "AUROC": 0.75,  # of the pairs one is in order and one is equal
         "cases": 1,
     }
 
@@ -147,6 +253,28 @@ def test_an_image_is_scaled_to_fit_then_padded_in_the_middle() -> None:
     # 8 wide becomes 6, 4 high becomes 3; 3 rows of padding: 1 above, 2 below
     assert fitted.shape == (2, 6, 6)
     assert fitted[0].sum(1).tolist() == pytest.approx([0, 6, 6, 6, 0, 0])
+
+
+def test_a_volume_is_not_cut_to_its_first_slice() -> None:
+    with pytest.raises(ClsError, match="an image has 5 slices, of which a 2D configuration sees"):
+        fit_image(np.ones((1, 5, 8, 8), np.float32), (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("transpose_forward", "dimensions", "expected"),
+    [
+        ([0, 1, 2], 2, (1,)),
+        ([0, 1, 2], 3, (2,)),
+        ([2, 0, 1], 3, (0,)),  # sagittal: x has the largest spacing
+        ([1, 0, 2], 3, (2,)),
+        ([0, 2, 1], 2, (0,)),
+        ([2, 0, 1], 2, ()),  # x is the axis that a 2D configuration does not see
+    ],
+)
+def test_the_mirrored_axis_is_x_of_the_file(
+    transpose_forward: list[int], dimensions: int, expected: tuple[int, ...]
+) -> None:
+    assert left_right_axes(transpose_forward, dimensions) == expected
 
 
 def test_an_image_of_the_right_size_is_untouched() -> None:
@@ -376,8 +504,9 @@ def test_labels_and_images_must_match() -> None:
         labels.check(["x", "y", "z"])
     with pytest.raises(ClsError, match=r"1 labels without image \(y"):
         labels.check(["x"])
-    with pytest.raises(ClsError, match="no case is of class c"):
-        ImageLabels(("a", "b", "c"), labels.of_case).check(["x", "y"])
+    of_a_federation = ImageLabels(("a", "b", "c"), labels.of_case)
+    of_a_federation.check(["x", "y"])  # another site has c
+    assert of_a_federation.absent == ["c"]
 
 
 def test_torchvision_weights_fit_a_grey_network(tmp_path: Path) -> None:
