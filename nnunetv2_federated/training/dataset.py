@@ -17,14 +17,13 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing
 from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.text import clean
-
-_DECLARED = ("channel_names", "labels", "regions_class_order", "classes")
-"""The last are of images as a whole, as in DKFZ's image classification."""
+from nnunetv2_federated.training.dataset_json import check_declaration
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Dataset:
     @property
     def declared(self) -> dict[str, Any]:
         """What ``dataset.json`` says channels and labels mean: must be the same at all sites."""
-        return {name: self.dataset_json[name] for name in _DECLARED if name in self.dataset_json}
+        return declared_of(self.dataset_json)
 
 
 def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunetv2.paths
@@ -107,7 +106,9 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
             f"plans {plans_identifier} do not exist for {name}: choose -p from "
             f"{', '.join(known) or 'none'}, or run nnUNetv2_plan_and_preprocess."
         )
-    return Dataset(name, folder, read_json(plans_file), read_json(folder / "dataset.json"))
+    dataset_json = read_json(folder / "dataset.json")
+    check_declaration(dataset_json, f"{folder / 'dataset.json'}")
+    return Dataset(name, folder, read_json(plans_file), dataset_json)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON

@@ -182,8 +182,8 @@ def _plans(dataset: Dataset, wanted: Wanted, settings: SiteSettingsFile) -> str:
     return (
         f"{wanted.plans} {wanted.configuration}, SHA-256 {dataset.plans_hash[:12]}, patch "
         f"{'x'.join(map(str, configuration.patch_size))}, batch {configuration.batch_size}; "
-        f"channels {', '.join(dataset.dataset_json['channel_names'].values())}; labels "
-        f"{', '.join(dataset.dataset_json['labels'])}; {memory}"
+        f"channels {', '.join(map(str, dataset.declared['channel_names'].values()))}; labels "
+        f"{', '.join(dataset.declared['labels'])}; {memory}"
     )
 
 
