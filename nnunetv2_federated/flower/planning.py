@@ -120,11 +120,7 @@ def plan_together(
             pool_sites([fingerprint])  # what cannot be pooled is refused here
     pooled = pool_sites(list(fingerprints.values()))
     plans = plan(declared, pooled, settings.plan)
-    configurations = [
-        c
-        for c in settings.configurations
-        if "data_identifier" in plans["configurations"].get(c, {})
-    ]
+    configurations = [c for c in settings.configurations if c in plans["configurations"]]
     if not configurations:
         raise SettingsError(
             f"-c {' '.join(settings.configurations)}: the plans have "

@@ -20,6 +20,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
@@ -47,6 +48,7 @@ from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training.checked_plans import check_dataset_json, check_plans
 from nnunetv2_federated.training.dataset import (
     check_environment,
+    check_only_name,
     find_name,
     preprocessed_cases,
 )
@@ -116,6 +118,7 @@ class RawSite:
                 f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
                 "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
             )
+        check_only_name(name)
         return cls(
             name,
             site or name,
@@ -248,13 +251,19 @@ class RawSite:
             save_json(load_json(str(source)), str(target), sort_keys=False)
 
     def _count(self, task: PrepareTask) -> dict[str, int]:
-        known = task.plans["configurations"]
-        return {
-            configuration: len(
-                preprocessed_cases(self.preprocessed / known[configuration]["data_identifier"])
-            )
-            for configuration in task.configurations
+        plans = PlansManager(task.plans)
+        folders = {
+            name: self.preprocessed / str(plans.get_configuration(name).data_identifier)
+            for name in task.configurations
         }
+        try:
+            return {name: len(preprocessed_cases(folder)) for name, folder in folders.items()}
+        except SettingsError as error:  # its text names files
+            self._note(f"{self.name}: {error}")
+            raise SiteError(
+                f"site {self.name}: there is something else beside its preprocessed cases; the "
+                "site's log names it."
+            ) from error
 
     def _dataset_json(self) -> dict[str, Any]:
         content: dict[str, Any] = load_json(str(self._raw / "dataset.json"))

@@ -26,6 +26,7 @@ from nnunetv2_federated.training.dataset import (
     load_dataset,
 )
 
+_FOLDS = 5
 SAVED_PARTITION = "federated_sites.json"
 """In the preprocessed dataset's folder; ``{site: [case, ...]}``, as a sites file."""
 
@@ -166,8 +167,34 @@ def sites_from_datasets(
     sites = []
     for dataset in datasets:
         check_configuration(dataset, configuration)
-        training, validation = fold_split(dataset, configuration, fold)
+        training, validation = fold_of_site(dataset, configuration, fold)
         sites.append(SiteSettings(dataset.name, dataset.name, tuple(training), tuple(validation)))
     if len({site.name for site in sites}) < len(sites):
         raise SettingsError(f"--site-datasets {' '.join(names)}: a dataset is named twice.")
+    if not any(site.validation_cases for site in sites):
+        raise SettingsError(
+            f"fold {fold}: no site has a validation case, each has fewer than the five cases that "
+            "nnU-Net's five folds need: use fold all."
+        )
     return tuple(sites)
+
+
+def fold_of_site(
+    dataset: Dataset, configuration: str, fold: int | str
+) -> tuple[list[str], list[str]]:
+    """Training and validation cases of a site's dataset in a fold, as :func:`.fold_split`.
+
+    A site with too few cases for nnU-Net's five folds, and none of its own in
+    ``splits_final.json``, trains with all of them in every fold and validates none: the other
+    sites' cases judge the model.
+
+    Raises
+    ------
+    SettingsError
+        If the fold does not exist.
+    """
+    cases, _ = fold_split(dataset, configuration, "all")
+    own = (dataset.folder / "splits_final.json").is_file()
+    if len(cases) < _FOLDS and not own and fold in range(_FOLDS):
+        return cases, []
+    return fold_split(dataset, configuration, fold)

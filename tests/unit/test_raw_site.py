@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
@@ -65,7 +64,7 @@ def change(path: Path, change_: Callable[[np.ndarray], np.ndarray | None]) -> No
     write(array if changed is None else changed, path)
 
 
-def masks(index: Any, value: float, dtype: type = np.uint8) -> Callable[[Path], None]:  # noqa: ANN401
+def masks(index: Any, value: float, dtype: type = np.uint8) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         def put(array: np.ndarray) -> np.ndarray:
             array = array.astype(dtype)

@@ -26,10 +26,12 @@ from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.enrolment import identity
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
-from nnunetv2_federated.training.dataset import Dataset, fold_split, load_dataset
+from nnunetv2_federated.training.cascade import check_stages
+from nnunetv2_federated.training.dataset import Dataset, load_dataset
 from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.shared_memory import batch_bytes, check_shared_memory
 from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.sites import fold_of_site
 
 _CLOCKS_MAY_DIFFER = 60.0
 _WARN_DAYS = 30
@@ -72,10 +74,12 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
 
     def find_dataset() -> str:
         dataset.append(load_dataset(wanted.dataset, wanted.plans))
-        training, validation = fold_split(dataset[0], wanted.configuration, wanted.fold)
+        run = _run(dataset[0], wanted)
+        check_stages(run)
+        site = run.sites[0]
         return (
-            f"{dataset[0].name}: {len(training)} training, {len(validation)} validation cases of "
-            f"fold {wanted.fold}"
+            f"{dataset[0].name}: {len(site.training_cases)} training, "
+            f"{len(site.validation_cases)} validation cases of fold {wanted.fold}"
         )
 
     yield _look("dataset", find_dataset)
@@ -200,10 +204,9 @@ def _shared_memory(dataset: Dataset, wanted: Wanted) -> str:
     return check_shared_memory(batch, pinned=wanted.device == "cuda")
 
 
-def _iteration(dataset: Dataset, wanted: Wanted) -> str:
-    """Train one iteration and leave nothing behind."""
-    training, validation = fold_split(dataset, wanted.configuration, wanted.fold)
-    run = Run(
+def _run(dataset: Dataset, wanted: Wanted) -> Run:
+    training, validation = fold_of_site(dataset, wanted.configuration, wanted.fold)
+    return Run(
         dataset=dataset.name,
         configuration=wanted.configuration,
         fold=wanted.fold,
@@ -213,6 +216,12 @@ def _iteration(dataset: Dataset, wanted: Wanted) -> str:
         settings=FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1),
         sites=(SiteSettings("check", dataset.name, tuple(training), tuple(validation)),),
     )
+
+
+def _iteration(dataset: Dataset, wanted: Wanted) -> str:
+    """Train one iteration and leave nothing behind."""
+    run = _run(dataset, wanted)
+    training, validation = list(run.sites[0].training_cases), list(run.sites[0].validation_cases)
     folder = Path(nnUNet_results.require()) / ".preflight"
     try:
         with quiet():
