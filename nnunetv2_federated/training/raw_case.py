@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,13 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.utils import (
+    get_filenames_of_train_images_and_targets,
+    get_identifiers_from_splitted_dataset_folder,
+)
 from numpy.typing import NDArray
 
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint, Channel
 from nnunetv2_federated.federation.text import clean
 
@@ -29,6 +36,41 @@ _LARGEST_LABEL = 255
 
 Work = tuple[Sequence[str], str, type, int, int, tuple[int, ...]]
 """Image files, label file, reader, voxels to sample, channels and labels that are declared."""
+
+
+def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """List images and mask of each training case, as nnU-Net does.
+
+    nnU-Net's function looks through all files once for each case, in twelve processes.
+
+    Raises
+    ------
+    SettingsError
+        If a file in ``imagesTr`` has no channel number; its text names no file.
+    """
+    if "dataset" in dataset_json:
+        listed: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
+            str(raw), deepcopy(dataset_json)
+        )
+        return listed
+    ending = dataset_json["file_ending"]
+    images, masks = raw / "imagesTr", raw / "labelsTr"
+    cases: dict[str, dict[str, Any]] = {
+        str(case): {"images": [], "label": str(masks / f"{case}{ending}")}
+        for case in get_identifiers_from_splitted_dataset_folder(str(images), ending)
+    }
+    files = [path.name for path in images.iterdir() if path.name.endswith(ending)]
+    for name in sorted(files):
+        case, separator, channel = name.removesuffix(ending).rpartition("_")
+        if separator and re.fullmatch(r"\d{4}", channel):
+            cases[case]["images"].append(str(images / name))
+    lacking = sum(not case["images"] for case in cases.values())
+    if lacking:
+        raise SettingsError(
+            f"{lacking} files in imagesTr have no channel number: nnU-Net needs names such as "
+            f"CASE_0000{ending}, also where there is one channel only."
+        )
+    return cases
 
 
 def declared_values(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:

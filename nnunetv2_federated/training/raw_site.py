@@ -8,7 +8,6 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,6 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunetv2_federated.federation.children import end_with_parent
@@ -60,6 +58,7 @@ from nnunetv2_federated.training.raw_case import (
     choose_reader,
     declared_values,
     keeping_output,
+    training_cases,
 )
 from nnunetv2_federated.training.result_folder import one_preparation
 from nnunetv2_federated.training.site import quiet
@@ -271,10 +270,10 @@ class RawSite:
         return content
 
     def _cases(self, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
-            str(self._raw), deepcopy(dataset_json)
-        )
-        return cases
+        try:
+            return training_cases(self._raw, dataset_json)
+        except SettingsError as error:
+            raise SiteError(f"site {self.name}: {error}") from error
 
     def _reader_writer(
         self, dataset_json: dict[str, Any], cases: dict[str, dict[str, Any]], *, note: bool = False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.checkpoint import GlobalModel
@@ -43,6 +45,7 @@ def validate(
             move_output(trainer, folder / name)
             trainer.output_folder_base = next_stage
             trainer.site_cases = (training, validation)
+            trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
             trainer.network, trainer.was_initialized = model.trainer.network, True
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
             trainer.perform_actual_validation(npz)
