@@ -41,7 +41,8 @@ def main() -> None:
     """Print a table."""
     rng = np.random.default_rng(0)
     texts = [site_text(rng, number) for number in range(_DISTINCT)]
-    bins = len(SiteFingerprint.from_json(texts[0]).channels[0].first)
+    channel = SiteFingerprint.from_json(texts[0]).channels[0]
+    bins = 0 if channel is None else len(channel.first)
     print(f"{bins} bins and {len(texts[0]) / 1000:.0f} kB of JSON a site")
     print(f"{'sites':>6} {'pool':>8} {'with JSON and checks':>22}")
     for count in (10, 100, 1000):

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-_real_context = multiprocessing.get_context
-_FORKS = _real_context("forkserver")
+real_context = multiprocessing.get_context
+_FORKS = real_context("forkserver")
 _FORKS.set_forkserver_preload(
     [f"nnunetv2_federated.cli.{name}" for name in ("server", "site", "plan", "train")]
 )
@@ -25,7 +25,7 @@ _FORKS.set_forkserver_preload(
 
 def get_context(method: str | None = None) -> BaseContext:
     """Return what :func:`multiprocessing.get_context` does, but do not spawn: fork as above."""
-    return _real_context("forkserver" if method == "spawn" else method)
+    return real_context("forkserver" if method == "spawn" else method)
 
 
 def _run(argv: list[str], environment: dict[str, str], folder: str, output: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
@@ -15,7 +16,7 @@ from nnunetv2_federated.cli.options import Options, parse, pick, run_command
 from nnunetv2_federated.cli.run import networked, server_settings, sites_with_keys
 from nnunetv2_federated.cli.train import stopping_as_interrupt
 from nnunetv2_federated.cli.train_flags import add_network_flags
-from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import PrepareTask
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.client_app import make_client_app
@@ -23,6 +24,7 @@ from nnunetv2_federated.flower.deployment.server import serve_planning
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.planning import (
     PlanningSettings,
+    check_sites,
     plan_together,
     prepare_sites,
     survey_sites,
@@ -31,6 +33,8 @@ from nnunetv2_federated.training.dataset import check_environment, find_name
 from nnunetv2_federated.training.planning import PlanSettings, find_planner
 from nnunetv2_federated.training.raw_site import RawSite
 from nnunetv2_federated.training.result_folder import one_preparation
+
+_MOST_NOTES = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,10 +100,29 @@ def _plan(options: Options) -> None:
     with contextlib.ExitStack() as ours:
         for site in sites:
             ours.enter_context(one_preparation(site.preprocessed))
-        surveys = survey_sites(grid, list(grid.get_node_ids()))
-        task = plan_together(grid, surveys, settings, say)
+        with _telling_more(sites):
+            surveys = survey_sites(grid, list(grid.get_node_ids()))
+            task = plan_together(grid, surveys, settings, say)
+            check_sites(grid, task, surveys)
         prepare_sites(grid, task, surveys, say)
     _say_next(f"--site-datasets {' '.join(options['datasets'])}", task, settings)
+
+
+@contextlib.contextmanager
+def _telling_more(sites: Sequence[RawSite]) -> Iterator[None]:
+    """Name cases and files, which are all this user's own, and take what is wrong for bad input."""
+    log = logging.getLogger("nnunetv2_federated")
+    unheard = logging.NullHandler()  # the error has what a site would log
+    log.addHandler(unheard)
+    try:
+        yield
+    except SiteError as error:
+        notes = [note for site in sites for note in site.notes]
+        more = f" ({len(notes) - _MOST_NOTES} more)" if len(notes) > _MOST_NOTES else ""
+        told = f" Here: {'; '.join(notes[:_MOST_NOTES])}{more}." if notes else ""
+        raise SettingsError(f"{error}{told}") from error
+    finally:
+        log.removeHandler(unheard)
 
 
 def _plan_over_network(options: Options, settings: PlanningSettings) -> None:

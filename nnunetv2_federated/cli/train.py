@@ -21,6 +21,7 @@ from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.flower.deployment.server import check_credentials, serve_run
 from nnunetv2_federated.flower.launch import check, launch, prepare
 from nnunetv2_federated.training.build import build_trainer
+from nnunetv2_federated.training.cascade import check_stages
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.result_folder import (
@@ -89,6 +90,7 @@ def train(options: Options) -> None:
         checkpoint = folder / "checkpoint_final.pth"
         if not checkpoint.is_file():
             raise SettingsError(f"--val: {checkpoint} does not exist; train first, without --val.")
+        check_stages(run)
         with one_run(folder):
             _validate(run, options, GlobalModel(run))
         return

@@ -249,7 +249,8 @@ class SiteFingerprint:
 
     site: str
     cases: int
-    channels: tuple[Channel, ...]
+    channels: tuple[Channel | None, ...]
+    """``None`` where no case has foreground: there is nothing to tell of its intensities."""
     axes: tuple[AxisCounts, ...]
     """For each axis how many cases have a (spacing, size), axes linked neither to each other nor
     to a case."""
@@ -265,12 +266,14 @@ class SiteFingerprint:
             raise ValueError(f"cases are not from 1 to {MOST_CASES}")
         if len(self.axes) != 3 or not 0 < len(self.channels) <= _MOST_CHANNELS:
             raise ValueError("axes or channels are not what they should be")
+        if len({channel is None for channel in self.channels}) != 1:
+            raise ValueError("some channels have foreground and others none")
         if any(sum(row[-1] for row in table) != self.cases for table in tables):
             raise ValueError("the counts do not add up to the cases")
 
     def to_json(self) -> str:
         """Serialise, readable by :meth:`from_json`."""
-        channels = [channel.to_dict() for channel in self.channels]
+        channels = [channel and channel.to_dict() for channel in self.channels]
         return json.dumps({**self.__dict__, "channels": channels})
 
     @classmethod
@@ -289,7 +292,9 @@ class SiteFingerprint:
             fingerprint = cls(
                 site=raw.pop("site"),
                 cases=raw.pop("cases"),
-                channels=tuple(Channel.from_dict(c) for c in raw.pop("channels")),
+                channels=tuple(
+                    None if c is None else Channel.from_dict(c) for c in raw.pop("channels")
+                ),
                 axes=tuple(_table(axis, (float, int, int)) for axis in raw.pop("axes")),
                 relative_sizes=_table(raw.pop("relative_sizes"), (float, int)),
                 **raw,
@@ -326,20 +331,13 @@ def summarise_site(
     min_cases
         Merge bins and (spacing, size) pairs until each holds at least so many cases, and tell the
         outermost bin edges for minimum and maximum; ``None`` for neither.
-
-    Raises
-    ------
-    SiteError
-        If no case has foreground.
     """
-    pooled = []
+    pooled: list[Channel | None] = []
     for i in range(len(cases[0].channels)):
         present = [channel for case in cases if (channel := case.channels[i]) is not None]
-        if not present:
-            raise SiteError(
-                f"site {site}: no training case has foreground; check labelsTr, or leave the site "
-                "out"
-            )
+        if not present:  # healthy cases only: their number and sizes count all the same
+            pooled.append(None)
+            continue
         channel = pool_channels(present)
         fitting = _exponent(channel.min, channel.max, whole_numbers=channel.whole_numbers)
         channel = channel.coarser(max(channel.exponent, fitting))
@@ -418,7 +416,10 @@ def _rows(counter: Counter[tuple[float, int]]) -> AxisCounts:
 
 
 def pool_sites(sites: Sequence[SiteFingerprint]) -> SiteFingerprint:
-    """Pool the fingerprints of all sites; the same for every order of the sites."""
+    """Pool the fingerprints of all sites; the same for every order of the sites.
+
+    A site without foreground adds its cases and their sizes, and no intensities.
+    """
     axes: list[Counter[tuple[float, int]]] = [Counter() for _ in range(3)]
     sizes: Counter[float] = Counter()
     for site in sites:
@@ -431,7 +432,8 @@ def pool_sites(sites: Sequence[SiteFingerprint]) -> SiteFingerprint:
         site="",
         cases=sum(site.cases for site in sites),
         channels=tuple(
-            pool_channels(of_all) for of_all in zip(*(s.channels for s in sites), strict=True)
+            pool_channels(present) if (present := [c for c in of_all if c is not None]) else None
+            for of_all in zip(*(s.channels for s in sites), strict=True)
         ),
         axes=tuple(_rows(counter) for counter in axes),
         relative_sizes=tuple(sorted(sizes.items())),
@@ -442,7 +444,18 @@ def nnunet_fingerprint(pooled: SiteFingerprint) -> dict[str, Any]:
     """Return what nnU-Net's planners read, in the form of ``dataset_fingerprint.json``.
 
     The rows of ``spacings`` and ``shapes_after_crop`` are no cases: each axis is sorted by itself.
+
+    Raises
+    ------
+    SiteError
+        If no site has foreground.
     """
+    channels = [channel for channel in pooled.channels if channel is not None]
+    if len(channels) < len(pooled.channels):
+        raise SiteError(
+            "no training case of any site has foreground: nnU-Net cannot learn from that; check "
+            "the masks in labelsTr."
+        )
     columns = [
         [(spacing, size) for spacing, size, cases in axis for _ in range(cases)]
         for axis in pooled.axes
@@ -453,7 +466,7 @@ def nnunet_fingerprint(pooled: SiteFingerprint) -> dict[str, Any]:
         "spacings": [[spacing for spacing, _ in row] for row in rows],
         "shapes_after_crop": [[size for _, size in row] for row in rows],
         "foreground_intensity_properties_per_channel": {
-            str(i): nnunet_properties(channel) for i, channel in enumerate(pooled.channels)
+            str(i): nnunet_properties(channel) for i, channel in enumerate(channels)
         },
         "median_relative_size_after_cropping": float(np.median(sizes)),
     }

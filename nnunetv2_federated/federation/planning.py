@@ -7,10 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nnunetv2_federated.federation.declared import find_difference
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import SiteSurvey
 from nnunetv2_federated.federation.names import ALLOWED, is_plain_name
 from nnunetv2_federated.federation.text import clean
+
+_HINTS = {
+    "reader_writer": "nnU-Net takes another reader where its usual one cannot read a site's first "
+    "training image (that site's log names it): mend that image, or set "
+    "overwrite_image_reader_writer"
+}
 
 
 def hash_plans(plans: Mapping[str, Any]) -> str:
@@ -58,10 +65,12 @@ def check_declared(survey: SiteSurvey, expected: Mapping[str, Any], whose: str) 
     SiteError
         Naming the site and the field that differs.
     """
-    for field, ours in survey.declared().items():
-        theirs = expected.get(field)
-        if ours != theirs:
-            raise SiteError(
-                f"site {survey.site}: {field} is {ours}, but {theirs} at {whose}; "
-                "all sites need the same, mend the dataset.json (or the installation) of one."
-            )
+    difference = find_difference(survey.declared(), expected)
+    if difference is None:
+        return
+    reason = difference.hint or _HINTS.get(difference.field, "")
+    raise SiteError(
+        f"site {survey.site}: {difference.field} is {difference.ours}, but {difference.theirs} at "
+        f"{whose}{'; ' + reason if reason else ''}; all sites need the same, mend the dataset.json "
+        "(or the installation) of one."
+    )

@@ -10,6 +10,7 @@ from typing import Any, cast
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, SiteDescription
 from nnunetv2_federated.federation.observer import Observer
@@ -169,13 +170,15 @@ class Attendance:
             raise SiteError(f"site {site.site} has another network than the server")
         if site.plans != self._same.plans:
             raise SiteError(f"site {site.site} has other plans than the server")
-        for name, theirs in site.declared.items():
-            ours = self._same.declared.get(name, theirs)
-            if theirs != ours:
-                raise SiteError(
-                    f"site {site.site}: {name} of its dataset.json is {theirs}, of the server's "
-                    f"{ours}; they must be the same"
-                )
+        ours = declared_of(self._same.declared)
+        theirs = {name: value for name, value in declared_of(site.declared).items() if name in ours}
+        difference = find_difference(theirs, ours)
+        if difference is not None:
+            reason = f"; {difference.hint}" if difference.hint else ""
+            raise SiteError(
+                f"site {site.site}: {difference.field} of its dataset.json is {difference.ours}, "
+                f"of the server's {difference.theirs}{reason}; they must be the same"
+            )
         return site
 
     def _proposal(self, site: str) -> str:

@@ -18,6 +18,7 @@ from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
 from nnunetv2_federated.flower.server_app import make_server_app
 from nnunetv2_federated.flower.strategies import check_replies
 from nnunetv2_federated.training.build import results_not_writable
+from nnunetv2_federated.training.cascade import check_stages
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.environment import environment
@@ -54,9 +55,11 @@ def check(run: Run, backend: str = "in-process") -> list[str]:
     SettingsError
         For what is wanted and absent, options the strategy refuses, a trainer or network that
         cannot be built, weights to start from that cannot be loaded, datasets that do not agree
-        with themselves, and too little shared memory.
+        with themselves, stages of a cascade that lack each other's files, and too little shared
+        memory.
     """
     check_choices(run, backend)
+    check_stages(run)
     with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch):
         model = GlobalModel(run)  # nnU-Net's trainers write when they are built
         if run.pretrained_weights is not None:

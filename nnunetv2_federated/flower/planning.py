@@ -85,7 +85,7 @@ def plan_together(
     Returns
     -------
     PrepareTask
-        The federation's plans, for :func:`prepare_sites`.
+        The federation's plans, for :func:`check_sites` and :func:`prepare_sites`.
 
     Raises
     ------
@@ -120,11 +120,7 @@ def plan_together(
             pool_sites([fingerprint])  # what cannot be pooled is refused here
     pooled = pool_sites(list(fingerprints.values()))
     plans = plan(declared, pooled, settings.plan)
-    configurations = [
-        c
-        for c in settings.configurations
-        if "data_identifier" in plans["configurations"].get(c, {})
-    ]
+    configurations = [c for c in settings.configurations if c in plans["configurations"]]
     if not configurations:
         raise SettingsError(
             f"-c {' '.join(settings.configurations)}: the plans have "
@@ -143,6 +139,21 @@ def plan_together(
     return prepare
 
 
+def check_sites(
+    grid: Grid, task: PrepareTask, surveys: Surveys, answer_deadline: float = _LONGEST
+) -> None:
+    """Ask each site whether it can take the plans; nothing is changed anywhere.
+
+    Raises
+    ------
+    SiteError
+        If a site cannot, fails, or does not answer within ``answer_deadline`` seconds; names it.
+    """
+    payload = task.to_json()
+    read = PrepareReport.from_json
+    _ask(grid, _names(surveys), "prepare", read, answer_deadline, payload=payload)
+
+
 def prepare_sites(
     grid: Grid,
     task: PrepareTask,
@@ -150,19 +161,17 @@ def prepare_sites(
     say: Say,
     answer_deadline: float = _LONGEST,
 ) -> None:
-    """Let each site preprocess with the plans, once all of them said that they can take them.
+    """Let each site preprocess with the plans, once :func:`check_sites` said that all can.
 
     Raises
     ------
     SiteError
-        If a site cannot take the plans (nothing is changed anywhere then), fails, or does not
-        answer within ``answer_deadline`` seconds; names it.
+        If a site fails, or does not answer within ``answer_deadline`` seconds; names it.
     """
-    names = _names(surveys)
-    read = PrepareReport.from_json
-    _ask(grid, names, "prepare", read, answer_deadline, payload=task.to_json())
     task = replace(task, check_only=False)
-    reports = _ask(grid, names, "prepare", read, answer_deadline, payload=task.to_json())
+    payload = task.to_json()
+    read = PrepareReport.from_json
+    reports = _ask(grid, _names(surveys), "prepare", read, answer_deadline, payload=payload)
     for node, report in reports.items():
         site = surveys[node].site
         if report.sha256 != task.sha256:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,16 @@ from typing import Any
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.text import clean
-
-_DECLARED = ("channel_names", "labels", "regions_class_order", "classes")
-"""The last are of images as a whole, as in DKFZ's image classification."""
+from nnunetv2_federated.training.dataset_json import check_declaration
+from nnunetv2_federated.training.preprocessed import check_files
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Dataset:
     @property
     def declared(self) -> dict[str, Any]:
         """What ``dataset.json`` says channels and labels mean: must be the same at all sites."""
-        return {name: self.dataset_json[name] for name in _DECLARED if name in self.dataset_json}
+        return declared_of(self.dataset_json)
 
 
 def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunetv2.paths
@@ -55,16 +56,48 @@ def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunet
 
 
 def find_name(name_or_id: str) -> str | None:
-    """Return the name of a dataset; ``None`` if nnU-Net's folders have none of this id."""
+    """Return the name of a dataset; ``None`` if nnU-Net's folders have none of this id.
+
+    Raises
+    ------
+    SettingsError
+        If they have several of this id.
+    """
     if Path(name_or_id).name != name_or_id:  # it leads elsewhere
         return None
-    with contextlib.suppress(ValueError, RuntimeError):
-        return str(
-            maybe_convert_to_dataset_name(
-                name_or_id if name_or_id.startswith("Dataset") else int(name_or_id)
-            )
+    if name_or_id.startswith("Dataset"):
+        return name_or_id
+    try:
+        names = find_candidate_datasets(int(name_or_id))
+    except ValueError:
+        return None
+    if len(names) > 1:
+        raise SettingsError(
+            f"dataset {name_or_id}: more than one has this id, {_places(names)}; give the name, or "
+            "rename or remove the folder that is not meant."
         )
-    return None
+    return str(names[0]) if len(names) else None
+
+
+def check_only_name(name: str) -> None:
+    """Raise ``SettingsError`` if a dataset shares its id, by which nnU-Net preprocesses."""
+    if not name[len("Dataset") :][:3].isdecimal():
+        raise SettingsError(f"dataset {name}: nnU-Net needs a name such as Dataset501_Name.")
+    names = find_candidate_datasets(int(name[len("Dataset") :][:3]))
+    if len(names) > 1:
+        raise SettingsError(
+            f"dataset {name}: nnU-Net preprocesses by the id, and more than one has it, "
+            f"{_places(names)}; rename or remove the folder that is not meant."
+        )
+
+
+def _places(names: Iterable[str]) -> str:
+    """Say in which of nnU-Net's folders datasets are."""
+    folders = [f for f in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) if f.is_set()]
+    return " and ".join(
+        f"{name} (in {', '.join(f.env_var_name for f in folders if Path(f.get(), name).is_dir())})"
+        for name in names
+    )
 
 
 def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Dataset:
@@ -104,7 +137,9 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
             f"plans {plans_identifier} do not exist for {name}: choose -p from "
             f"{', '.join(known) or 'none'}, or run nnUNetv2_plan_and_preprocess."
         )
-    return Dataset(name, folder, read_json(plans_file), read_json(folder / "dataset.json"))
+    dataset_json = read_json(folder / "dataset.json")
+    check_declaration(dataset_json, f"{folder / 'dataset.json'}")
+    return Dataset(name, folder, read_json(plans_file), dataset_json)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
@@ -155,7 +190,15 @@ def check_configuration(dataset: Dataset, configuration: str) -> Path:
 
 
 def preprocessed_cases(folder: Path) -> list[str]:
-    """List the cases in the folder of a configuration."""
+    """List the cases in the folder of a configuration.
+
+    Raises
+    ------
+    SettingsError
+        If there is something else in it, see :func:`.preprocessed.check_files`.
+    """
+    if not check_files(folder):
+        return []
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 

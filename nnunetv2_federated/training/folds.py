@@ -128,6 +128,28 @@ def fold_split(
     return training, validation
 
 
+def fold_of_site(
+    dataset: Dataset, configuration: str, fold: int | str
+) -> tuple[list[str], list[str]]:
+    """Training and validation cases of a site's dataset in a fold, as :func:`fold_split`.
+
+    A site with too few cases or patients for nnU-Net's five folds, and none of its own in
+    ``splits_final.json``, trains with all of them in every fold and validates none: the other
+    sites' cases judge the model.
+
+    Raises
+    ------
+    SettingsError
+        As :func:`fold_split`.
+    """
+    if fold in range(_FOLDS) and not (dataset.folder / SPLITS_FILE).is_file():
+        cases = preprocessed_cases(check_configuration(dataset, configuration))
+        patients = known_patients(dataset) or {}
+        if len({patients.get(case, case) for case in cases}) < _FOLDS:
+            return cases, []
+    return fold_split(dataset, configuration, fold)
+
+
 def draw_by_table(
     dataset: Dataset, configuration: str, folds: Iterable[int | str], table: Path | None
 ) -> None:

@@ -19,6 +19,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetBlosc2,
 )
 
+from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.training.dataset import (
     Dataset,
@@ -30,7 +31,7 @@ from nnunetv2_federated.training.folds import (
     CASE_TABLE,
     SPLITS_FILE,
     find_case_table,
-    fold_split,
+    fold_of_site,
     known_patients,
     read_splits,
     shared_patients,
@@ -123,7 +124,7 @@ class _Subject:
 
     @cached_property
     def split(self) -> tuple[list[str], list[str]]:
-        return fold_split(self.dataset, self.configuration, self.fold)
+        return fold_of_site(self.dataset, self.configuration, self.fold)
 
     def folds(self) -> str:
         training, validation = self.split
@@ -133,7 +134,7 @@ class _Subject:
         )
 
     def left_out(self) -> Iterator[Finding]:
-        if self.fold == "all":
+        if self.fold == "all" or not (self.dataset.folder / SPLITS_FILE).is_file():
             return
         named = {
             case for split in read_splits(self.dataset) for part in split.values() for case in part
@@ -148,7 +149,7 @@ class _Subject:
         kind = infer_dataset_class(str(self.folder))
         if not issubclass(kind, nnUNetDatasetBlosc2):  # what nnU-Net wrote until 2.5
             return f"{len(self.cases)} cases as {kind.__name__} reads them, not opened"
-        channels = len(self.dataset.dataset_json.get("channel_names", ()))
+        channels = len(self.dataset.declared.get("channel_names", ()))
         cases = sorted({*self.split[0], *self.split[1]})
         reader = kind(str(self.folder), cases)
         shapes = {case: self._shapes(reader, case) for case in cases}
@@ -243,14 +244,14 @@ class _Subject:
                 yield Finding("raw data", True, seen, aloud=True)
 
     def _same_declaration(self, raw: Path) -> str:
-        theirs = Dataset(self.name, raw, self.dataset.plans, read_json(raw / "dataset.json"))
-        for field in theirs.declared.keys() | self.dataset.declared.keys():
-            ours, now = self.dataset.declared.get(field), theirs.declared.get(field)
-            if ours != now or list(ours or ()) != list(now or ()):
-                raise SettingsError(
-                    f"{field} of {self.name} is {now} in nnUNet_raw and was {ours} when it was "
-                    "preprocessed: plan and preprocess again."
-                )
+        now = declared_of(read_json(raw / "dataset.json"))
+        found = find_difference(now, self.dataset.declared)
+        if found is not None:
+            reason = f" ({found.hint})" if found.hint else ""
+            raise SettingsError(
+                f"{found.field} of {self.name} is {found.ours} in nnUNet_raw and was "
+                f"{found.theirs} when it was preprocessed{reason}: plan and preprocess again."
+            )
         return "as in nnUNet_raw"
 
     def _same_labels(self, files: dict[str, dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def training_files(
     declared = dict(read_json(raw / "dataset.json") if dataset_json is None else dataset_json)
     if "dataset" in declared:
         named: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
-            str(raw), declared
+            str(raw),
+            deepcopy(declared),  # it fills in whole paths
         )
         return named
     ending = str(declared["file_ending"])

@@ -8,31 +8,26 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
-    DatasetFingerprintExtractor,
-)
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunetv2_federated.federation.children import end_with_parent
+from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED, naming_the_disk
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import (
     CaseFingerprint,
-    Channel,
     SiteFingerprint,
     summarise_site,
 )
@@ -47,13 +42,24 @@ from nnunetv2_federated.federation.planning import (
     check_names,
     hash_plans,
 )
+from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training.checked_plans import check_dataset_json, check_plans
 from nnunetv2_federated.training.dataset import (
     check_environment,
+    check_only_name,
     find_name,
     preprocessed_cases,
 )
+from nnunetv2_federated.training.dataset_json import check_declaration
 from nnunetv2_federated.training.memory import check_preprocessing
+from nnunetv2_federated.training.raw_case import (
+    Work,
+    analyse_case,
+    choose_reader,
+    declared_values,
+    keeping_output,
+    training_cases,
+)
 from nnunetv2_federated.training.result_folder import one_preparation
 from nnunetv2_federated.training.site import quiet
 
@@ -63,10 +69,7 @@ DEFAULT_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 """nnU-Net's, for preprocessing."""
 
 _FINGERPRINT = "dataset_fingerprint.json"
-
-
-_Work = tuple[Sequence[str], str, type, int]
-"""Image files, label file, reader, and voxels to sample."""
+_LONGEST_NOTE = 1000
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class RawSite:
     """A site's dataset under ``nnUNet_raw``.
 
     What a method raises may cross the wire: it names the site and a field, never a case, a file or
-    a path. Those go to the site's log.
+    a path. Those go to the site's log, and to :attr:`notes`.
     """
 
     dataset: str
@@ -86,6 +89,8 @@ class RawSite:
     """By configuration; nnU-Net's default for any other."""
     allowed_modules: tuple[str, ...] = ()
     """Of the site's own networks, which plans may name."""
+    notes: list[str] = field(default_factory=list, compare=False)
+    """What the log has of cases and files, for a command whose user has them before him."""
 
     @classmethod
     def open(
@@ -112,6 +117,7 @@ class RawSite:
                 f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
                 "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
             )
+        check_only_name(name)
         return cls(
             name,
             site or name,
@@ -136,13 +142,14 @@ class RawSite:
             cases = self._cases(dataset_json)
             if not cases:
                 raise SiteError(f"site {self.name}: no training case in imagesTr")
-            reader_writer = _reader_writer(dataset_json, cases)
+            reader_writer = self._reader_writer(dataset_json, cases, note=True)
+            declared = declared_of(dataset_json)
             return SiteSurvey(
                 site=self.name,
                 cases=len(cases),
-                channel_names=dataset_json.get("channel_names") or dataset_json["modality"],
-                labels=dataset_json["labels"],
-                regions_class_order=dataset_json.get("regions_class_order"),
+                channel_names=declared["channel_names"],
+                labels=declared["labels"],
+                regions_class_order=declared.get("regions_class_order"),
                 file_ending=dataset_json["file_ending"],
                 reader_writer=reader_writer.__name__,
                 spacing_unit=dataset_json.get("spacing_unit") or _unit(reader_writer),
@@ -153,19 +160,25 @@ class RawSite:
         """Read all images and masks, and summarise them."""
         with self._speaking():
             dataset_json = self._dataset_json()
-            if task.verify_dataset_integrity:
-                with quiet():
-                    verify_dataset_integrity(str(self._raw), self.fingerprint_processes)
             cases = self._cases(dataset_json)
-            reader_writer = _reader_writer(dataset_json, cases)
+            reader_writer = self._reader_writer(dataset_json, cases)
+            channels, labels = (
+                len(declared_of(dataset_json)["channel_names"]),
+                declared_values(dataset_json),
+            )
             work = [
-                (case["images"], case["label"], reader_writer, task.samples_per_case)
+                (
+                    *(case["images"], case["label"], reader_writer, task.samples_per_case),
+                    *(channels, labels),
+                )
                 for case in cases.values()
             ]
             found = list(
                 tqdm(self._analyse(work), f"{self.name}: fingerprint", len(work), disable=None)
             )
             self._refuse_unusable(dict(zip(cases, found, strict=True)))
+            if task.verify_dataset_integrity:  # last: what was found above is told with its case
+                self._verify()
             good = [case for case in found if isinstance(case, CaseFingerprint)]
             return summarise_site(self.name, good, task.min_cases)
 
@@ -226,7 +239,8 @@ class RawSite:
             (case["images"] for case in cases.values()),
             key=lambda files: sum(Path(file).stat().st_size for file in files),
         )
-        image, properties = _reader_writer(dataset_json, cases)().read_images(images)
+        reader_writer = self._reader_writer(dataset_json, cases)
+        image, properties = reader_writer().read_images(images)
         return image.shape, properties["spacing"]
 
     def _copy_splits(self) -> None:
@@ -236,38 +250,85 @@ class RawSite:
             save_json(load_json(str(source)), str(target), sort_keys=False)
 
     def _count(self, task: PrepareTask) -> dict[str, int]:
-        known = task.plans["configurations"]
-        return {
-            configuration: len(
-                preprocessed_cases(self.preprocessed / known[configuration]["data_identifier"])
-            )
-            for configuration in task.configurations
+        plans = PlansManager(task.plans)
+        folders = {
+            name: self.preprocessed / str(plans.get_configuration(name).data_identifier)
+            for name in task.configurations
         }
+        try:
+            return {name: len(preprocessed_cases(folder)) for name, folder in folders.items()}
+        except SettingsError as error:  # its text names files
+            self._note(f"{self.name}: {error}")
+            raise SiteError(
+                f"site {self.name}: there is something else beside its preprocessed cases; the "
+                "site's log names it."
+            ) from error
 
     def _dataset_json(self) -> dict[str, Any]:
         content: dict[str, Any] = load_json(str(self._raw / "dataset.json"))
+        check_declaration(content, f"site {self.name}: dataset.json")
         return content
 
     def _cases(self, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
-            str(self._raw), deepcopy(dataset_json)
-        )
-        return cases
+        try:
+            return training_cases(self._raw, dataset_json)
+        except SettingsError as error:
+            raise SiteError(f"site {self.name}: {error}") from error
 
-    def _analyse(self, work: Sequence[_Work]) -> Iterator[CaseFingerprint | str]:
+    def _reader_writer(
+        self, dataset_json: dict[str, Any], cases: dict[str, dict[str, Any]], *, note: bool = False
+    ) -> type[BaseReaderWriter]:
+        """nnU-Net's choice, which may look at an image."""
+        check_dataset_json(dataset_json)
+        ending = clean(dataset_json["file_ending"], 20)
+        example = next(iter(cases.values()))["images"][0]
+        found, reason = choose_reader(dataset_json, example)
+        if found is None:
+            self._note(f"{self.name}: {Path(example).name} cannot be read: {reason}")
+            raise SiteError(
+                f"site {self.name}: its first training image cannot be read by any reader that "
+                f"nnU-Net has for {ending}; the site's log names it, mend or remove it."
+            )
+        if note and reason:
+            self._note(
+                f"{self.name}: {Path(example).name} cannot be read by nnU-Net's usual reader for "
+                f"{ending} ({reason}), so that it takes {found.__name__} for all"
+            )
+        return found
+
+    def _verify(self) -> None:
+        """Run nnU-Net's own check, and keep what its worker processes print."""
+        with keeping_output() as printed:
+            try:
+                verify_dataset_integrity(str(self._raw), self.fingerprint_processes)
+            except (AssertionError, RuntimeError, FileNotFoundError) as error:
+                reason, text = error, printed()
+            else:
+                return
+        self._note(f"{self.name}: {clean(f'{text} {reason}', _LONGEST_NOTE)}")
+        raise SiteError(
+            f"site {self.name}: nnU-Net's --verify_dataset_integrity refuses the dataset "
+            f"({type(reason).__name__}); the site's log says why."
+        ) from reason
+
+    def _note(self, text: str) -> None:
+        logger.error("%s", text)
+        self.notes.append(text)
+
+    def _analyse(self, work: Sequence[Work]) -> Iterator[CaseFingerprint | str]:
         if self.fingerprint_processes == 1:
-            yield from map(_analyse, work)
+            yield from map(analyse_case, work)
             return
         context = multiprocessing.get_context("spawn")  # as nnU-Net
         with ProcessPoolExecutor(
             self.fingerprint_processes, context, initializer=end_with_parent
         ) as pool:
-            yield from pool.map(_analyse, work)
+            yield from pool.map(analyse_case, work)
 
     def _refuse_unusable(self, found: dict[str, CaseFingerprint | str]) -> None:
         problems = {case: what for case, what in found.items() if isinstance(what, str)}
         for case, what in problems.items():
-            logger.error("%s, case %s: %s", self.name, case, what)
+            self._note(f"{self.name}, case {case}: {what}")
         if problems:
             kinds = ", ".join(
                 sorted({what.split(":", maxsplit=1)[0] for what in problems.values()})
@@ -286,6 +347,7 @@ class RawSite:
             raise
         except Exception as error:
             logger.exception("%s failed", self.name)
+            self.notes.append(f"{self.name}: {type(error).__name__}: {clean(error)}")
             if isinstance(error, OSError) and error.errno in NO_ROOM | NOT_ALLOWED:
                 raise  # whoever answers says what the disk refused, and not where
             raise SiteError(
@@ -331,34 +393,5 @@ def install_plans(folder: Path, task: PrepareTask, dataset_json: Mapping[str, An
     return plans_file
 
 
-def _reader_writer(dataset_json: dict[str, Any], cases: dict[str, dict[str, Any]]) -> type:
-    """nnU-Net's choice, which may look at an image."""
-    check_dataset_json(dataset_json)
-    example = next(iter(cases.values()))["images"][0]
-    found: type = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
-    return found
-
-
 def _unit(reader_writer: type) -> str:
     return "pixel" if issubclass(reader_writer, NaturalImage2DIO) else "mm"
-
-
-def _analyse(work: _Work) -> CaseFingerprint | str:
-    """Summarise a case as nnU-Net's extractor reads it; what is wrong with it, as text."""
-    images, label, reader_writer, samples = work
-    try:
-        shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
-            images, label, reader_writer, samples
-        )
-    except AssertionError as error:
-        return "NaN" if "NaN" in str(error) else f"{type(error).__name__}: {error}"
-    except Exception as error:  # noqa: BLE001  # whatever a reader raises, for the site's log
-        return f"{type(error).__name__}: {error}"
-    if not all(np.all(np.isfinite(channel)) for channel in intensities):
-        return "infinite intensities"
-    return CaseFingerprint(
-        tuple(float(s) for s in spacing),
-        tuple(int(s) for s in shape),
-        float(relative_size),
-        tuple(Channel.of(c) if len(c) else None for c in intensities),
-    )

@@ -85,6 +85,7 @@ class Site:
             # site 0 draws what a stock training with this seed draws
             local_state.seed_everything(run.settings.seed + index)
             self.trainer = build_trainer(run, self._dataset)
+            self._stage_folder = self.trainer.output_folder_base
             move_output(self.trainer, self.folder)
             self.trainer.disable_checkpointing = True
             training = list(self.settings.training_cases)
@@ -168,10 +169,15 @@ class Site:
             load_vector(network, weights)
             # nnU-Net has no hook here; whoever watches must be able to end this, too
             watched = network.register_forward_pre_hook(lambda *_: self._observer.iteration_done())
+            own, self.trainer.output_folder_base = (
+                self.trainer.output_folder_base,
+                self._stage_folder,  # for the next stage of a cascade, which looks there
+            )
             try:
                 self.trainer.perform_actual_validation()
             finally:
                 watched.remove()
+                self.trainer.output_folder_base = own
         return summarise_site(self.settings.name, count, self.folder)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_federated.federation.case_table import read_case_table, table_column
+from nnunetv2_federated.federation.declared import find_difference
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.partition import (
@@ -24,7 +25,7 @@ from nnunetv2_federated.training.dataset import (
     load_dataset,
     preprocessed_cases,
 )
-from nnunetv2_federated.training.folds import fold_split, known_patients
+from nnunetv2_federated.training.folds import fold_of_site, fold_split, known_patients
 
 SAVED_PARTITION = "federated_sites.json"
 """In the preprocessed dataset's folder; ``{site: [case, ...]}``, as a sites file."""
@@ -150,13 +151,13 @@ def sites_from_datasets(
     datasets = [load_dataset(name, plans) for name in names]
     first = datasets[0]
     for other in datasets[1:]:
-        for field in first.declared | other.declared:
-            ours, theirs = first.declared.get(field), other.declared.get(field)
-            if ours != theirs:
-                raise SettingsError(
-                    f"--site-datasets: {field} of {other.name} is {theirs}, of {first.name} "
-                    f"{ours}; they must be the same."
-                )
+        difference = find_difference(other.declared, first.declared)
+        if difference is not None:
+            reason = f"; {difference.hint}" if difference.hint else ""
+            raise SettingsError(
+                f"--site-datasets: {difference.field} of {other.name} is {difference.ours}, of "
+                f"{first.name} {difference.theirs}{reason}; they must be the same."
+            )
         if other.plans_hash != first.plans_hash:
             raise SettingsError(
                 f"--site-datasets: the plans {plans} of {other.name} differ from those of "
@@ -165,8 +166,13 @@ def sites_from_datasets(
     sites = []
     for dataset in datasets:
         check_configuration(dataset, configuration)
-        training, validation = fold_split(dataset, configuration, fold)
+        training, validation = fold_of_site(dataset, configuration, fold)
         sites.append(SiteSettings(dataset.name, dataset.name, tuple(training), tuple(validation)))
     if len({site.name for site in sites}) < len(sites):
         raise SettingsError(f"--site-datasets {' '.join(names)}: a dataset is named twice.")
+    if not any(site.validation_cases for site in sites):
+        raise SettingsError(
+            f"fold {fold}: no site has a validation case, each has fewer than the five cases that "
+            "nnU-Net's five folds need: use fold all."
+        )
     return tuple(sites)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.checkpoint import GlobalModel
@@ -34,9 +36,16 @@ def validate(
     shutil.rmtree(folder, ignore_errors=True)
     summaries = []
     for name in datasets:
+        training, validation = _cases(run, name)
+        if not validation:
+            continue
         with quiet():
             trainer = build_trainer(run, load_dataset(name, run.plans))
+            next_stage = trainer.output_folder_base  # where that dataset's trainer will look
             move_output(trainer, folder / name)
+            trainer.output_folder_base = next_stage
+            trainer.site_cases = (training, validation)
+            trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
             trainer.network, trainer.was_initialized = model.trainer.network, True
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
             trainer.perform_actual_validation(npz)
@@ -49,3 +58,12 @@ def validate(
     join = getattr(model.trainer, "join_summaries", join_summaries)
     (folder / "summary.json").write_text(json.dumps(join(summaries), indent=4))
     return model.log_headline()
+
+
+def _cases(run: Run, dataset: str) -> tuple[list[str], list[str]]:
+    """Training and validation cases of all sites of a dataset."""
+    sites = [site for site in run.sites if site.dataset == dataset]
+    return (
+        sorted({case for site in sites for case in site.training_cases}),
+        sorted({case for site in sites for case in site.validation_cases}),
+    )

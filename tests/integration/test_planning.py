@@ -85,11 +85,13 @@ def plan(*argv: str) -> None:
 
 
 def error_of(argv: Iterable[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as exit_:
         plan(*argv)
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    return line
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -260,8 +262,18 @@ def nan_intensities(folder: Path) -> None:
     change_volumes(folder, "imagesTr", lambda volume: volume.__setitem__((4, 7, 7), np.nan))
 
 
-def empty_foreground(folder: Path) -> None:
-    change_volumes(folder, "labelsTr", lambda volume: volume.fill(0))
+def regions_in_another_order(folder: Path) -> None:
+    for site in folder.parent.iterdir():
+        labels = {"background": 0, "whole": [1, 2], "core": [2]}
+        labels = dict(sorted(labels.items())) if site == folder else labels
+        edit_dataset_json(site, labels=labels, regions_class_order=[1, 2])
+
+
+def older_key(folder: Path) -> None:
+    edit_dataset_json(folder, modality={"0": "MR"})
+    content = json.loads((folder / "dataset.json").read_text())
+    del content["channel_names"]
+    (folder / "dataset.json").write_text(json.dumps(content))
 
 
 def other_plans(folder: Path) -> None:
@@ -273,8 +285,9 @@ BAD = [
     (no_dataset, "dataset 712 has no dataset.json under nnUNet_raw"),
     (other_labels, "site Dataset712_Site2: labels is"),
     (other_channels, "site Dataset712_Site2: channel_names is"),
+    (regions_in_another_order, "output i is the i-th region of the file; all sites need the same"),
+    (older_key, "site Dataset712_Site2: channel_names is {'0': 'MR'}, but {'0': 'CT'} at"),
     (nan_intensities, "site Dataset712_Site2: 5 of 5 training cases cannot be used (NaN)"),
-    (empty_foreground, "site Dataset712_Site2: no training case has foreground"),
     (other_plans, "site Dataset712_Site2: has other plans named nnUNetPlans already"),
 ]
 
@@ -292,7 +305,7 @@ def test_one_bad_site_stops_planning_and_changes_nothing(
     error = error_of(("-d", *sites, "-c", "3d_fullres"), capsys)
 
     assert message in error
-    assert "patient" not in error
+    assert ("712patient000: NaN" in error) == (break_ is nan_intensities)
     assert sorted((sites["711"].parents[1] / "preprocessed").rglob("*")) == before
 
 

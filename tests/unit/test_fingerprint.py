@@ -197,9 +197,26 @@ def test_a_case_without_foreground_is_counted_but_adds_no_voxel() -> None:
     assert site.channels[0].count == 2
 
 
-def test_a_site_without_foreground_is_refused() -> None:
-    with pytest.raises(SiteError, match="site a: no training case has foreground"):
-        summarise_site("a", [case([])])
+def test_a_site_without_foreground_adds_its_cases_and_no_intensities() -> None:
+    ill = summarise_site("a", [case([1, 3], (3, 1, 1), (10, 30, 20))])
+    healthy = summarise_site("b", [case([], (5, 1, 1), (8, 10, 40)), case([], (5, 1, 1))])
+    told = SiteFingerprint.from_json(healthy.to_json())
+    assert told == healthy
+
+    content = nnunet_fingerprint(pool_sites([told, ill]))
+
+    intensities = content["foreground_intensity_properties_per_channel"]["0"]
+    assert (intensities["mean"], intensities["min"], intensities["max"]) == (2, 1, 3)
+    assert [row[0] for row in content["spacings"]] == [3, 5, 5]
+    alone = pool_sites([healthy])  # as the server looks at each
+    assert (alone.cases, alone.channels) == (2, (None,))
+
+
+def test_foreground_nowhere_cannot_be_planned_for() -> None:
+    healthy = summarise_site("a", [case([]), case([])], min_cases=2)
+
+    with pytest.raises(SiteError, match="no training case of any site has foreground"):
+        nnunet_fingerprint(pool_sites([healthy, healthy]))
 
 
 def test_the_planners_fingerprint_by_hand() -> None:
@@ -228,6 +245,7 @@ BROKEN: dict[str, Callable[[dict], object]] = {
     "text": lambda f: f["axes"][0][0].__setitem__(0, "3"),
     "short row": lambda f: f["relative_sizes"][0].pop(),
     "no channel": lambda f: f.update(channels=[]),
+    "half without foreground": lambda f: f["channels"].append(None),
     "NaN": lambda f: f["channels"][0].update(sum=math.nan),
     "histogram": lambda f: f["channels"][0]["counts"].__setitem__(0, 5),
     "reversed bin": lambda f: f["channels"][0]["last"].__setitem__(0, -5),

@@ -73,8 +73,11 @@ def noisy(name, task, received):
 class Federation:
     """A grid of four sites that keeps what they were asked."""
 
-    def __init__(self, behave=constant, spoil=None, transport_dtype="float32", declared=None):
+    def __init__(
+        self, behave=constant, spoil=None, transport_dtype="float32", declared=None, site_says=None
+    ):
         self.tasks: list[tuple[str, TrainTask]] = []
+        self._site_says = site_says or {}
         self._behave = behave
         self._transport_dtype = transport_dtype
         self._spoil = spoil or {}
@@ -93,8 +96,7 @@ class Federation:
 
     def _describe(self, message, context):
         name = self._name(context)
-        labels = {"labels": {"background": 0, "lung": 1}}
-        site = SiteDescription(name, CASES[name], CASES[name], "m", "p", labels)
+        site = SiteDescription(name, CASES[name], CASES[name], "m", "p", self._site_says)
         return reply(message, site.to_json())
 
     def _train(self, message, context):
@@ -759,7 +761,33 @@ def test_a_failing_site_does_not_hinder_the_next_message():
     assert [message.metadata.message_type for message in messages] == [MessageType.TRAIN] * 4
 
 
-def test_a_site_that_means_something_else_by_a_label_is_refused() -> None:
-    Federation(declared={"labels": {"background": 0, "lung": 1}, "channel_names": {"0": "CT"}})
-    with pytest.raises(SiteError, match=r"labels of its dataset\.json is .*'lung': 1.*'heart': 1"):
-        Federation(declared={"labels": {"background": 0, "heart": 1}})
+LUNG = {"labels": {"background": 0, "lung": 1}, "channel_names": {"0": "CT"}}
+NESTED = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+
+
+def test_a_site_that_means_the_same_takes_part() -> None:
+    Federation(declared=LUNG, site_says={"labels": LUNG["labels"], "modality": {"0": "CT"}})
+    Federation(declared={"labels": LUNG["labels"]}, site_says=LUNG)  # the server says less
+    Federation(declared=NESTED, site_says=NESTED)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        (LUNG, {**LUNG, "labels": {"background": 0, "heart": 1}}, "labels .*'heart'.*'lung'"),
+        (LUNG, {"labels": LUNG["labels"]}, "channel_names of its dataset.json is None"),
+        (
+            LUNG,
+            {"labels": LUNG["labels"], "modality": {"0": "MR"}},
+            r"channel_names .*'MR'.*'CT'",
+        ),
+        (
+            NESTED,
+            {**NESTED, "labels": dict(sorted(NESTED["labels"].items()))},
+            r"labels .*'core': 2, 'whole'.*the order counts: .* the i-th region",
+        ),
+    ],
+)
+def test_a_site_that_means_something_else_is_refused(ours, theirs, message) -> None:
+    with pytest.raises(SiteError, match=message):
+        Federation(declared=ours, site_says=theirs)

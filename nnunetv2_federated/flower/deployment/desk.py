@@ -57,9 +57,10 @@ from nnunetv2_federated.flower.deployment.ledger import (
     Question,
 )
 from nnunetv2_federated.flower.deployment.limits import Limits
+from nnunetv2_federated.training.cascade import check_stages
 from nnunetv2_federated.training.code_register import check_trainer, resolve
 from nnunetv2_federated.training.dataset import Dataset, find_name, load_dataset
-from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.training.folds import fold_of_site
 from nnunetv2_federated.training.integrity import check_dataset
 from nnunetv2_federated.training.local_state import rounds_on_disk
 from nnunetv2_federated.training.memory import check_training
@@ -167,6 +168,7 @@ class Desk:
         self.consent.require(proposal)
         self._look_through(dataset, proposal)
         run = self._run(proposal, settings, dataset)
+        self._check_stages(run)
         folder = federation_folder(run)
         self._hold(folder)
         if _is_of(folder, proposal.started):
@@ -439,7 +441,7 @@ class Desk:
         current = self._read(_CURRENT)
         if current is None:
             raise SiteError(f"site {self.site} has not joined a federation")
-        if current.get("dataset") != find_name(self.dataset):
+        if current.get("dataset") != self._current_dataset():
             raise SiteError(
                 f"site {self.site} serves another dataset than the one it joined with; it has to "
                 "be asked to join again"
@@ -448,7 +450,13 @@ class Desk:
         return proposal, Path(str(current["folder"]))
 
     def _current_dataset(self) -> str:
-        return str(find_name(self.dataset))
+        try:
+            return str(find_name(self.dataset))
+        except SettingsError as error:  # names this machine's folders
+            logger.error("the dataset is not found: %s", error)  # noqa: TRY400  # it is the text
+            raise SiteError(
+                f"site {self.site}: its dataset is not found any more; the site's log says more"
+            ) from error
 
     def _settings(self, proposal: Proposal) -> FederationSettings:
         try:
@@ -467,7 +475,10 @@ class Desk:
         )
         try:
             dataset = load_dataset(self.dataset, proposal.plans)
-            fold_split(dataset, proposal.configuration, proposal.fold)
+            fold_of_site(dataset, proposal.configuration, proposal.fold)
+        except SettingsError as error:
+            logger.error("the dataset does not fit: %s", error)  # noqa: TRY400  # it says all
+            raise refusal from error
         except Exception as error:  # a file of that name may hold anything
             logger.exception("the dataset does not fit")
             raise refusal from error
@@ -494,8 +505,19 @@ class Desk:
                 "nnUNetv2_federated_check and the site's log say what"
             ) from error
 
+    def _check_stages(self, run: Run) -> None:
+        try:
+            check_stages(run)
+        except SettingsError as error:  # names cases and folders
+            logger.error("a stage of the cascade is missing: %s", error)  # noqa: TRY400
+            raise SiteError(
+                f"site {self.site}: {run.configuration} lacks files of the other stage of its "
+                "cascade: preprocess both, and train the first on fold all, or on every fold, with "
+                "the same trainer and plans; the site's log says more"
+            ) from error
+
     def _run(self, proposal: Proposal, settings: FederationSettings, dataset: Dataset) -> Run:
-        training, validation = fold_split(dataset, proposal.configuration, proposal.fold)
+        training, validation = fold_of_site(dataset, proposal.configuration, proposal.fold)
         # limits that belong to all sites together mean nothing in a run with one
         own = asdict(settings) | {
             "sites_per_round": None,

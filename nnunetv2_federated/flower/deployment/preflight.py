@@ -26,9 +26,10 @@ from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.enrolment import identity
 from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
+from nnunetv2_federated.training.cascade import check_stages
 from nnunetv2_federated.training.code_register import check_trainer
 from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
-from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.training.folds import fold_of_site
 from nnunetv2_federated.training.integrity import Finding, inspect, look
 from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.shared_memory import batch_bytes, check_shared_memory
@@ -69,6 +70,7 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
         found = load_dataset(wanted.dataset, wanted.plans)
         check_configuration(found, wanted.configuration)
         dataset.append(found)
+        check_stages(_run(found, wanted))
         return f"{found.name} with {wanted.plans}"
 
     yield look("dataset", find_dataset)
@@ -177,8 +179,8 @@ def _plans(dataset: Dataset, wanted: Wanted, settings: SiteSettingsFile) -> str:
     return (
         f"{wanted.plans} {wanted.configuration}, SHA-256 {dataset.plans_hash[:12]}, patch "
         f"{'x'.join(map(str, configuration.patch_size))}, batch {configuration.batch_size}; "
-        f"channels {', '.join(dataset.dataset_json['channel_names'].values())}; labels "
-        f"{', '.join(dataset.dataset_json['labels'])}; {memory}"
+        f"channels {', '.join(map(str, dataset.declared['channel_names'].values()))}; labels "
+        f"{', '.join(dataset.declared['labels'])}; {memory}"
     )
 
 
@@ -195,10 +197,9 @@ def _shared_memory(dataset: Dataset, wanted: Wanted) -> str:
     return check_shared_memory(batch, pinned=wanted.device == "cuda")
 
 
-def _iteration(dataset: Dataset, wanted: Wanted) -> str:
-    """Train one iteration and leave nothing behind."""
-    training, validation = fold_split(dataset, wanted.configuration, wanted.fold)
-    run = Run(
+def _run(dataset: Dataset, wanted: Wanted) -> Run:
+    training, validation = fold_of_site(dataset, wanted.configuration, wanted.fold)
+    return Run(
         dataset=dataset.name,
         configuration=wanted.configuration,
         fold=wanted.fold,
@@ -208,6 +209,12 @@ def _iteration(dataset: Dataset, wanted: Wanted) -> str:
         settings=FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1),
         sites=(SiteSettings("check", dataset.name, tuple(training), tuple(validation)),),
     )
+
+
+def _iteration(dataset: Dataset, wanted: Wanted) -> str:
+    """Train one iteration and leave nothing behind."""
+    run = _run(dataset, wanted)
+    training, validation = list(run.sites[0].training_cases), list(run.sites[0].validation_cases)
     folder = Path(nnUNet_results.require()) / ".preflight"
     try:
         with quiet():

@@ -33,6 +33,7 @@ from nnunetv2_federated.flower.deployment.signing import load_signing_key
 from nnunetv2_federated.flower.deployment.superlink import SuperLink
 from nnunetv2_federated.flower.planning import (
     PlanningSettings,
+    check_sites,
     count_cases,
     plan_together,
     prepare_sites,
@@ -259,6 +260,7 @@ def serve_planning(
         task = plan_together(grid, roll.answers, settings, say, answer_deadline)
         if problem := other_plans(folder, task):
             raise SettingsError(f"the server {problem}")
+        check_sites(grid, task, roll.answers, answer_deadline)
         prepare_sites(grid, task, roll.answers, say, answer_deadline)
         install_plans(folder, task, dataset_json_of(task.declared, count_cases(roll.answers)))
     shutil.rmtree(files)
