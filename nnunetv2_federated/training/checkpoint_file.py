@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.training.local_state import write_torch
+from nnunetv2_federated.training.local_state import plain, write_torch
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -19,14 +19,14 @@ def save_as_stock(save: Callable[[Any], None], filename: str, trainer_name: str)
     """Let nnU-Net write its checkpoint, then store it under another trainer's name, atomically.
 
     nnU-Net finds the network at inference by ``trainer_name``; renaming it is documented as fine
-    when the architecture is the same.
+    when the architecture is the same. NumPy's numbers become Python's, so that trainers which read
+    their checkpoints with torch's default (``weights_only=True``) can, as ``nnUNetTrainer_warmup``.
     """
     buffer = io.BytesIO()
     save(buffer)
     buffer.seek(0)
     checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # written a line above
-    checkpoint["trainer_name"] = trainer_name
-    write_torch(Path(filename), checkpoint)
+    write_torch(Path(filename), plain({**checkpoint, "trainer_name": trainer_name}))
 
 
 def unreadable(path: Path, error: Exception) -> str:

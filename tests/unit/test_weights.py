@@ -20,9 +20,9 @@ from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.history import client_side, server_side, write_history
 from nnunetv2_federated.federation.messages import TrainReport, Validation
 from nnunetv2_federated.training import local_state
+from nnunetv2_federated.training.own_schedule import ServerLR
 from nnunetv2_federated.training.trainer import (
     ProximalLoss,
-    ServerLR,
     federate,
     nnUNetTrainerFederated,
     stock_name,
@@ -207,6 +207,13 @@ def test_the_server_sets_the_learning_rate_of_every_group():
     scheduler.lr = 0.002
     scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.002, 0.002]
+    assert scheduler.is_kept
+    scheduler.shares = (0.5, 1.0)
+    assert not scheduler.is_kept
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.001, 0.002]
+    optimizer.param_groups[1]["lr"] = 0.003  # as a schedule by iteration would
+    assert not scheduler.is_kept
 
 
 # The name inference finds the network by
