@@ -73,7 +73,7 @@ def schedule_of(trainer: FederatedRounds, rounds: int, choice: str) -> Schedule:
         If the trainer's own cannot be kept by a server that knows the number of the round, or it
         trains something else from one epoch to the next.
     """
-    name = f"trainer {type(trainer).__name__}"
+    name = f"trainer {trainer.name_of_trainer}"
     try:
         with _to_put_back(trainer):
             rates, declared = _read(trainer, rounds)
@@ -156,7 +156,7 @@ def _require_same(trainer: FederatedRounds, first: dict[str, Any], epoch: int) -
     for what in {**first, **now}:
         if first.get(what, ABSENT) != now.get(what, ABSENT):
             raise SettingsError(
-                f"trainer {type(trainer).__name__} changes the {what} in epoch {epoch}: a "
+                f"trainer {trainer.name_of_trainer} changes the {what} in epoch {epoch}: a "
                 "federation trains the same weights in the same way in every round; give a trainer "
                 "with one stage."
             )

@@ -116,6 +116,11 @@ class FederatedRounds(_Base):
     """Sums over the validation iterations of the last epoch."""
 
     @property
+    def name_of_trainer(self) -> str:
+        """What this was made of, as ``-tr``."""
+        return type(self).__name__.removesuffix(SUFFIX)
+
+    @property
     def completed(self) -> float:
         """Share of the last round's training iterations that were done."""
         return self._steps.completed
@@ -178,7 +183,7 @@ class FederatedRounds(_Base):
             self.dataloader_train = loader
         if self.current_epoch != last or self._steps.done < epochs:
             raise SiteError(
-                f"trainer {type(self).__name__} ended {last - self.current_epoch} of {epochs} "
+                f"trainer {self.name_of_trainer} ended {last - self.current_epoch} of {epochs} "
                 "epochs too early: its run_training is no loop over epochs, or an error ended it "
                 "(see its log file)"
             )
@@ -191,7 +196,7 @@ class FederatedRounds(_Base):
         self.on_validation_epoch_start()
         return _sum_validation(
             [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)],
-            type(self).__name__,
+            self.name_of_trainer,
         )
 
     def close(self) -> None:
@@ -238,7 +243,7 @@ class FederatedRounds(_Base):
     @property
     def _rate(self) -> ServerLR:
         if self._server_lr is None:
-            raise SettingsError(f"trainer {type(self).__name__} has no optimizer")
+            raise SettingsError(f"trainer {self.name_of_trainer} has no optimizer")
         return self._server_lr
 
     def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401, D102  # trainers with stages say which
@@ -249,7 +254,7 @@ class FederatedRounds(_Base):
         if self._server_lr is None or self._server_lr.optimizer is not optimizer:
             if self._started:
                 raise SettingsError(
-                    f"trainer {type(self).__name__} makes another optimizer while it trains: a "
+                    f"trainer {self.name_of_trainer} makes another optimizer while it trains: a "
                     "federation has one; give a trainer with one stage."
                 )
             self.before_optimizer = {
@@ -268,7 +273,7 @@ class FederatedRounds(_Base):
             if "momentum" not in group:
                 raise SettingsError(
                     f"--momentum {self.momentum_of_run}: {type(optimizer).__name__} of "
-                    f"{type(self).__name__} has no momentum; leave the flag out."
+                    f"{self.name_of_trainer} has no momentum; leave the flag out."
                 )
             group["momentum"] = self.momentum_of_run
 
@@ -302,7 +307,7 @@ class FederatedRounds(_Base):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        self.last_validation = _sum_validation(val_outputs, type(self).__name__)
+        self.last_validation = _sum_validation(val_outputs, self.name_of_trainer)
         super().on_validation_epoch_end(val_outputs, *args, **kwargs)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:  # noqa: D102
@@ -316,7 +321,7 @@ class FederatedRounds(_Base):
         outputs = self._steps.take(super().train_step(*args, **kwargs))
         if not self._rate.is_kept:
             raise SiteError(
-                f"trainer {type(self).__name__} changes its learning rate within an epoch: a "
+                f"trainer {self.name_of_trainer} changes its learning rate within an epoch: a "
                 "federation has one rate a round; give a trainer whose rate follows the epoch"
             )
         return self._counted(outputs)
