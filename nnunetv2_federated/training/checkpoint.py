@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.history import round_numbers
@@ -21,7 +21,7 @@ from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer, initialize
-from nnunetv2_federated.training.checkpoint_file import unreadable
+from nnunetv2_federated.training.checkpoint_file import as_file, read_network_weights, unreadable
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.packages import defining_packages
 from nnunetv2_federated.training.result_folder import STATE_FILE, drop_previous
@@ -95,9 +95,11 @@ class GlobalModel:
         SettingsError
             If it cannot be read, is none, or has another network's weights.
         """
+        path = Path(filename)
         try:
             with quiet():
-                load_pretrained_weights(self.trainer.network, filename)
+                weights = read_network_weights(path)
+                load_pretrained_weights(self.trainer.network, as_file(weights))
         except AssertionError as error:  # nnU-Net's, with all numbers of the tensor at its end
             what = clean(str(error).partition("; your network")[0])
             raise SettingsError(
@@ -106,8 +108,13 @@ class GlobalModel:
             ) from error
         except Exception as error:  # torch.load raises a dozen unrelated types
             raise SettingsError(
-                f"-pretrained_weights {filename}: {unreadable(Path(filename), error)}"
+                f"-pretrained_weights {filename}: {unreadable(path, error)}"
             ) from error
+        if not is_finite(self.vector):
+            raise SettingsError(
+                f"-pretrained_weights {filename}: has weights that are not finite: its training "
+                "diverged; give another checkpoint."
+            )
 
     @property
     def vector(self) -> Vector:

@@ -8,6 +8,7 @@ import json
 import math
 import pkgutil
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,13 +37,14 @@ TINY = "nnUNetTinyPlans"
 
 def shipped() -> dict[str, type]:
     """Every class below ``nnunetv2.training.nnUNetTrainer``, where nnU-Net looks for trainers."""
-    found = {}
     package = nnunetv2.training.nnUNetTrainer
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        for name, value in vars(importlib.import_module(module.name)).items():
-            if isinstance(value, type) and issubclass(value, nnUNetTrainer):
-                found[name] = value
-    return found
+    modules = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(importlib.import_module(module.name)).items()
+        if isinstance(value, type) and issubclass(value, nnUNetTrainer)
+    }
 
 
 SHIPPED = shipped()
@@ -172,7 +174,7 @@ def test_a_shipped_trainer_is_federated_or_refused(
 
 @pytest.mark.parametrize("name", PRIMUS)
 def test_a_network_of_primus_is_one_vector(name: str) -> None:
-    """On torch's meta device, which allocates nothing: the largest have over 300 million weights."""
+    """On torch's meta device, which allocates nothing: they have up to 386 million weights."""
     wanted = SimpleNamespace(patch_size=(32, 32, 32))
     with torch.device("meta"):
         network: Any = SHIPPED[name].build_network_architecture(None, wanted, 1, 3, False)
@@ -215,10 +217,20 @@ class TwoRates(nnUNetTrainer):
 """
 
 
-def write_trainer(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    (folder / "mine").mkdir(exist_ok=True)
-    (folder / "mine" / "my_trainers.py").write_text(HEAD + textwrap.dedent(text))
-    monkeypatch.setenv("nnUNet_extTrainer", str(folder / "mine"))
+Mine = Callable[[str], None]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> Mine:
+    """Write a trainer ``Mine`` where nnU-Net looks for users' own."""
+    del results
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
+
+    def write(body: str) -> None:
+        (tmp_path / "mine" / "my_trainers.py").write_text(HEAD + textwrap.dedent(body))
+
+    return write
 
 
 KEPT: dict[str, tuple[str, dict[str, Any], list[float], list[float]]] = {
@@ -299,10 +311,10 @@ KEPT: dict[str, tuple[str, dict[str, Any], list[float], list[float]]] = {
 
 @pytest.mark.parametrize("what", KEPT)
 def test_parameter_groups_keep_their_ratios(
-    what: str, tiny: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, tiny: str, mine: Mine, results: Path
 ) -> None:
     body, options, first, third = KEPT[what]
-    write_trainer(tmp_path, monkeypatch, body)
+    mine(body)
     model, site, _ = train_round(run_of(tiny, "Mine", rounds=4, **options))
     assert rates(site) == pytest.approx(first, rel=1e-9)
     site.train(TrainTask(2, model.schedule.lrs[2], 1, 0), model.vector)  # it missed a round
@@ -441,10 +453,10 @@ NOT_KEPT = {
 
 @pytest.mark.parametrize("what", NOT_KEPT)
 def test_what_cannot_be_kept_is_one_line_before_anything_is_written(
-    what: str, tiny: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, tiny: str, mine: Mine, results: Path
 ) -> None:
     body, message = NOT_KEPT[what]
-    write_trainer(tmp_path, monkeypatch, body)
+    mine(body)
     with pytest.raises(SettingsError, match=message) as refused:
         check(run_of(tiny, "Mine"))
     assert "\n" not in str(refused.value)
@@ -463,9 +475,8 @@ def test_a_flag_that_a_trainer_would_pass_over_is_refused(
     options: dict[str, float],
     message: str,
     tiny: str,
+    mine: Mine,
     results: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = """
         class Mine(nnUNetTrainer):
@@ -473,16 +484,14 @@ def test_a_flag_that_a_trainer_would_pass_over_is_refused(
                 optimizer = torch.optim.SGD(self.network.parameters(), 0.002, weight_decay=0.003)
                 return optimizer, PolyLRScheduler(optimizer, 0.002, self.num_epochs)
     """
-    write_trainer(tmp_path, monkeypatch, body)
+    mine(body)
     with pytest.raises(SettingsError, match=message):
         check(run_of(tiny, "Mine", **options))
     check(run_of(tiny, "Mine"))
     assert not results.exists()
 
 
-def test_what_a_trainer_sets_for_itself_stays(
-    tiny: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_trainer_sets_for_itself_stays(tiny: str, mine: Mine, results: Path) -> None:
     """Its own momentum under that name, hooks with more arguments, an __init__ with a default."""
     body = """
         class Mine(nnUNetTrainer):
@@ -503,7 +512,7 @@ def test_what_a_trainer_sets_for_itself_stays(
             def train_step(self, batch, scale=1.0):
                 return super().train_step(batch)
     """
-    write_trainer(tmp_path, monkeypatch, body)
+    mine(body)
     _, site, _ = train_round(run_of(tiny, "Mine"))
     assert site.trainer.device.type == "cpu"
     assert (site.trainer.momentum, site.trainer.extra) == (0.95, 7)
@@ -549,11 +558,10 @@ def test_what_only_a_batch_shows_ends_the_round(
     body: str,
     message: str,
     tiny: str,
+    mine: Mine,
     results: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_trainer(tmp_path, monkeypatch, body)
+    mine(body)
     with pytest.raises(SiteError, match=message):
         train_round(run_of(tiny, "Mine"))
     del results
