@@ -188,7 +188,7 @@ def aggregation(replies: int, parameters: int) -> Result:
     attendance = Attendance(grid, run, Same("", ""), Observer())
     attendance.sites.update(sites)
     strategy = PolyLRStrategy(
-        build_strategy("fedavg", {}), settings, 0.01, attendance, streaming=True
+        build_strategy("fedavg", {}), settings, [0.01], attendance, streaming=True
     )
     tasks = list(strategy.configure_train(1, records[0], ConfigRecord(), grid))
     nothing = Validation(0, 0.0, [], [], [])

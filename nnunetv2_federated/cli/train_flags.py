@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunetv2_federated.cli.options import add_partition_flags
 from nnunetv2_federated.federation.settings import (
+    LR_SCHEDULES,
     OVERSIZED_UPDATE,
     STRATEGIES,
     TRANSPORT_DTYPES,
@@ -139,6 +140,12 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
         ("--resident-trainers", int, "trainers kept alive at once (default: 4)"),
     ):
         add(flag, type=kind, metavar="N" if kind is int else "X", help=text)
+    add(
+        "--lr-schedule",
+        choices=LR_SCHEDULES,
+        help="the trainer's own with rounds in place of epochs (default), or nnU-Net's poly decay "
+        "in its place; parameter groups keep their ratios",
+    )
     add(
         "--transport-dtype",
         choices=TRANSPORT_DTYPES,

@@ -1,6 +1,13 @@
-"""The learning rate of a round."""
+"""The learning rate of every round, and each parameter group's share of it."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+_SAME = 1e-9
+"""Relative difference of two rates that are the same but for rounding."""
 
 
 def poly_lr(server_round: int, num_rounds: int, initial_lr: float, exponent: float = 0.9) -> float:
@@ -28,3 +35,74 @@ def poly_lr(server_round: int, num_rounds: int, initial_lr: float, exponent: flo
     if not 0 <= server_round < num_rounds:
         raise ValueError(f"round {server_round} is outside 0 .. {num_rounds - 1}")
     return float(initial_lr * (1 - server_round / num_rounds) ** exponent)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a federation's optimizers learn with."""
+
+    lrs: tuple[float, ...]
+    """Learning rate of each round, as the server sends it."""
+    shares: tuple[float, ...]
+    """What each parameter group multiplies it with; ``(1.0,)`` where there is one group."""
+
+    def __post_init__(self) -> None:
+        for server_round, lr in enumerate(self.lrs):
+            if not (math.isfinite(lr) and 0 <= lr <= 1):
+                raise ValueError(f"a learning rate of {lr:g} in round {server_round}, not 0 to 1")
+        for share in self.shares:
+            if not (math.isfinite(share) and share >= 0):
+                raise ValueError(f"a parameter group with {share:g} times the learning rate")
+
+    def with_poly(self, initial_lr: float) -> Schedule:
+        """Return nnU-Net's default decay with the same shares."""
+        rounds = len(self.lrs)
+        return replace(self, lrs=tuple(poly_lr(r, rounds, initial_lr) for r in range(rounds)))
+
+    def is_poly(self, initial_lr: float) -> bool:
+        """Whether it is nnU-Net's default decay."""
+        pairs = zip(self.lrs, self.with_poly(initial_lr).lrs, strict=True)
+        return all(math.isclose(lr, poly, rel_tol=_SAME) for lr, poly in pairs)
+
+
+def read_schedule(
+    rates: Sequence[Sequence[float]], declared: Sequence[float], initial_lr: float
+) -> Schedule:
+    """Read a trainer's own schedule from the rates it gives its parameter groups.
+
+    Groups keep their ratios. Where the optimizer declares different rates and the schedule gives
+    all groups the same one, as nnU-Net's ``PolyLRScheduler`` does, the declared ratios are kept.
+
+    Parameters
+    ----------
+    rates
+        Of each epoch, of each group.
+    declared
+        Of each group, as the optimizer was built.
+    initial_lr
+        The trainer's: what a schedule that does not begin at its highest rate begins from.
+
+    Returns
+    -------
+    Schedule
+        Whose learning rates are those of the group that learns fastest.
+
+    Raises
+    ------
+    ValueError
+        If the groups do not keep their ratios from one epoch to the next.
+    """
+    lrs = tuple(max(epoch) for epoch in rates)
+    peak = max(range(len(lrs)), key=lrs.__getitem__)
+    flat = all(len(set(epoch)) == 1 for epoch in rates)
+    if flat and len(set(declared)) > 1:
+        start = lrs[0] if lrs[0] == lrs[peak] else initial_lr
+        return Schedule(lrs, tuple(rate / start for rate in declared))
+    if lrs[peak] == 0:
+        return Schedule(lrs, (1.0,) * len(declared))
+    shares = tuple(rate / lrs[peak] for rate in rates[peak])
+    for number, (epoch, lr) in enumerate(zip(rates, lrs, strict=True)):
+        for rate, share in zip(epoch, shares, strict=True):
+            if not math.isclose(rate, share * lr, rel_tol=_SAME, abs_tol=1e-15):
+                raise ValueError(f"parameter groups whose ratios change in epoch {number}")
+    return Schedule(lrs, shares)

@@ -26,6 +26,7 @@ STRATEGIES = (
 )
 
 
+LR_SCHEDULES = ("trainer", "poly")
 TRANSPORT_DTYPES = ("float32", "float16", "bfloat16")
 OVERSIZED_UPDATE = ("refuse", "clip")
 
@@ -60,6 +61,9 @@ class FederationSettings:
     """``None``: the plans'."""
     initial_lr: float | None = None
     """``None``: the trainer's own, 0.01 for ``nnUNetTrainer``."""
+    lr_schedule: str = "trainer"
+    """``trainer`` keeps the trainer's own schedule with rounds in place of epochs (a warm-up, a
+    cosine; ``nnUNetTrainer`` has poly), ``poly`` takes ``(1 - round / rounds) ** 0.9`` for all."""
     momentum: float | None = None
     """``None``: the trainer's own, 0.99 for ``nnUNetTrainer``."""
     weight_decay: float | None = None
@@ -110,6 +114,7 @@ class FederationSettings:
         for name, choices in (
             ("local_momentum", ("keep", "reset")),
             ("batchnorm", ("average", "local", "group")),
+            ("lr_schedule", LR_SCHEDULES),
             ("weighting", ("cases", "uniform")),
             ("transport_dtype", TRANSPORT_DTYPES),
             ("oversized_update", OVERSIZED_UPDATE),

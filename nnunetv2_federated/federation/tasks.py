@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import VALIDATION_EPOCH, TrainTask
-from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
 
 SHARE_TO_TRAIN = 0.8
@@ -33,7 +33,10 @@ def seconds_to_train(settings: FederationSettings) -> float | None:
 
 
 def check_round(
-    task: TrainTask, settings: FederationSettings, initial_lr: float, val_iterations: int | None
+    task: TrainTask,
+    settings: FederationSettings,
+    lrs: Sequence[float],
+    val_iterations: int | None,
 ) -> None:
     """Compare a round's task with what the approved settings say of that round.
 
@@ -45,8 +48,8 @@ def check_round(
         As it came.
     settings
         As they were approved.
-    initial_lr
-        Learning rate of round 0, of the settings or of the site's own trainer.
+    lrs
+        Learning rate of each round, by the settings and the site's own trainer.
     val_iterations
         Of the site's trainer; ``None`` if it goes through all its cases.
 
@@ -60,7 +63,7 @@ def check_round(
             f"refused round {task.server_round + 1}: approved are {settings.rounds} rounds"
         )
     approved = {
-        "lr": poly_lr(task.server_round, settings.rounds, initial_lr),
+        "lr": lrs[task.server_round],
         "local_epochs": settings.local_epochs,
         "proximal_mu": proximal_mu(settings),
         "seconds": seconds_to_train(settings),

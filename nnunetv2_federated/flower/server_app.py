@@ -110,13 +110,15 @@ class Server:
             self.model.load_pretrained(self._run.pretrained_weights)
             self._sent = self.model.vector
         self.observer.run_started(len(self.rounds), self.settings.rounds)
+        for line in self.model.notes:
+            self.observer.say(line)
         for place in self.model.open_trackers(self._header()):
             self.observer.say(f"tracked in {place}")
         self._attendance.gather()
         strategy = PolyLRStrategy(
             build_strategy(self.settings.strategy, self.settings.strategy_options),
             replace(self.settings, val_iterations=self.model.val_iterations),
-            self.model.initial_lr,
+            self.model.schedule.lrs,
             self._attendance,
             streaming=averages(self.settings.strategy),
             first_round=len(self.rounds),
@@ -261,6 +263,7 @@ class Server:
             "plans_hash": self.model.plans_hash,
             "settings": asdict(self.settings),
             "initial_lr": self.model.initial_lr,
+            "parameter_group_shares": list(self.model.schedule.shares),
             "parameters": self.model.num_values,
             "versions": {
                 name: version(name) for name in ("nnunetv2-federated", "nnunetv2", "flwr", "torch")

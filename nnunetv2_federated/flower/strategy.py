@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,6 @@ from nnunetv2_federated.federation.messages import (
     TrainReport,
     TrainTask,
 )
-from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.tasks import seconds_to_train
 from nnunetv2_federated.federation.update_bound import UpdateBound
@@ -120,8 +119,8 @@ class PolyLRStrategy(Strategy):
         A strategy of Flower. It configures a round for the sampled sites and aggregates.
     settings
         Of the federation.
-    initial_lr
-        Learning rate of round 0.
+    lrs
+        Learning rate of each round.
     attendance
         Which sites there are, and which of them are connected.
     streaming
@@ -137,7 +136,7 @@ class PolyLRStrategy(Strategy):
         self,
         inner: Strategy,
         settings: FederationSettings,
-        initial_lr: float,
+        lrs: Sequence[float],
         attendance: Attendance,
         *,
         streaming: bool = False,
@@ -146,7 +145,7 @@ class PolyLRStrategy(Strategy):
     ) -> None:
         self.inner = inner
         self.settings = settings
-        self.initial_lr = initial_lr
+        self.lrs = lrs
         self.outcome: Outcome | None = None
         self._attendance = attendance
         self._sent: Vector = np.empty(0, np.float32)
@@ -166,7 +165,7 @@ class PolyLRStrategy(Strategy):
         done = self._first_round + server_round - 1
         settings = self.settings
         names = sample_sites(self._attendance.names, settings.sites_per_round, settings.seed, done)
-        lr = poly_lr(done, settings.rounds, self.initial_lr)
+        lr = self.lrs[done]
         self.outcome = Outcome(done, lr, names)
         here = self._attendance.present(names, self._needed(len(names)))
         self.outcome.failed = {name: "not connected" for name in names if name not in here}

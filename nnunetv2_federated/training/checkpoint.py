@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.history import round_numbers
 from nnunetv2_federated.federation.settings import Run
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training import local_state
-from nnunetv2_federated.training.build import build_trainer
-from nnunetv2_federated.training.checkpoint_file import unreadable
+from nnunetv2_federated.training.build import build_trainer, initialize
+from nnunetv2_federated.training.checkpoint_file import as_file, read_network_weights, unreadable
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.packages import defining_packages
 from nnunetv2_federated.training.result_folder import STATE_FILE, drop_previous
@@ -48,6 +48,8 @@ _TRAINER_SETTINGS = (
     "enable_deep_supervision",
 )
 """What nnU-Net tells its W&B logger."""
+_USUAL_EPOCHS = 1000
+"""Of ``nnUNetTrainer``, for which ``--rounds`` stands in anyway."""
 
 
 class GlobalModel:
@@ -62,7 +64,9 @@ class GlobalModel:
             self.trainer.disable_checkpointing = run.disable_checkpointing
             if not self.trainer.was_initialized:
                 with _cases_elsewhere(self.trainer, elsewhere=bool(run.remote_sites)):
-                    self.trainer.initialize()
+                    initialize(self.trainer, run)
+            else:  # by nnU-Net's own command, for other settings
+                self.trainer.take_schedule()
             if run.settings.batchnorm == "local" and not batchnorm_tensors(self.trainer.network):
                 raise SettingsError(
                     f"--batchnorm local: the network of {run.configuration} has no BatchNorm; "
@@ -72,6 +76,8 @@ class GlobalModel:
             self.trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.folder = Path(self.trainer.output_folder)
         self.initial_lr: float = self.trainer.initial_lr
+        self.schedule = self.trainer.schedule
+        self.notes = _notes(run, self.trainer)
         self.manifest = manifest_hash(self.trainer.network)
         self.val_iterations: int | None = self.trainer.num_val_iterations_per_epoch
         self.plans_hash = dataset.plans_hash
@@ -89,9 +95,11 @@ class GlobalModel:
         SettingsError
             If it cannot be read, is none, or has another network's weights.
         """
+        path = Path(filename)
         try:
             with quiet():
-                load_pretrained_weights(self.trainer.network, filename)
+                weights = read_network_weights(path)
+                load_pretrained_weights(self.trainer.network, as_file(weights))
         except AssertionError as error:  # nnU-Net's, with all numbers of the tensor at its end
             what = clean(str(error).partition("; your network")[0])
             raise SettingsError(
@@ -100,8 +108,13 @@ class GlobalModel:
             ) from error
         except Exception as error:  # torch.load raises a dozen unrelated types
             raise SettingsError(
-                f"-pretrained_weights {filename}: {unreadable(Path(filename), error)}"
+                f"-pretrained_weights {filename}: {unreadable(path, error)}"
             ) from error
+        if not is_finite(self.vector):
+            raise SettingsError(
+                f"-pretrained_weights {filename}: has weights that are not finite: its training "
+                "diverged; give another checkpoint."
+            )
 
     @property
     def vector(self) -> Vector:
@@ -265,6 +278,28 @@ class GlobalModel:
         self.trainer.logger.load_checkpoint(state["logging"])
         state["weights"] = state["weights"].numpy()
         return state
+
+
+def _notes(run: Run, trainer: FederatedRounds) -> list[str]:
+    """Say in lines what is not as in every federation."""
+    lines = []
+    lrs, shares = trainer.schedule.lrs, trainer.schedule.shares
+    if not trainer.schedule.is_poly(trainer.initial_lr):
+        peak = max(range(len(lrs)), key=lrs.__getitem__)
+        lines.append(
+            f"learning rate by {run.trainer}'s own schedule, in rounds: {lrs[0]:.3g} in round 1, "
+            f"at most {max(lrs):.3g} in round {peak + 1}, {lrs[-1]:.3g} in round {len(lrs)}, the "
+            "last"
+        )
+    if set(shares) != {1.0}:
+        listed = ", ".join(f"{share:.3g}" for share in shares)
+        lines.append(f"parameter groups of {run.trainer} learn with {listed} times that rate")
+    own = trainer.epochs_of_trainer
+    if own not in (_USUAL_EPOCHS, len(lrs)):
+        lines.append(
+            f"{run.trainer} has {own} epochs of its own; this federation has --rounds {len(lrs)}"
+        )
+    return lines
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -89,6 +89,15 @@ def write_torch(path: Path, content: dict[str, Any]) -> None:
             raise
 
 
+def plain(value: Any) -> Any:  # noqa: ANN401  # nnU-Net keeps whatever was logged
+    """Return NumPy's scalars as Python numbers, so that reading needs no pickle."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a state for :func:`load`, as :func:`write_torch` does."""
     write_torch(path, {"format": _FORMAT, **state})

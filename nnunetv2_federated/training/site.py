@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
@@ -257,7 +256,7 @@ class Site:
             "buffers": self._local_tensors(),
             "epoch": trainer.current_epoch,
             "best_ema": None if trainer._best_ema is None else float(trainer._best_ema),
-            "logging": _plain(trainer.logger.get_checkpoint()),
+            "logging": local_state.plain(trainer.logger.get_checkpoint()),
             "randomness": self._randomness,
         }
         local_state.save(local_state.state_path(self.folder, self._after_round), state)
@@ -277,15 +276,6 @@ class Site:
         trainer.logger.load_checkpoint(state["logging"])
         self._randomness = state["randomness"]
         self._after_round = server_round
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401  # nnU-Net's log holds whatever was logged
-    """NumPy scalars as Python numbers, so that reading needs no pickle."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
 
 
 class SitePool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import inspect
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,19 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunetv2_federated.federation.disk import naming_the_disk
-from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Validation
+from nnunetv2_federated.federation.schedule import Schedule
+from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.training.dataset import find_trainer
+from nnunetv2_federated.training.own_schedule import ABSENT, ServerLR, schedule_of
 from nnunetv2_federated.training.shared_memory import (
     batch_bytes,
     check_shared_memory,
     naming_shared_memory,
 )
+from nnunetv2_federated.training.steps import Steps, UntilDeadline
 from nnunetv2_federated.training.tracking import untracked
 
 if TYPE_CHECKING:
@@ -36,19 +41,9 @@ else:
     _Base = object
 
 SUFFIX = "Federated"
-
-
-class ServerLR:
-    """Stands where nnU-Net expects an LR scheduler; the server says the rate."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
-        self.optimizer = optimizer
-        self.lr = lr
-
-    def step(self, _epoch: int | None = None) -> None:
-        """Apply the round's learning rate; local epochs share it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+_LOOKS_FOR_TRAINERS = "find_objects.py"
+"""nnU-Net's, which says that there is no such trainer."""
+_ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")
 
 
 class ProximalLoss(nn.Module):
@@ -75,49 +70,6 @@ class ProximalLoss(nn.Module):
         return loss + self.mu / 2 * distance
 
 
-class _Steps:
-    """Counts a round's training iterations, until its time is over."""
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self._end = None if seconds is None else time.monotonic() + seconds
-        self._losses: list[float] = []
-        self._skipped = 0
-
-    def over(self) -> bool:
-        """Whether the time is over, and there was an iteration."""
-        return self._end is not None and bool(self._losses) and time.monotonic() > self._end
-
-    def take(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """Count an iteration."""
-        self._losses.append(float(outputs["loss"]))
-        return outputs
-
-    def skip(self) -> dict[str, Any]:
-        """Stand in for an iteration, without changing the epoch's mean loss."""
-        self._skipped += 1
-        return {"loss": np.mean(self._losses)}
-
-    @property
-    def completed(self) -> float:
-        """Share of the iterations that were done."""
-        total = len(self._losses) + self._skipped
-        return len(self._losses) / total if total else 1.0
-
-
-class _UntilDeadline:
-    """A loader that repeats its last batch when the time is over: nothing is done with it."""
-
-    def __init__(self, loader: Any, steps: _Steps) -> None:  # noqa: ANN401  # nnU-Net's loaders
-        self._loader = loader
-        self._steps = steps
-        self._batch: Any = None
-
-    def __next__(self) -> Any:  # noqa: ANN401
-        if self._batch is None or not self._steps.over():
-            self._batch = next(self._loader)
-        return self._batch
-
-
 def _no_benchmark(loader: object) -> None:
     """Blur is timed to choose an algorithm; a choice made by a stopwatch cannot be repeated."""
     if not isinstance(loader, SingleThreadedAugmenter):
@@ -142,16 +94,31 @@ class FederatedRounds(_Base):
 
     site_cases: tuple[list[str], list[str]] | None = None
     """Training and validation cases of a site; ``None`` for nnU-Net's own split."""
-    momentum: float | None = None
+    momentum_of_run: float | None = None
     """Overrides the optimizer's momentum; ``None`` leaves the trainer's own."""
+    lr_schedule_of_run = "trainer"
+    """As ``--lr-schedule``."""
+    epochs_of_trainer: int
+    """What the trainer has in nnU-Net, where a federation has rounds."""
+    schedule: Schedule
+    """Learning rate of each round, once this is initialised."""
+    before_optimizer: dict[str, Any]
+    """Attributes that the trainer's ``configure_optimizers`` changes, as they were before."""
     on_iteration: Callable[[], None] | None = None
     """Called after every training and validation iteration."""
     _started = False
     _in_round = False
-    _steps = _Steps()
+    _reads_own = False
+    _steps = Steps()
+    _server_lr: ServerLR | None = None
 
     last_validation = Validation(0, 0.0, [], [], [])
     """Sums over the validation iterations of the last epoch."""
+
+    @property
+    def name_of_trainer(self) -> str:
+        """What this was made of, as ``-tr``."""
+        return type(self).__name__.removesuffix(SUFFIX)
 
     @property
     def completed(self) -> float:
@@ -198,22 +165,28 @@ class FederatedRounds(_Base):
             Mean training loss over the epochs. Validation counts are in :attr:`last_validation`.
         """
         self.on_train_start()
-        self.lr_scheduler.lr = lr
-        self.num_epochs = self.current_epoch + epochs
+        self._rate.lr = lr
+        self.num_epochs = last = self.current_epoch + epochs
         plain_loss = self.loss
         if proximal_mu > 0:
             self.loss = ProximalLoss(plain_loss, self.network, proximal_mu)
         self._in_round = True
-        self._steps = _Steps(seconds)
+        self._steps = Steps(seconds)
         loader = self.dataloader_train
         if seconds is not None:
-            self.dataloader_train = _UntilDeadline(loader, self._steps)
+            self.dataloader_train = UntilDeadline(loader, self._steps)
         try:
             super().run_training()
         finally:
             self._in_round = False
             self.loss = plain_loss
             self.dataloader_train = loader
+        if self.current_epoch != last or self._steps.done < epochs:
+            raise SiteError(
+                f"trainer {self.name_of_trainer} ended {last - self.current_epoch} of {epochs} "
+                "epochs too early: its run_training is no loop over epochs, or an error ended it "
+                "(see its log file)"
+            )
         losses = self.logger.get_value("train_losses", step=None)[-epochs:]
         return float(np.mean(losses))
 
@@ -222,7 +195,8 @@ class FederatedRounds(_Base):
         """Validate the present weights on patches, without a trace in nnU-Net's log."""
         self.on_validation_epoch_start()
         return _sum_validation(
-            [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)]
+            [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)],
+            self.name_of_trainer,
         )
 
     def close(self) -> None:
@@ -242,19 +216,71 @@ class FederatedRounds(_Base):
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
         with untracked():  # a federation is one run: GlobalModel starts it
-            super().__init__(plans, configuration, fold, dataset_json, device)
+            super().__init__(
+                plans=plans,
+                configuration=configuration,
+                fold=fold,
+                dataset_json=dataset_json,
+                device=device,
+            )
+        self.epochs_of_trainer = self.num_epochs
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ServerLR]:  # noqa: D102
-        optimizer, _ = super().configure_optimizers()
-        if self.momentum is not None:
-            for group in optimizer.param_groups:
-                if "momentum" not in group:
-                    raise SettingsError(
-                        f"--momentum {self.momentum}: {type(optimizer).__name__} of "
-                        f"{type(self).__name__} has no momentum; leave the flag out."
-                    )
-                group["momentum"] = self.momentum
-        return optimizer, ServerLR(optimizer, self.initial_lr)
+    def initialize(self) -> None:  # noqa: D102
+        super().initialize()
+        self.take_schedule()
+
+    def take_schedule(self) -> None:
+        """Read the trainer's schedule for as many rounds as ``num_epochs`` says now."""
+        self.schedule = schedule_of(self, self.num_epochs, self.lr_schedule_of_run)
+        self._rate.shares = self.schedule.shares
+
+    def own_optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Return a new optimizer and the scheduler that the trainer has in nnU-Net."""
+        self._reads_own = True
+        found: tuple[torch.optim.Optimizer, Any] = self.configure_optimizers()
+        return found
+
+    @property
+    def _rate(self) -> ServerLR:
+        if self._server_lr is None:
+            raise SettingsError(f"trainer {self.name_of_trainer} has no optimizer")
+        return self._server_lr
+
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401, D102  # trainers with stages say which
+        before = dict(vars(self))
+        optimizer, own = super().configure_optimizers(*args, **kwargs)
+        if self._reads_own:
+            return optimizer, own
+        if self._server_lr is None or self._server_lr.optimizer is not optimizer:
+            if self._started:
+                raise SettingsError(
+                    f"trainer {self.name_of_trainer} makes another optimizer while it trains: a "
+                    "federation has one; give a trainer with one stage."
+                )
+            self.before_optimizer = {
+                name: before.get(name, ABSENT)
+                for name, value in vars(self).items()
+                if before.get(name, ABSENT) is not value
+            }
+            self._set_momentum(optimizer)
+            self._server_lr = ServerLR(optimizer, self.initial_lr)
+        return optimizer, self._server_lr
+
+    def _set_momentum(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.momentum_of_run is None:
+            return
+        for group in optimizer.param_groups:
+            if "momentum" not in group:
+                raise SettingsError(
+                    f"--momentum {self.momentum_of_run}: {type(optimizer).__name__} of "
+                    f"{self.name_of_trainer} has no momentum; leave the flag out."
+                )
+            group["momentum"] = self.momentum_of_run
+
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, D102
+        super().on_train_epoch_start(*args, **kwargs)
+        if not self._reads_own:
+            self._rate.step()  # whatever else a hook of the trainer's set
 
     def do_split(self) -> tuple[list[str], list[str]]:  # noqa: D102
         return self.site_cases if self.site_cases is not None else super().do_split()
@@ -266,31 +292,42 @@ class FederatedRounds(_Base):
             _no_benchmark(loader)
         return loaders
 
-    def on_train_start(self) -> None:  # noqa: D102
+    def on_train_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, D102
         if not self._started:
-            super().on_train_start()
+            super().on_train_start(*args, **kwargs)
             self._started = True
 
-    def on_train_end(self) -> None:  # noqa: D102
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, D102
         if not self._in_round:
-            super().on_train_end()
+            super().on_train_end(*args, **kwargs)
 
-    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:  # noqa: D102
-        self.last_validation = _sum_validation(val_outputs)
-        super().on_validation_epoch_end(val_outputs)
+    def on_validation_epoch_end(  # noqa: D102
+        self,
+        val_outputs: list[dict[str, Any]],
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        self.last_validation = _sum_validation(val_outputs, self.name_of_trainer)
+        super().on_validation_epoch_end(val_outputs, *args, **kwargs)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:  # noqa: D102
         # others write, and pass on what they like; of shared memory first: that is no such disk
         with naming_the_disk(Path(self.output_folder)), naming_shared_memory():
             super().perform_actual_validation(save_probabilities)
 
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
+    def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, D102
         if self._steps.over():
             return self._counted(self._steps.skip())
-        return self._counted(self._steps.take(super().train_step(batch)))
+        outputs = self._steps.take(super().train_step(*args, **kwargs))
+        if not self._rate.is_kept:
+            raise SiteError(
+                f"trainer {self.name_of_trainer} changes its learning rate within an epoch: a "
+                "federation has one rate a round; give a trainer whose rate follows the epoch"
+            )
+        return self._counted(outputs)
 
-    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
-        return self._counted(super().validation_step(batch))
+    def validation_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, D102
+        return self._counted(super().validation_step(*args, **kwargs))
 
     def _counted(self, outputs: dict[str, Any]) -> dict[str, Any]:
         if self.on_iteration is not None:
@@ -324,10 +361,17 @@ def check_workers(trainer: FederatedRounds, trainers: int = 1) -> None:
     check_shared_memory(batch, pinned=trainer.device.type == "cuda", trainers=trainers)
 
 
-def _sum_validation(outputs: list[dict[str, Any]]) -> Validation:
+def _sum_validation(outputs: list[dict[str, Any]], trainer: str) -> Validation:
+    wanted = ("loss", "tp_hard", "fp_hard", "fn_hard")
+    missing = [key for key in wanted if any(key not in output for output in outputs)]
+    if missing:
+        raise SiteError(
+            f"validation_step of trainer {trainer} returns no {missing[0]}: a federation sums what "
+            f"nnU-Net's returns ({', '.join(wanted)})"
+        )
     tp, fp, fn = (
         np.sum([output[key] for output in outputs], axis=0).astype(float).tolist()
-        for key in ("tp_hard", "fp_hard", "fn_hard")
+        for key in wanted[1:]
     )
     return Validation.of(len(outputs), float(np.sum([o["loss"] for o in outputs])), tp, fp, fn)
 
@@ -337,11 +381,30 @@ class nnUNetTrainerFederated(FederatedRounds, nnUNetTrainer):  # noqa: N801  # n
 
 
 def federate(trainer: type) -> type[FederatedRounds]:
-    """Return the federated sibling of any trainer, ``<Name>Federated``."""
+    """Return the federated sibling of any trainer, ``<Name>Federated``.
+
+    Raises
+    ------
+    SettingsError
+        If it is one that others are made from, or its constructor is not nnU-Net's.
+    """
     if issubclass(trainer, FederatedRounds):
         return trainer
     if trainer is nnUNetTrainer:
         return nnUNetTrainerFederated
+    build: Any = getattr(trainer, "build_network_architecture", None)
+    if getattr(build, "__isabstractmethod__", False):
+        raise SettingsError(
+            f"trainer {trainer.__name__} has no network of its own: it is what others are made "
+            "from; give one of them."
+        )
+    try:
+        inspect.signature(trainer).bind(**dict.fromkeys(_ARGUMENTS))
+    except TypeError as error:
+        raise SettingsError(
+            f"trainer {trainer.__name__}: its __init__ cannot be called as nnU-Net calls it "
+            f"({error}): it must take {', '.join(_ARGUMENTS)}, and need no more."
+        ) from error
     return type(trainer.__name__ + SUFFIX, (FederatedRounds, trainer), {})
 
 
@@ -351,16 +414,39 @@ def federated_trainer(name: str) -> type[FederatedRounds]:
     Raises
     ------
     SettingsError
-        If there is no such trainer.
+        If there is no such trainer, or it cannot be federated.
     """
     if name == nnUNetTrainerFederated.__name__:
         return nnUNetTrainerFederated
     try:
-        return federate(find_trainer(name))
+        found = _find(name)
     except SettingsError:
         if not name.endswith(SUFFIX):
             raise
-        return federate(find_trainer(name.removesuffix(SUFFIX)))
+        found = _find(name.removesuffix(SUFFIX))
+    return federate(found)
+
+
+def _find(name: str) -> type:
+    try:
+        return find_trainer(name)
+    except Exception as error:  # nnU-Net's search runs every file on its way
+        cause = error.__cause__ or error
+        if isinstance(error, SettingsError) and Path(_place(cause)).name == _LOOKS_FOR_TRAINERS:
+            raise
+        raise SettingsError(
+            f"trainer {clean(name, 80)} cannot be looked for: {_place(cause)} cannot be imported "
+            f"({type(cause).__name__}: {clean(cause, 200)}); install what is missing, mend the "
+            "file, or take it out of nnUNet_extTrainer."
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the file that failed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return error.filename
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return next(file for file in reversed(files) if not file.startswith("<frozen"))
 
 
 def stock_name(trainer: type) -> str:

@@ -97,6 +97,10 @@ def test_a_start_that_is_refused_costs_an_earlier_run_nothing(
     files["zip"] = tmp_path / "archive.pth"
     with zipfile.ZipFile(files["zip"], "w") as archive:
         archive.writestr("readme", "no weights")
+    files["list"], files["nan"] = tmp_path / "list.pth", tmp_path / "nan.pth"
+    torch.save({"network_weights": [1, 2]}, files["list"])
+    diverged = weights["network_weights"] | {first: weights["network_weights"][first] * math.nan}
+    torch.save({"network_weights": diverged}, files["nan"])
     before = content_of(a_run.parent)
     for name, words in {
         "lfs": "git lfs pull",
@@ -105,6 +109,8 @@ def test_a_start_that_is_refused_costs_an_earlier_run_nothing(
         "cut": "not whole",
         "zip": "no checkpoint of nnU-Net",
         "plain": "has no 'network_weights'",
+        "list": "has no 'network_weights'",
+        "nan": "not finite",
         "shape": "of another network",
         "other": "of another network",
     }.items():
@@ -114,6 +120,13 @@ def test_a_start_that_is_refused_costs_an_earlier_run_nothing(
         assert len(line) < 800
     for flags in (
         ("-pretrained_weights", tmp_path),
+        ("-tr", "AbstractPrimus"),
+        ("--sites-file", files["lfs"]),
+        ("--sites-file", files["zip"]),
+        ("--case-table", files["lfs"], "--by", "centre"),
+        ("--case-table", files["cut"], "--by", "centre"),
+        ("--settings", files["lfs"]),
+        ("--settings", files["zip"]),
         ("--strategy", "krum", "--strategy-option", "nu=1"),
         ("--batchnorm", "local"),
     ):

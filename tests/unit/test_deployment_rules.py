@@ -37,8 +37,8 @@ from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.process import Child
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.flower.deployment.site import serve
+from nnunetv2_federated.training.steps import Steps
 from nnunetv2_federated.training.summary import pool_sites, summarise_site
-from nnunetv2_federated.training.trainer import _Steps
 
 # Code
 
@@ -308,7 +308,7 @@ def test_the_example_of_a_server_holds_known_and_allowed_settings() -> None:
 
 
 def test_iterations_after_the_deadline_are_left_out() -> None:
-    steps = _Steps(seconds=-1.0)
+    steps = Steps(seconds=-1.0)
     assert not steps.over()  # one iteration is always done
 
     steps.take({"loss": 4.0})
@@ -317,7 +317,7 @@ def test_iterations_after_the_deadline_are_left_out() -> None:
 
     assert skipped == [4.0, 4.0, 4.0]
     assert steps.completed == 0.25
-    assert not _Steps().over()
+    assert not Steps().over()
 
 
 @pytest.mark.parametrize("completed", [0, -0.5, 1.5, "1"])

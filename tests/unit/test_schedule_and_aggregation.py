@@ -13,7 +13,7 @@ from nnunetv2_federated.federation.aggregation import (
     mean_dice,
     weighted_mean,
 )
-from nnunetv2_federated.federation.schedule import poly_lr
+from nnunetv2_federated.federation.schedule import Schedule, poly_lr, read_schedule
 
 LONG = 2 * _BLOCK + 3  # three blocks, the last of 3 values
 
@@ -41,6 +41,47 @@ def test_the_schedule_is_nnunets_with_rounds_for_epochs():
 def test_a_round_outside_the_federation_has_no_learning_rate(server_round):
     with pytest.raises(ValueError, match=r"outside 0 \.\. 119"):
         poly_lr(server_round, 120, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("rates", "declared", "lrs", "shares"),
+    [
+        ([[0.01], [0.005]], [0.01], (0.01, 0.005), (1.0,)),
+        # the scheduler keeps a ratio; whoever learns fastest says the rate
+        ([[0.001, 0.004], [0.002, 0.008]], [0.1, 0.1], (0.004, 0.008), (0.25, 1.0)),
+        # the scheduler flattens what was declared
+        ([[0.01] * 2, [0.005] * 2], [0.001, 0.01], (0.01, 0.005), (0.1, 1.0)),
+        # and while it warms up, from the trainer's 0.02
+        ([[0.001] * 2, [0.002] * 2], [0.002, 0.02], (0.001, 0.002), (0.1, 1.0)),
+        # two groups for their weight decay alone
+        ([[0.01] * 2, [0.005] * 2], [0.3, 0.3], (0.01, 0.005), (1.0, 1.0)),
+        ([[0.0, 0.0]], [0.1, 0.1], (0.0,), (1.0, 1.0)),
+    ],
+)
+def test_a_schedule_is_read_from_rates(rates, declared, lrs, shares):
+    schedule = read_schedule(rates, declared, 0.02)
+    assert schedule.lrs == lrs
+    assert schedule.shares == pytest.approx(shares, rel=1e-12)
+
+
+def test_groups_must_keep_their_ratios():
+    with pytest.raises(ValueError, match="ratios change in epoch 0"):
+        read_schedule([[0.001, 0.01], [0.02, 0.02]], [0.01, 0.01], 0.01)
+
+
+@pytest.mark.parametrize("lr", [1.5, -0.1, math.nan, math.inf])
+def test_a_rate_that_no_message_carries_is_none(lr):
+    with pytest.raises(ValueError, match="in round 1, not 0 to 1"):
+        Schedule((0.1, lr), (1.0,))
+
+
+def test_poly_in_place_of_another_schedule():
+    poly = Schedule((0.5, 0.5), (0.25, 1.0)).with_poly(0.01)
+    assert poly.lrs == pytest.approx((0.01, 0.005358867312681466), rel=1e-12)
+    assert poly.shares == (0.25, 1.0)
+    assert poly.is_poly(0.01)
+    assert not poly.is_poly(0.02)
+    assert not Schedule((0.01, 0.01), (1.0,)).is_poly(0.01)
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0, 0.1])

@@ -130,14 +130,15 @@ def test_a_message_is_answered_once_and_again_only_if_its_answer_did_not_leave(
 # What a round may be
 
 APPROVED = FederationSettings(rounds=2, local_epochs=3, strategy="fedprox", round_deadline=100)
+LRS = [0.01, 0.005358867312681466]
 ROUND_1 = TrainTask(1, 0.005358867312681466, 3, 0, 0.01, 80.0)  # 0.01 * (1 - 1/2) ** 0.9
 
 
 def test_a_round_as_it_was_approved_passes() -> None:
-    check_round(ROUND_1, APPROVED, 0.01, 50)
-    check_round(dataclasses.replace(ROUND_1, validate_received=50), APPROVED, 0.01, 50)
+    check_round(ROUND_1, APPROVED, LRS, 50)
+    check_round(dataclasses.replace(ROUND_1, validate_received=50), APPROVED, LRS, 50)
     check_round(
-        dataclasses.replace(ROUND_1, validate_received=VALIDATION_EPOCH), APPROVED, 0.01, None
+        dataclasses.replace(ROUND_1, validate_received=VALIDATION_EPOCH), APPROVED, LRS, None
     )
     check_evaluation(TrainTask(2, 0.0, 0, 50), APPROVED, 50)
     check_full_validation(TrainTask(3, 0.0, 0, 0), APPROVED)
@@ -161,7 +162,7 @@ def test_a_round_as_it_was_approved_passes() -> None:
 )
 def test_a_round_that_was_not_approved_is_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(SiteError, match=text):
-        check_round(dataclasses.replace(ROUND_1, **changes), APPROVED, 0.01, 50)
+        check_round(dataclasses.replace(ROUND_1, **changes), APPROVED, LRS, 50)
 
 
 @pytest.mark.parametrize("changes", [{"lr": -0.5}, {"lr": 100.0}, {"lr": float("nan")}])
@@ -175,7 +176,7 @@ def test_evaluations_that_were_not_approved_are_refused() -> None:
     first = dataclasses.replace(ROUND_1, server_round=0, lr=0.01, validate_received=1)
     for task, approved in ((first, APPROVED), (TrainTask(2, 0.0, 0, 1), silent)):
         check = check_round if task is first else check_evaluation
-        arguments = (0.01, 50) if task is first else (50,)
+        arguments = (LRS, 50) if task is first else (50,)
         with pytest.raises(SiteError, match="approved are none in this round"):
             check(task, approved, *arguments)
     with pytest.raises(SiteError, match="refused server_round 1: approved is 2"):

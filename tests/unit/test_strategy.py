@@ -22,6 +22,7 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings, Run, SiteSettings
 from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.attendance import Attendance, Same
@@ -116,7 +117,7 @@ class Federation:
         return PolyLRStrategy(
             build_strategy(settings.strategy, settings.strategy_options),
             settings,
-            0.01,
+            [poly_lr(done, settings.rounds, 0.01) for done in range(settings.rounds)],
             self.attendance,
             streaming=averages(settings.strategy),
             first_round=first_round,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.history import client_side, server_side, write_history
 from nnunetv2_federated.federation.messages import TrainReport, Validation
 from nnunetv2_federated.training import local_state
+from nnunetv2_federated.training.checkpoint_file import read_network_weights
+from nnunetv2_federated.training.own_schedule import ServerLR
 from nnunetv2_federated.training.trainer import (
     ProximalLoss,
-    ServerLR,
     federate,
     nnUNetTrainerFederated,
     stock_name,
@@ -124,6 +126,22 @@ def test_a_vector_from_the_network_may_be_read_only():
     assert to_vector(net).tobytes() == vector.tobytes()
 
 
+def test_weights_that_a_gpu_left_are_read_without_one(tmp_path):
+    """torch would put them back where they were, and calls a file without its GPU unreadable."""
+    path, moved = tmp_path / "cpu.pth", tmp_path / "cuda.pth"
+    torch.save({"network_weights": {"w": torch.arange(3.0)}}, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(moved, "w") as target:
+        for item in source.infolist():
+            content = source.read(item)
+            if item.filename.endswith("data.pkl"):
+                assert b"X\x03\x00\x00\x00cpu" in content  # a string of 3 bytes
+                content = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:7")
+            target.writestr(item, content)
+    with pytest.raises(RuntimeError, match="deserialize"):
+        torch.load(moved)
+    assert read_network_weights(moved)["w"].tolist() == [0.0, 1.0, 2.0]
+
+
 def test_half_precision_parameters_come_back_unchanged():
     net = randomized(3).half()
     vector = to_vector(net)
@@ -207,6 +225,13 @@ def test_the_server_sets_the_learning_rate_of_every_group():
     scheduler.lr = 0.002
     scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.002, 0.002]
+    assert scheduler.is_kept
+    scheduler.shares = (0.5, 1.0)
+    assert not scheduler.is_kept
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.001, 0.002]
+    optimizer.param_groups[1]["lr"] = 0.003  # as a schedule by iteration would
+    assert not scheduler.is_kept
 
 
 # The name inference finds the network by

@@ -275,7 +275,7 @@ class Desk:
         settings, iterations = site.run.settings, site.trainer.num_val_iterations_per_epoch
         try:
             if kind == MessageType.TRAIN:
-                check_round(task, settings, site.trainer.initial_lr, iterations)
+                check_round(task, settings, site.trainer.schedule.lrs, iterations)
             elif kind == MessageType.EVALUATE:
                 check_evaluation(task, settings, iterations)
             else:

@@ -46,11 +46,14 @@ def _training(proposal: Proposal) -> list[str]:
         return [start, f"its settings are not valid and will be refused: {error}"]
     iterations = settings.iterations_per_epoch or "the trainer's own number of"
     rate = settings.initial_lr or "the trainer's own"
+    course = (
+        "decays to 0" if settings.lr_schedule == "poly" else "follows the trainer's own schedule"
+    )
     options = ", ".join(f"{key} {value:g}" for key, value in settings.strategy_options.items())
     return [
         start,
         f"{settings.rounds} rounds of {settings.local_epochs} local epochs of {iterations} "
-        f"iterations, learning rate from {rate} down to 0, by {settings.strategy}"
+        f"iterations, learning rate {rate}, which {course}, by {settings.strategy}"
         f"{f' ({options})' if options else ''}",
         "after each round the trained weights leave this site in "
         f"{settings.transport_dtype}, with losses and sums of voxel counts over patches of the "
