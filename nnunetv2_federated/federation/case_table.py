@@ -7,6 +7,7 @@ are used by name. A table ``cases.csv`` beside ``dataset.json`` counts without b
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 
 CASE_COLUMN = "case"
 PATIENT_COLUMN = "patient"
+_LIKE_PATIENTS = re.compile(r"patient|subject|^pid$|^mrn$")
 
 
 def read_case_table(path: Path) -> dict[str, dict[str, str]]:
@@ -86,6 +88,14 @@ def patients_of(table: Mapping[str, Mapping[str, str]]) -> dict[str, str] | None
     if not table or PATIENT_COLUMN not in next(iter(table.values())):
         return None
     return table_column(table, PATIENT_COLUMN)
+
+
+def like_patients(table: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return columns that seem to hold patients under another name than ``patient``."""
+    columns = next(iter(table.values()), {})
+    if PATIENT_COLUMN in columns:
+        return []
+    return [name for name in columns if _LIKE_PATIENTS.search(name.lower())]
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:

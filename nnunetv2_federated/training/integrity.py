@@ -19,6 +19,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetBlosc2,
 )
 
+from nnunetv2_federated.federation.case_table import like_patients, read_case_table
 from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.training.dataset import (
@@ -192,6 +193,14 @@ class _Subject:
         table = find_case_table(self.dataset)
         if table is None:
             yield Finding("patients", True, f"not known: without {CASE_TABLE} each case is one")
+            return
+        others = look("patients", lambda: ", ".join(like_patients(read_case_table(table))))
+        if others.good and others.seen:
+            seen = (
+                f"patients of {self.name} are not known: {table.name} has no column patient, but "
+                f"{others.seen}; name it patient to keep a patient's cases in one fold"
+            )
+            yield Finding("patients", True, seen, aloud=True)
             return
         known = look("patients", lambda: self._patients_apart(table.name))
         yield known

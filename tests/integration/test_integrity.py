@@ -226,6 +226,16 @@ def test_what_is_odd_but_no_error_is_said_aloud(folders: Folders) -> None:
     ]
 
 
+def test_a_column_that_seems_to_hold_patients_is_named(folders: Folders) -> None:
+    (folders.raw / "cases.csv").write_text("case,site,Subject_ID\ncase_00,a,1\n")
+    assert check() == [
+        f"patients of {NAME} are not known: cases.csv has no column patient, but Subject_ID; name "
+        "it patient to keep a patient's cases in one fold"
+    ]
+    (folders.raw / "cases.csv").write_text("case,site\ncase_00,a\n")
+    assert check() == []
+
+
 def test_a_classifier_needs_no_reference_segmentations(folders: Folders) -> None:
     shutil.rmtree(folders.preprocessed / "gt_segmentations")
     assert check(segmentation=False) == []
