@@ -100,7 +100,7 @@ def test_a_start_that_is_refused_costs_an_earlier_run_nothing(
         archive.writestr("readme", "no weights")
     files["list"], files["nan"] = tmp_path / "list.pth", tmp_path / "nan.pth"
     torch.save({"network_weights": [1, 2]}, files["list"])
-    diverged = weights["network_weights"] | {first: weights["network_weights"][first] * math.nan}
+    diverged = {key: value * math.nan for key, value in weights["network_weights"].items()}
     torch.save({"network_weights": diverged}, files["nan"])
     before = content_of(a_run.parent)
     for name, words in {
