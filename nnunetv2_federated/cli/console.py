@@ -25,11 +25,11 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from nnunetv2_federated.federation.finding import Finding
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.text import LONGEST, clean, one_line
 from nnunetv2_federated.federation.update_bound import ACCEPTED, LARGEST_NORM
-from nnunetv2_federated.training.integrity import Finding
 
 LONGEST_LINE = 4000
 """Characters of a line put together here: it may name many sites."""

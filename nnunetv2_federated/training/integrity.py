@@ -7,7 +7,7 @@ lies in ``nnUNet_preprocessed`` after that, which other files may have left behi
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
 
 from nnunetv2_federated.federation.case_table import like_patients, read_case_table
 from nnunetv2_federated.federation.declared import declared_of, find_difference
-from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.finding import Finding, look
 from nnunetv2_federated.training.dataset import (
     Dataset,
     check_configuration,
@@ -41,25 +42,6 @@ from nnunetv2_federated.training.folds import (
 from nnunetv2_federated.training.raw_files import training_files
 
 REFERENCES = "gt_segmentations"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of a table: what was looked at, whether it is good, and what was seen."""
-
-    what: str
-    good: bool
-    seen: str
-    aloud: bool = False
-    """Whether it is good, but more than one would expect, so that a training says it too."""
-
-
-def look(what: str, find: Callable[[], str]) -> Finding:
-    """Return what was found, or what it could not be found for."""
-    try:
-        return Finding(what, True, find())
-    except (FederationError, OSError, RuntimeError) as error:
-        return Finding(what, False, " ".join(str(error).split()))
 
 
 def check_dataset(
