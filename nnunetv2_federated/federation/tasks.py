@@ -17,6 +17,8 @@ DEFAULT_PROXIMAL_MU = 0.01
 
 _SAME = 1e-9
 """Relative difference of two numbers that are the same but for the machine."""
+_NOTHING = 1e-12
+"""Difference of two rates that is rounding where a cosine comes close to 0."""
 
 
 def proximal_mu(settings: FederationSettings) -> float:
@@ -102,7 +104,7 @@ def _check(name: str, came: float | None, expected: float | None) -> None:
     same = came == expected or (
         came is not None
         and expected is not None
-        and math.isclose(came, expected, rel_tol=_SAME, abs_tol=0.0)
+        and math.isclose(came, expected, rel_tol=_SAME, abs_tol=_NOTHING)
     )
     if not same:
         raise SiteError(f"refused {name} {came}: approved is {expected}")
