@@ -218,6 +218,7 @@ def test_missing_references_are_named(tmp_path):
     dataset_json = {"classes": {"rows": 0, "columns": 1}}
     with pytest.raises(ValueError, match=r"labelsTs\.json does not exist"):
         ClsTester().references(tmp_path, dataset_json, "Ts", ["t1"])
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset_json))
     (tmp_path / "labelsTs.json").write_text(json.dumps({"t1": 1}))
     assert ClsTester().references(tmp_path, dataset_json, "Ts", ["t1"]) == {"t1": 1}
 
