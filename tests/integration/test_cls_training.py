@@ -369,7 +369,7 @@ def test_a_preprocessed_file_that_is_missing_is_named_before_training(
         path.write_bytes(content)
 
     assert exit_.value.code == 2
-    assert "lacks 1 files (case_11_seg.b2nd)" in capsys.readouterr().err
+    assert "lacks case_11_seg.b2nd: preprocessing was interrupted" in capsys.readouterr().err
     assert not list(results.glob("*/*"))
 
 
