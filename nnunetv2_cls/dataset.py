@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from numpy.typing import NDArray
 
 from nnunetv2_cls.errors import ClsError
@@ -34,19 +34,23 @@ def find_name(dataset: str) -> str:
     Raises
     ------
     ClsError
-        If nnU-Net's folders have no such dataset.
+        If nnU-Net's folders have no such dataset, or several of this id.
     """
-    try:
-        return str(
-            maybe_convert_to_dataset_name(
-                dataset if dataset.startswith("Dataset") else int(dataset)
-            )
-        )
-    except (ValueError, RuntimeError) as error:
+    if dataset.startswith("Dataset"):
+        names = [dataset]
+    else:
+        names = list(find_candidate_datasets(int(dataset))) if dataset.isdecimal() else []
+    if not names:
         raise ClsError(
             f"dataset {dataset} is unknown: give an id such as 501 or a name such as "
             "Dataset501_Name."
-        ) from error
+        )
+    if len(names) > 1:
+        raise ClsError(
+            f"dataset {dataset}: more than one has this id, {', '.join(map(str, names))}; give the "
+            "name, or rename or remove the folder that is not meant."
+        )
+    return str(names[0])
 
 
 def read_classes(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_cls.checks import check_dimensions
-from nnunetv2_cls.dataset import find_name, labels_to_plan, write_json, write_labels
+from nnunetv2_cls.dataset import find_name, labels_to_plan, read_json, write_json, write_labels
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.network import check_model, check_norm
 from nnunetv2_cls.splits import SPLITS_FILE, patients_of, splits_to_plan
@@ -172,7 +171,10 @@ def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:
             f"{folder.name} has no plans {plans_name}: run nnUNetv2_plan_and_preprocess first, or "
             "name its plans with -p."
         )
-    plans: dict[str, Any] = load_json(str(path))
+    plans: dict[str, Any] = read_json(path)
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict):
+        raise ClsError(f"{path} is no plans file of nnU-Net: restore it, or plan again.")
     return plans
 
 

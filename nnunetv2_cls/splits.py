@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ CASE_TABLE = "cases.csv"
 FOLDS = 5
 SEED = 12345
 """nnU-Net's, both."""
+_LIKE_PATIENTS = re.compile(r"patient|subject|^pid$|^mrn$")
 Splits: TypeAlias = list[dict[str, list[str]]]
 """For each fold the cases of ``train`` and ``val``."""
 
@@ -37,12 +39,19 @@ def patients_of(dataset_name: str) -> dict[str, str]:
     Raises
     ------
     ClsError
-        If the table cannot be read, has no column ``case``, or two patients for a case.
+        If the table cannot be read, has no column ``case``, two patients for a case, or patients
+        under another name than ``patient``.
     """
     folders = [folder for folder in (nnUNet_raw.get(), nnUNet_preprocessed.get()) if folder]
     tables = [Path(folder) / dataset_name / CASE_TABLE for folder in folders]
     path = next((table for table in tables if table.is_file()), None)
-    if path is None or "patient" not in _header(path):
+    header = _header(path) if path is not None else []
+    if path is None or "patient" not in header:
+        if others := [name for name in header if _LIKE_PATIENTS.search(name.lower())]:
+            raise ClsError(
+                f"{path} has no column patient, but {', '.join(others)}: name it patient (columns "
+                "are separated by commas), so that a patient's images stay in one fold."
+            )
         return {}
     patients: dict[str, str] = {}
     for row in read_table(path, ("case", "patient")):
@@ -55,7 +64,7 @@ def patients_of(dataset_name: str) -> dict[str, str]:
 def _header(path: Path) -> list[str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return next(csv.reader(file), [])
+            return [name.strip() for name in next(csv.reader(file), [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ClsError(f"{path} cannot be read as a CSV table: {error}.") from error
 

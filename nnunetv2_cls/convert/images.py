@@ -19,6 +19,8 @@ _READ = "PNG, JPEG, TIFF, BMP and DICOM are read, whatever their names"
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini")
 _WEIGHTS = np.array((19595, 38470, 7471), np.int64)
 """Of red, green and blue in grey, times 65536: those of Pillow."""
+_LARGEST_WHOLE = 2**24
+"""Up to which a 32-bit float holds every whole number."""
 
 
 def list_images(folder: Path, *, empty: bool = False) -> list[Path]:
@@ -186,6 +188,11 @@ def _smallest(values: NDArray[Any], path: Path) -> Pixels:
         raise ClsError(f"{path} holds values that are no numbers: replace or remove it.")
     fractions = values.dtype.kind == "f" and (values % 1).any()
     if low < 0 or high > np.iinfo(np.uint16).max or fractions:
+        if values.dtype.kind in "iu" and max(-int(low), int(high)) > _LARGEST_WHOLE:
+            raise ClsError(
+                f"{path} holds values up to {max(-int(low), int(high))}: nnU-Net reads 32-bit "
+                f"floats, which count exactly to {_LARGEST_WHOLE}; rescale the image."
+            )
         return values.astype(np.float32)
     if high > np.iinfo(np.uint8).max:
         return values.astype(np.uint16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ def read_natural(path: Path) -> NDArray[Any]:
 
 def unreadable(path: Path) -> ClsError:
     """Say that a file is damaged, or is none of those that are read."""
+    with contextlib.suppress(*_ERRORS), tifffile.TiffFile(path) as file:
+        kind = file.pages[0].dtype
+        if kind is not None and kind.itemsize > 4:  # whole, but more than an image holds
+            return ClsError(f"{path} is a TIFF of {kind}: save it with at most 32 bits a value.")
     return ClsError(f"{path} cannot be read as an image: replace or remove it.")
 
 

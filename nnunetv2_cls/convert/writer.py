@@ -25,6 +25,9 @@ from nnunetv2_cls.errors import ClsError
 _log = logging.getLogger(__name__)
 
 
+_ONE_VALUE = "of one value"
+
+
 def write_dataset(
     source: Source,
     dataset_id: int,
@@ -118,6 +121,7 @@ def _write_images(
                 f"{BYTES} takes 0 to 255; give another --channel, such as rescale_to_0_1."
             )
         depths[str(pixels.dtype)] += 1
+        depths[_ONE_VALUE] += int(pixels.min() == pixels.max())
         subset = "Ts" if case.name in test else "Tr"
         save_image(folder / f"images{subset}" / f"{case.name}_0000", pixels)
         if subset == "Tr":
@@ -135,13 +139,16 @@ def _write_images(
 
 def _depth_warnings(depths: Mapping[str, int]) -> list[str]:
     found = []
+    types = {name: count for name, count in depths.items() if name != _ONE_VALUE}
+    if depths[_ONE_VALUE]:
+        found.append(f"{depths[_ONE_VALUE]} images have one value everywhere: they show nothing.")
     if depths["float32"]:
         found.append(
             f"{depths['float32']} images have negative values, fractions or values above 65535: "
-            "the images are 32-bit TIFF files, which keep them."
+            "the images are TIFF files of 32-bit floats, of about 7 digits."
         )
-    if len(depths) > 1:
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(depths.items()))
+    if len(types) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(types.items()))
         found.append(
             f"the images differ in type ({counts}): nnU-Net's z-score of each image makes them "
             "comparable, other normalisations do not."
@@ -176,8 +183,10 @@ def _write_tables(folder: Path, source: Source, ending: str) -> None:
     training = sorted(source.training, key=lambda case: case.name)
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
+        # test cases too: their intervals are by patient
+        cases = (*training, *sorted(source.test, key=lambda case: case.name))
         writer.writerow(("case", "class", "patient"))
-        writer.writerows((c.name, c.klass, c.patient or c.name) for c in training)
+        writer.writerows((case.name, case.klass, case.patient or case.name) for case in cases)
     for name, cases in ((LABELS_FILE, source.training), (TEST_LABELS_FILE, source.test)):
         labels = {
             case.name: source.classes.index(case.klass)

@@ -7,6 +7,8 @@ import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nnunetv2_federated.cli.console import print_findings
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
@@ -40,7 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("fold", nargs="?", metavar="FOLD", help="0 to 4, or all (default: each)")
     parser.add_argument("-p", dest="plans", metavar="PLANS", help="plans identifier (nnUNetPlans)")
     parser.add_argument(
-        "-tr", dest="trainer", metavar="TRAINER", help="trainer (nnUNetTrainerFederated)"
+        "-tr",
+        dest="trainer",
+        metavar="TRAINER",
+        help="trainer (nnUNetTrainerFederated; of a classification nnUNetTrainerCls)",
     )
     return parser
 
@@ -54,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _check(options: Options) -> None:
     use_trainer_folder()
     dataset = load_dataset(options["dataset"], options.get("plans", "nnUNetPlans"))
-    trainer = federated_trainer(options.get("trainer", "nnUNetTrainerFederated"))
     bad = []
     for configuration in _configurations(dataset, options.get("configuration")):
+        usual = usual_trainer(dataset, configuration)
+        trainer = federated_trainer(options.get("trainer", usual))
         findings = [
             *_each_once(dataset, configuration, options.get("fold"), trainer),
             look("trainer", functools.partial(_build, dataset, configuration, trainer)),
@@ -77,6 +83,13 @@ def _configurations(dataset: Dataset, wanted: str | None) -> list[str]:
     if not found:
         raise SettingsError(f"{dataset.name} is not preprocessed: run nnUNetv2_preprocess.")
     return found
+
+
+def usual_trainer(dataset: Dataset, configuration: str) -> str:
+    """Return the trainer that a configuration is for, by its network."""
+    manager = PlansManager(dataset.plans).get_configuration(configuration)
+    classifies = str(manager.network_arch_class_name).startswith("nnunetv2_cls.")
+    return "nnUNetTrainerCls" if classifies else "nnUNetTrainerFederated"
 
 
 def _each_once(

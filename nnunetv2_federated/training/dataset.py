@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.errors import SettingsError
@@ -23,6 +24,9 @@ from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training.dataset_json import check_declaration
 from nnunetv2_federated.training.preprocessed import check_files
+
+_OF_PLANS = ("plans_name", "image_reader_writer", "transpose_forward", "transpose_backward")
+"""What all configurations share."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,23 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
         )
     dataset_json = read_json(folder / "dataset.json")
     check_declaration(dataset_json, f"{folder / 'dataset.json'}")
-    return Dataset(name, folder, read_json(plans_file), dataset_json)
+    plans = read_json(plans_file)
+    _check_plans(plans, plans_file)
+    return Dataset(name, folder, plans, dataset_json)
+
+
+def _check_plans(plans: Any, path: Path) -> None:  # noqa: ANN401  # JSON
+    """Refuse what nnU-Net would fail over later, and not say why."""
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    fits = isinstance(configurations, dict) and all(
+        isinstance(content, dict) for content in configurations.values()
+    )
+    lacking = [key for key in _OF_PLANS if key not in plans] if fits else ["configurations"]
+    if lacking:
+        raise SettingsError(
+            f"{path} is of another form than nnU-Net's plans: it lacks {', '.join(lacking)}; "
+            "restore it, or plan again."
+        )
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
@@ -170,6 +190,28 @@ def check_planned(dataset: Dataset, configuration: str) -> None:
         )
 
 
+def _configuration(dataset: Dataset, name: str) -> ConfigurationManager:
+    """Resolve a configuration, with what nnU-Net asks of each."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of plans of an older nnU-Net, which it completes
+            manager = PlansManager(dataset.plans).get_configuration(name)
+        axes = {len(manager.patch_size), len(manager.spacing)}
+        fits = len(axes) == 1 and manager.batch_size > 0 and manager.preprocessor_name
+    except Exception as error:  # whatever a changed file makes nnU-Net raise
+        raise SettingsError(
+            f"configuration {name} in the plans of {dataset.name} cannot be used "
+            f"({type(error).__name__}: {clean(error)}): restore the plans, or plan again."
+        ) from error
+    if not fits or not str(manager.data_identifier):
+        raise SettingsError(
+            f"configuration {name} in the plans of {dataset.name} has the patch size "
+            f"{manager.patch_size} and the spacing {manager.spacing}, of different axes: restore "
+            "the plans, or plan again."
+        )
+    return manager
+
+
 def check_configuration(dataset: Dataset, configuration: str) -> Path:
     """Return the folder of the preprocessed cases of a configuration.
 
@@ -179,7 +221,7 @@ def check_configuration(dataset: Dataset, configuration: str) -> Path:
         If the plans do not have the configuration, or it is not preprocessed.
     """
     check_planned(dataset, configuration)
-    manager = PlansManager(dataset.plans).get_configuration(configuration)
+    manager = _configuration(dataset, configuration)
     folder = dataset.folder / str(manager.data_identifier)
     if not folder.is_dir() or not preprocessed_cases(folder):
         raise SettingsError(

@@ -12,7 +12,11 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import StratifiedGroupKFold
 
-from nnunetv2_federated.federation.case_table import patients_of, read_case_table
+from nnunetv2_federated.federation.case_table import (
+    like_patients,
+    patients_of,
+    read_case_table,
+)
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing
 from nnunetv2_federated.training.dataset import (
@@ -60,6 +64,18 @@ def known_patients(dataset: Dataset, table: Path | None = None) -> dict[str, str
     return patients_of(read_case_table(path)) if path is not None else None
 
 
+def _patients_to_draw_by(dataset: Dataset, table: Path | None) -> dict[str, str] | None:
+    """Return the known patients; refuse to draw by case where a table seems to know more."""
+    path = table or find_case_table(dataset)
+    others = like_patients(read_case_table(path)) if path is not None else []
+    if others:
+        raise SettingsError(
+            f"{path} has no column patient, but {', '.join(others)}: name it patient to have folds "
+            f"drawn by patient, or write {SPLITS_FILE} yourself."
+        )
+    return known_patients(dataset, table)
+
+
 def read_splits(dataset: Dataset) -> list[Split]:
     """Read ``splits_final.json``.
 
@@ -104,7 +120,7 @@ def fold_split(
     if fold == "all":
         return cases, cases
     if not (dataset.folder / SPLITS_FILE).is_file():
-        _write_folds(dataset, cases, known_patients(dataset))
+        _write_folds(dataset, cases, _patients_to_draw_by(dataset, None))
     splits = read_splits(dataset)
     if not (isinstance(fold, int) and 0 <= fold < len(splits)):
         raise SettingsError(
@@ -118,6 +134,12 @@ def fold_split(
             f"{SPLITS_FILE} of {dataset.name} names {some(unknown)} in fold {fold} that "
             f"{_are(unknown)} not preprocessed for {configuration}: preprocess again, or take them "
             "out of the file."
+        )
+    twice = {case for part in (training, validation) for case in part if part.count(case) > 1}
+    if twice:
+        raise SettingsError(
+            f"{SPLITS_FILE} of {dataset.name} has {some(twice)} more than once in a part of fold "
+            f"{fold}: correct it, or delete it to have folds drawn."
         )
     both = set(training) & set(validation)
     if both:
@@ -172,7 +194,7 @@ def draw_by_table(
     drawn = (dataset.folder / SPLITS_FILE).is_file()
     if table is not None and not drawn and any(fold != "all" for fold in folds):
         cases = preprocessed_cases(check_configuration(dataset, configuration))
-        _write_folds(dataset, cases, known_patients(dataset, table))
+        _write_folds(dataset, cases, _patients_to_draw_by(dataset, table))
 
 
 def _write_folds(

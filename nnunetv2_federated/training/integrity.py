@@ -18,6 +18,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     infer_dataset_class,
     nnUNetDatasetBlosc2,
 )
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.case_table import like_patients, read_case_table
 from nnunetv2_federated.federation.declared import declared_of, find_difference
@@ -39,7 +40,7 @@ from nnunetv2_federated.training.folds import (
     shared_patients,
     some,
 )
-from nnunetv2_federated.training.raw_files import training_files
+from nnunetv2_federated.training.raw_files import channel_gap, training_files
 
 REFERENCES = "gt_segmentations"
 
@@ -128,15 +129,22 @@ class _Subject:
             yield Finding("cases in no fold", True, seen, aloud=True)
 
     def files(self) -> str:
-        """Open every case of the fold: blosc2 reads the header only."""
+        """Open every case of the fold: of images the header, of segmentations the values."""
         kind = infer_dataset_class(str(self.folder))
         if not issubclass(kind, nnUNetDatasetBlosc2):  # what nnU-Net wrote until 2.5
             return f"{len(self.cases)} cases as {kind.__name__} reads them, not opened"
         channels = len(self.dataset.declared.get("channel_names", ()))
         cases = sorted({*self.split[0], *self.split[1]})
         reader = kind(str(self.folder), cases)
-        shapes = {case: self._shapes(reader, case) for case in cases}
-        for case, (image, segmentation) in shapes.items():
+        highest = self._highest_label()
+        for case in cases:
+            image, segmentation, low, high = self._look_into(reader, case)
+            if low < _OUTSIDE or high > highest:
+                raise SettingsError(
+                    f"{case} of {self.name} has the label {low if low < _OUTSIDE else high}, "
+                    f"dataset.json declares 0 to {highest}: correct the segmentation or declare "
+                    "the label, then plan and preprocess again."
+                )
             if channels and image[0] != channels:
                 raise SettingsError(
                     f"{case} of {self.name} has {image[0]} channels preprocessed, dataset.json "
@@ -149,15 +157,26 @@ class _Subject:
                 )
         return f"{len(cases)} cases of {channels} channels in {self.folder.name}"
 
-    def _shapes(self, reader: Any, case: str) -> tuple[tuple[int, ...], tuple[int, ...]]:  # noqa: ANN401  # nnU-Net's
+    def _highest_label(self) -> int:
+        manager = PlansManager(self.dataset.plans).get_label_manager(self.dataset.dataset_json)
+        ignored = [manager.ignore_label] if manager.has_ignore_label else []
+        return max(int(value) for value in (*manager.all_labels, *ignored))
+
+    def _look_into(
+        self,
+        reader: Any,  # noqa: ANN401  # nnU-Net's
+        case: str,
+    ) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+        """Return the shapes of image and segmentation, and its lowest and highest label."""
         try:
             image, segmentation, _, _ = reader.load_case(case)
+            values = segmentation[:]
+            return image.shape, segmentation.shape, int(values.min()), int(values.max())
         except Exception as error:  # whatever a damaged file makes blosc2 or pickle raise
             raise SettingsError(
                 f"{case} of {self.name} cannot be read ({type(error).__name__}: {error}): "
                 f"preprocess {self.configuration} again."
             ) from error
-        return tuple(image.shape), tuple(segmentation.shape)
 
     def references(self) -> str:
         validation = self.split[1]
@@ -224,10 +243,12 @@ class _Subject:
         except (OSError, KeyError) as error:
             yield Finding("raw data", False, f"{folder}: {error}")
             return
+        yield look("channels", lambda: self._counted_channels(files))
         yield look("labels", lambda: self._same_labels(files))
         for names, what in (
             (set(files) - set(self.cases), "in nnUNet_raw, but not preprocessed"),
             (set(self.cases) - set(files), "preprocessed, but not in nnUNet_raw any more"),
+            (self._without_image(folder, files), "segmented in nnUNet_raw, but without image"),
             (self._older(files), "older than the file in nnUNet_raw it was preprocessed from"),
         ):
             if names:
@@ -244,6 +265,15 @@ class _Subject:
                 f"{found.theirs} when it was preprocessed{reason}: plan and preprocess again."
             )
         return "as in nnUNet_raw"
+
+    def _counted_channels(self, files: dict[str, dict[str, Any]]) -> str:
+        wrong = [case for case, of_case in files.items() if channel_gap(of_case["images"])]
+        if wrong:
+            raise SettingsError(
+                f"{some(wrong)} of {self.name} in nnUNet_raw with channels that are not numbered "
+                "0000, 0001, ... without a gap: name them so, then plan and preprocess again."
+            )
+        return f"numbered without a gap in {len(files)} cases"
 
     def _same_labels(self, files: dict[str, dict[str, Any]]) -> str:
         folder = self.dataset.folder / REFERENCES
@@ -262,6 +292,11 @@ class _Subject:
             )
         return f"{compared} segmentations as in nnUNet_raw"
 
+    def _without_image(self, raw: Path, files: dict[str, dict[str, Any]]) -> set[str]:
+        ending = str(self.dataset.dataset_json["file_ending"])
+        masks = (path.name for path in (raw / "labelsTr").glob(f"*{ending}"))
+        return {mask.removesuffix(ending) for mask in masks} - set(files)
+
     def _older(self, files: dict[str, dict[str, Any]]) -> set[str]:
         found = set()
         for case in set(self.cases) & set(files):
@@ -272,6 +307,8 @@ class _Subject:
         return found
 
 
+_OUTSIDE = -1
+"""What nnU-Net's preprocessing gives voxels that are outside of the body."""
 _AXES = 4
 """Channels and three axes, of which nnU-Net gives images of two one of length 1."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint, Channel
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.training.raw_files import training_files
+from nnunetv2_federated.training.raw_files import channel_gap, training_files
+
+logger = logging.getLogger(__name__)
 
 _MOST_SHOWN = 3
 _LARGEST_LABEL = 255
@@ -52,6 +55,13 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[st
         raise SettingsError(
             f"{lacking} files in imagesTr have no channel number: nnU-Net needs names such as "
             f"CASE_0000{ending}, also where there is one channel only."
+        )
+    gaps = [case for case, files in cases.items() if channel_gap(files["images"])]
+    if gaps:
+        logger.error("channels not numbered 0000, 0001, ... without a gap: %s", ", ".join(gaps))
+        raise SettingsError(
+            f"{len(gaps)} cases in imagesTr have channels that are not numbered 0000, 0001, ... "
+            "without a gap: name them so; the log names the cases."
         )
     return cases
 

@@ -7,7 +7,7 @@ server or site has threads by then, with which a fork may hang.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -67,3 +67,14 @@ def training_files(
         case: {"images": images, "label": str(raw / "labelsTr" / (case + ending))}
         for case, images in case_files(raw / "imagesTr", ending).items()
     }
+
+
+def channel_gap(images: Sequence[str]) -> bool:
+    """Whether a case's images, by channel, are not those of channel 0, 1, 2 and so on.
+
+    nnU-Net only counts them: a case that has one of another number in place of channel 1 of 3 would
+    be read with its channels in other places.
+    """
+    numbers = [re.search(r"_(\d{4})\.", Path(image).name) for image in images]
+    found = [int(number[1]) for number in numbers if number]
+    return len(found) == len(images) and found != list(range(len(images)))

@@ -205,6 +205,7 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
         "patients": True,
         "references": True,
         "dataset.json": True,
+        "channels": True,
         "labels": True,
         "to compare": True,
         "plans": True,

@@ -158,10 +158,67 @@ def forget_patient_column(folders: Folders) -> str:
     return "has no column 'case'"
 
 
+def name_patients_otherwise(folders: Folders) -> str:
+    folders.splits.unlink()
+    (folders.raw / "cases.csv").write_text("case,PatientID\ncase_00,1\n")
+    return "has no column patient, but PatientID: name it patient to have folds drawn by patient"
+
+
+def name_a_case_twice(folders: Folders) -> str:
+    case = fold_0(folders)["train"][0]
+    folders.change_splits(lambda splits: splits[0]["train"].append(case))
+    return f"has 1 case ({case}) more than once in a part of fold 0"
+
+
+def draw_an_undeclared_label(folders: Folders) -> str:
+    case = fold_0(folders)["train"][3]
+    file = folders.images / f"{case}_seg.b2nd"
+    segmentation = blosc2.open(str(file))[:]
+    file.unlink()
+    segmentation[0, 0, 5, 5] = 7
+    blosc2.asarray(segmentation, urlpath=str(file))
+    return f"{case} of {NAME} has the label 7, dataset.json declares 0 to 2"
+
+
+def renumber_a_channel(folders: Folders) -> str:
+    image = folders.raw / "imagesTr" / "case_08_0000.png"
+    image.rename(image.with_name("case_08_0001.png"))
+    return f"1 case (case_08) of {NAME} in nnUNet_raw with channels that are not numbered 0000"
+
+
+def write_a_list_for_plans(folders: Folders) -> str:
+    (folders.preprocessed / "nnUNetPlans.json").write_text("[]")
+    return "is of another form than nnU-Net's plans: it lacks configurations"
+
+
+def change_plans(folders: Folders, change: Callable[[dict], None]) -> None:
+    file = folders.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    change(plans)
+    file.write_text(json.dumps(plans))
+
+
+def lose_part_of_plans(folders: Folders) -> str:
+    change_plans(folders, lambda plans: plans.pop("transpose_forward"))
+    return "is of another form than nnU-Net's plans: it lacks transpose_forward"
+
+
+def empty_configuration(folders: Folders) -> str:
+    change_plans(folders, lambda plans: plans["configurations"].update({"2d": {}}))
+    return f"configuration 2d in the plans of {NAME} cannot be used (KeyError"
+
+
+def lengthen_patch(folders: Folders) -> str:
+    change_plans(folders, lambda plans: plans["configurations"]["2d"]["patch_size"].append(8))
+    return f"configuration 2d in the plans of {NAME} has the patch size [32, 32, 8]"
+
+
 SPOILED = [
     *(lose_case, train_on_validation, write_other_splits, damage_image, damage_properties),
     *(add_channel, resize_segmentation, lose_reference, correct_label, rename_classes),
-    *(rename_channel, mix_patients, forget_patient_column),
+    *(rename_channel, mix_patients, forget_patient_column, name_patients_otherwise),
+    *(name_a_case_twice, draw_an_undeclared_label, renumber_a_channel, write_a_list_for_plans),
+    *(lose_part_of_plans, empty_configuration, lengthen_patch),
 ]
 
 
@@ -218,10 +275,12 @@ def test_what_is_odd_but_no_error_is_said_aloud(folders: Folders) -> None:
     os.utime(newer, (time.time() + 60, time.time() + 60))
     (folders.raw / "imagesTr" / "case_04_0000.png").unlink()
     (folders.raw / "labelsTr" / "case_04.png").unlink()
+    (folders.raw / "imagesTr" / "case_02_0000.png").unlink()
 
     assert check() == [
         f"1 case ({first}) of {NAME} in no fold of splits_final.json: never trained on",
-        f"1 case (case_04) of {NAME} preprocessed, but not in nnUNet_raw any more",
+        f"2 cases (case_02, case_04) of {NAME} preprocessed, but not in nnUNet_raw any more",
+        f"1 case (case_02) of {NAME} segmented in nnUNet_raw, but without image",
         f"1 case (case_03) of {NAME} older than the file in nnUNet_raw it was preprocessed from",
     ]
 

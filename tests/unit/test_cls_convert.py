@@ -89,9 +89,11 @@ def load(path):
     return json.loads(path.read_text())
 
 
-def table(folder):
+def table(folder, images="imagesTr"):
+    """Return the rows of ``cases.csv`` that are of these images."""
+    cases = {path.name.rpartition("_")[0] for path in (folder / images).iterdir()}
     with (folder / "cases.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row["case"] in cases]
 
 
 def check_folds(folder, count=5):
@@ -158,6 +160,8 @@ def test_kermany(raw, kermany, capsys):
     assert "train_person2_virus-1002" in rows  # _1002 would look like a channel
     assert {case: content["classes"][row["class"]] for case, row in rows.items()} == labels
     check_folds(folder)
+    tested = {row["case"]: row["patient"] for row in table(folder, "imagesTs")}
+    assert tested == {"test_IM-0001-0001": "test_IM-0001", "test_person1_virus_6": "test_person1"}
     assert capsys.readouterr().out.splitlines() == [
         str(folder),
         "training: 8 normal, 12 pneumonia",
@@ -756,6 +760,17 @@ def test_dicom_with_negative_values_makes_tiff(raw, tmp_path, capsys):
     warnings = capsys.readouterr().err
     assert "6 images have negative values, fractions or values above 65535" in warnings
     assert "the images differ in type (6 float32, 6 uint8)" in warnings
+
+
+@pytest.mark.usefixtures("raw")
+def test_images_that_show_nothing_are_counted(tmp_path, capsys):
+    for i in range(6):
+        save(tmp_path / f"in/a/{i}.png", 40)
+        save(tmp_path / f"in/b/{i}.png", 90)
+    for name, value in (("a/6", 0), ("b/6", 255)):
+        Image.new("L", (9, 7), value).save(tmp_path / f"in/{name}.png")
+    convert("folder", tmp_path / "in", 9)
+    assert "2 images have one value everywhere: they show nothing" in capsys.readouterr().err
 
 
 def test_the_channel_can_be_named(raw, tmp_path, capsys):

@@ -15,6 +15,7 @@ from nnunetv2_cls.checks import check_dimensions, labelled_tests, x_is_left_righ
 from nnunetv2_cls.convert.source import Case
 from nnunetv2_cls.convert.splits import draw_folds as convert_folds
 from nnunetv2_cls.dataset import (
+    find_name,
     labels_to_plan,
     preprocessed_labels,
     read_test_labels,
@@ -244,6 +245,21 @@ def test_a_table_without_patients_says_nothing(folders: Folders) -> None:
     (folders.raw / "cases.csv").write_text("case,patient\np,1\np,2\n")
     with pytest.raises(ClsError, match="p has the patients 1 and 2"):
         patients_of(NAME)
+
+
+@pytest.mark.parametrize("header", ["case,PatientID", "case,subject_id", "case;patient"])
+def test_patients_under_another_name_are_not_passed_over(folders: Folders, header: str) -> None:
+    (folders.raw / "cases.csv").write_text(f"{header}\np,1\n")
+    with pytest.raises(ClsError, match=f"no column patient, but .*{header[-2:]}: name it patient"):
+        patients_of(NAME)
+
+
+def test_two_datasets_of_one_id_are_both_named(folders: Folders) -> None:
+    number = NAME[7:10]
+    assert find_name(number) == NAME
+    (folders.raw.parent / f"Dataset{number}_Other").mkdir()
+    with pytest.raises(ClsError, match=f"more than one has this id, .*Dataset{number}_Other"):
+        find_name(number)
 
 
 def test_patients_are_numbered_where_one_has_several_cases() -> None:

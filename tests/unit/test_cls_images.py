@@ -174,6 +174,20 @@ def test_values_that_no_png_holds_are_kept(tmp_path, name, array):
     np.testing.assert_array_equal(image, array)
 
 
+@pytest.mark.parametrize("value", [2**24 + 1, -(2**24) - 1])
+def test_whole_numbers_that_nnunet_could_not_read_exactly_are_refused(tmp_path, value):
+    tifffile.imwrite(tmp_path / "x.tif", np.full(SHAPE, value, np.int32))
+    with pytest.raises(ClsError, match=r"holds values up to 16777217: nnU-Net reads 32-bit floats"):
+        read_image(tmp_path / "x.tif", 1)
+
+
+def test_a_tiff_of_too_many_bits_is_told_from_a_damaged_one(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", np.ones(SHAPE))
+    for look in (count_channels, lambda path: read_image(path, 1)):
+        with pytest.raises(ClsError, match=r"x.tif is a TIFF of float64: save it with at most 32"):
+            look(tmp_path / "x.tif")
+
+
 def test_values_that_are_no_numbers_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.full(SHAPE, np.nan, np.float32))
     with pytest.raises(ClsError, match=r"x.tif holds values that are no numbers"):
