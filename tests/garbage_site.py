@@ -60,7 +60,7 @@ def spoil(kind: str, content: RecordDict) -> RecordDict:
     spoiled = {
         "short": lambda: {ARRAYS: pack_weights(weights[:-1])},
         "long": lambda: {ARRAYS: pack_weights(np.tile(weights, 2))},
-        "huge": lambda: {ARRAYS: pack_weights(np.resize(weights, 30_000_000))},
+        "huge": lambda: {ARRAYS: pack_weights(np.resize(weights, 20_000_000))},
         "nan": lambda: {ARRAYS: pack_weights(weights)},
         "float16": lambda: {ARRAYS: pack_weights(weights, "float16")},
         "truncated": lambda: {ARRAYS: truncated(content[ARRAYS])},

@@ -32,7 +32,7 @@ from nnunetv2_federated.flower.deployment.credentials import SITE_KEY, Address
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.keyfiles import read_secret
 
-MANY_BYTES = 80_000_000
+MANY_BYTES = 110_000_000
 
 
 def say(text: str) -> None:

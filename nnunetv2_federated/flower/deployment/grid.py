@@ -39,6 +39,9 @@ RUN_ENDED = (401, 403)
 """HTTP statuses by which the SuperLink refuses the server of a run that has ended."""
 _LONGEST_PAUSE = 5
 _NEVER = 30 * 24 * 3600.0
+_FORGIVEN = 1.5
+"""Times the bytes of an answer that a site may store: one that is too large is refused when it is
+read, and the site may go on; only who stores much more is turned out."""
 _LATE_SECONDS = 60.0
 """How long after its time an answer is still stored, for nobody."""
 
@@ -193,7 +196,7 @@ class NetworkGrid(HttpGrid):
             questions |= inquiry.questions
             answers |= inquiry.arriving
             for node, room in inquiry.rooms.items():
-                most[node] = max(room, most.get(node, 0))
+                most[node] = max(int(room * _FORGIVEN), most.get(node, 0))
         unwanted = find_unwanted(self.storage.messages(), questions, answers, most)
         for node, size in unwanted.sites.items():
             reason = f"stored {size} bytes at the server, of an answer of at most {most[node]}"
