@@ -20,7 +20,6 @@ from nnunetv2_federated.federation.children import die_with_parent
 from nnunetv2_federated.federation.comparison import Comparison, Model
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.settings import RUN_FILE
-from nnunetv2_federated.flower.launch import BACKENDS
 from nnunetv2_federated.training.dataset import find_trainer, load_dataset
 from nnunetv2_federated.training.folds import fold_split, known_patients
 from nnunetv2_federated.training.testing import (
@@ -34,7 +33,6 @@ from nnunetv2_federated.training.trainer import SUFFIX, federated_trainer
 
 STATE_FILE, TESTS_FILE = "state.json", "tests.json"
 _TRAINED, _FAILED = "trained", "failed"
-_IN_PROCESS = BACKENDS[0]
 
 
 def run_models(

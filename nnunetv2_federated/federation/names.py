@@ -59,7 +59,7 @@ def check_dataset_name(value: object) -> str:
     """
     name = check_name("dataset", value)
     if not _DATASET.fullmatch(name):
-        raise SettingsError(f"dataset {name} is not a name such as Dataset501_Name.")
+        raise SettingsError(f"dataset {name}: nnU-Net needs a name such as Dataset501_Name.")
     return name
 
 

@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.names import check_name
+from nnunetv2_federated.federation.names import check_dataset_name, check_name
 from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training.dataset_json import check_declaration
@@ -85,8 +85,7 @@ def find_name(name_or_id: str) -> str | None:
 
 def check_only_name(name: str) -> None:
     """Raise ``SettingsError`` if a dataset shares its id, by which nnU-Net preprocesses."""
-    if not name[len("Dataset") :][:3].isdecimal():
-        raise SettingsError(f"dataset {name}: nnU-Net needs a name such as Dataset501_Name.")
+    check_dataset_name(name)
     names = find_candidate_datasets(int(name[len("Dataset") :][:3]))
     if len(names) > 1:
         raise SettingsError(
