@@ -76,10 +76,12 @@ def _configurations(dataset: Dataset, wanted: str | None) -> list[str]:
     if wanted is not None:
         check_configuration(dataset, wanted)
         return [wanted]
-    found = []
-    for name, content in dataset.plans["configurations"].items():
-        if (dataset.folder / content.get("data_identifier", name)).is_dir():
-            found.append(name)
+    plans = PlansManager(dataset.plans)
+    found = [
+        name
+        for name in dataset.plans["configurations"]
+        if (dataset.folder / str(plans.get_configuration(name).data_identifier)).is_dir()
+    ]
     if not found:
         raise SettingsError(f"{dataset.name} is not preprocessed: run nnUNetv2_preprocess.")
     return found

@@ -216,6 +216,8 @@ class _Subject:
         if patients is None:
             return f"not known: {table} has no column patient"
         count = len({patients[case] for case in self.cases if case in patients})
+        if count == len(self.cases):
+            return f"{table} names as many patients as cases, {count}"
         if self.fold == "all":
             return f"{count} in {table}"
         both = shared_patients(*self.split, patients)

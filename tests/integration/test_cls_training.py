@@ -20,6 +20,7 @@ from nnunetv2_cls.cli.predict import main as predict_main
 from nnunetv2_cls.cli.pretrained import main as pretrained_main
 from nnunetv2_cls.dataset import labels_to_plan, write_labels
 from nnunetv2_cls.trainer import nnUNetTrainerCls, nnUNetTrainerClsNoMirroring
+from nnunetv2_federated.cli.check import main as check_main
 from nnunetv2_federated.cli.train import main as train_main
 from nnunetv2_federated.training.local_state import seed_everything
 from nnunetv2_federated.training.trainer import _no_benchmark
@@ -371,6 +372,18 @@ def test_a_preprocessed_file_that_is_missing_is_named_before_training(
     assert exit_.value.code == 2
     assert "lacks case_11_seg.b2nd: preprocessing was interrupted" in capsys.readouterr().err
     assert not list(results.glob("*/*"))
+
+
+@pytest.mark.usefixtures("results")
+def test_the_check_takes_the_trainer_that_a_configuration_is_for(
+    dataset_cls: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    check_main([dataset_cls])
+    of_2d, of_2d_cls = capsys.readouterr().out.split(f"{ADDED} 2d_cls")
+    assert "nnUNetTrainerFederated can be built" in of_2d
+    assert "nnUNetTrainerClsFederated can be built" in of_2d_cls
+    assert "references" not in of_2d_cls  # it has none to validate with
 
 
 def one_site(folder: Path) -> Path:
