@@ -25,7 +25,8 @@ from nnunetv2_federated.federation.aggregation import RunningMean
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, Validation
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.partition import PartitionSettings
-from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
+from nnunetv2_federated.federation.run import Run, SiteSettings
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import launch
@@ -39,7 +40,7 @@ from nnunetv2_federated.flower.records import (
 from nnunetv2_federated.flower.strategies import build_strategy
 from nnunetv2_federated.flower.strategy import PolyLRStrategy
 from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.sites import partition_dataset, sites_of_fold
 
 FOLD = "all"  # every site then has training cases, however many sites share the dataset

@@ -19,7 +19,8 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.address import Address
+from nnunetv2_federated.flower.deployment.credentials import provision
 from nnunetv2_federated.flower.deployment.fleet import Fleet
 from nnunetv2_federated.flower.deployment.grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.signing import (
@@ -27,7 +28,7 @@ from nnunetv2_federated.flower.deployment.signing import (
     load_verifying_key,
     verify,
 )
-from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile
 from nnunetv2_federated.flower.deployment.superlink import SuperLink
 from nnunetv2_federated.flower.records import ARRAYS, pack_reply, pack_weights, unpack_weights
 

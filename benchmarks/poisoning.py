@@ -31,7 +31,8 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.case_table import read_case_table
 from nnunetv2_federated.federation.errors import RoundError
-from nnunetv2_federated.federation.settings import FederationSettings, Run
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.client_app import find_site, make_client_app
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import prepare
@@ -40,7 +41,8 @@ from nnunetv2_federated.flower.server_app import make_server_app
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.site import SitePool, quiet
+from nnunetv2_federated.training.environment import quiet
+from nnunetv2_federated.training.site import SitePool
 from nnunetv2_federated.training.sites import sites_of_fold
 
 SITES_OF_CENTRE = {"guangzhou": 3, "hannover": 2}

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from commands import Command
 
-from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.address import Address
+from nnunetv2_federated.flower.deployment.credentials import provision
 
 SITES = {
     "bern": ["case_00", "case_03", "case_06", "case_09"],

@@ -28,7 +28,8 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
 )
 
-from nnunetv2_federated.flower.deployment.credentials import SITE_KEY, Address
+from nnunetv2_federated.flower.deployment.address import Address
+from nnunetv2_federated.flower.deployment.credentials import SITE_KEY
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.keyfiles import read_secret
 

@@ -14,13 +14,13 @@ from nnunetv2_federated.cli.options import Options, fold_number, parse, run_comm
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.finding import Finding, look
-from nnunetv2_federated.federation.settings import FederationSettings, Run
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
-from nnunetv2_federated.training.environment import environment
+from nnunetv2_federated.training.environment import environment, quiet
 from nnunetv2_federated.training.folds import read_splits
 from nnunetv2_federated.training.integrity import inspect
-from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.testing import validates_segmentations
 from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
 

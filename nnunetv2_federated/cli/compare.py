@@ -23,7 +23,7 @@ from nnunetv2_federated.cli.options import (
     parse,
     run_command,
 )
-from nnunetv2_federated.cli.train import choose_device
+from nnunetv2_federated.cli.terminal import choose_device
 from nnunetv2_federated.cli.train_flags import add_federation_flags, add_nnunet_flags
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.comparison import Comparison, open_comparison

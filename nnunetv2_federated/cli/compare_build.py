@@ -22,7 +22,8 @@ from nnunetv2_federated.federation.comparison import (
 )
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import Sites
-from nnunetv2_federated.federation.settings import STRATEGIES, Run, setting_names
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.settings import STRATEGIES, setting_names
 from nnunetv2_federated.flower.launch import check, check_choices
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import (
@@ -31,9 +32,8 @@ from nnunetv2_federated.training.dataset import (
     find_trainer,
     load_dataset,
 )
-from nnunetv2_federated.training.environment import environment
+from nnunetv2_federated.training.environment import environment, quiet
 from nnunetv2_federated.training.folds import draw_by_table, fold_split
-from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.sites import (
     partition_dataset,
     read_sites_file,

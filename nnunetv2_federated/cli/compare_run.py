@@ -19,7 +19,7 @@ from nnunetv2_federated.cli.train_flags import as_flags
 from nnunetv2_federated.federation.children import die_with_parent
 from nnunetv2_federated.federation.comparison import Comparison, Model
 from nnunetv2_federated.federation.files import write_atomically
-from nnunetv2_federated.federation.settings import RUN_FILE
+from nnunetv2_federated.federation.run import RUN_FILE
 from nnunetv2_federated.training.dataset import find_trainer, load_dataset
 from nnunetv2_federated.training.folds import fold_split, known_patients
 from nnunetv2_federated.training.testing import (

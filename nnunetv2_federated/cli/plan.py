@@ -14,7 +14,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2_federated.cli.console import say
 from nnunetv2_federated.cli.options import Options, parse, pick, run_command
 from nnunetv2_federated.cli.run import networked, server_settings, sites_with_keys
-from nnunetv2_federated.cli.train import stopping_as_interrupt
+from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.cli.train_flags import add_network_flags
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import PrepareTask

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.flower.deployment.address import DEFAULT_PORT, Address
 from nnunetv2_federated.flower.deployment.credentials import (
     DEFAULT_DAYS,
-    DEFAULT_PORT,
-    Address,
     fingerprints,
     provision,
     revoke,

@@ -10,15 +10,9 @@ from typing import Any
 
 from nnunetv2_federated.cli.options import Options, partition_settings, pick
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.settings import (
-    RUN_FILE,
-    FederationSettings,
-    Run,
-    SiteSettings,
-    read_run,
-    setting_names,
-)
-from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.federation.run import RUN_FILE, Run, SiteSettings, read_run
+from nnunetv2_federated.federation.settings import FederationSettings, setting_names
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
 from nnunetv2_federated.training.dataset import (
     Dataset,

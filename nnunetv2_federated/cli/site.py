@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import getpass
 import os
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from nnunetv2_federated.cli.console import print_findings, say, send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
-from nnunetv2_federated.cli.train import choose_device, stopping_as_interrupt
+from nnunetv2_federated.cli.terminal import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
-from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.flower.deployment.consent import Agreement
-from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.desk import Desk
 from nnunetv2_federated.flower.deployment.enrolment import identity, make_key
-from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
-from nnunetv2_federated.flower.deployment.site import (
-    DEFAULT_MAX_MESSAGE_MB,
-    SiteSettingsFile,
-    serve,
-)
+from nnunetv2_federated.flower.deployment.site import serve
+from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile, read_site_file
 from nnunetv2_federated.flower.deployment.words import describe
 from nnunetv2_federated.training.dataset import check_environment, find_name
 from nnunetv2_federated.training.packages import compare_packages
@@ -42,9 +33,7 @@ from nnunetv2_federated.training.tracking import stay_local
 
 _ASK = "ask"
 _DECISIONS = ("approve", "withdraw", "rewind")
-_LARGEST_MESSAGE_MB = 2**20
 _RUNS_ALREADY = "this site runs already; stop the other process first."
-_PATHS = ("ca", "key", "coordinator", "work")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -208,59 +197,6 @@ def _check(settings: SiteSettingsFile, options: Options) -> None:
     bad = print_findings(f"site {settings.name}", check_site(settings, wanted))
     if bad:
         raise FederationError(f"not ready: {', '.join(bad)}")
-
-
-def read_site_file(path: Path) -> SiteSettingsFile:
-    """Read ``site.toml``.
-
-    Raises
-    ------
-    SettingsError
-        If it cannot be read, a key is unknown or missing, or a value not allowed.
-    """
-    try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"--site {path} cannot be read: {error}") from error
-    limits = {field.name for field in dataclasses.fields(Limits)}
-    own = {field.name for field in dataclasses.fields(SiteSettingsFile)} - {"limits"}
-    for key in content:
-        if key not in own | limits:
-            raise SettingsError(
-                f"--site {path}: {key} is unknown; known are {', '.join(sorted(own | limits))}."
-            )
-    for key in ("name", "server", "ca", "key", "coordinator", "work"):
-        if not isinstance(content.get(key, "work" if key == "work" else None), str):
-            raise SettingsError(f"--site {path}: {key} is missing, or not a text.")
-    content.setdefault("work", "work")
-    chosen = {key: value for key, value in content.items() if key in own}
-    chosen |= {key: path.parent / content[key] for key in _PATHS}
-    chosen["server"] = Address.of(content["server"])
-    check_name(f"--site {path}: name", content["name"])
-    chosen["allowed_modules"] = _modules(path, content.get("allowed_modules", []))
-    size = content.get("max_message_mb", DEFAULT_MAX_MESSAGE_MB)
-    if type(size) not in (int, float) or not 0 < size <= _LARGEST_MESSAGE_MB:
-        raise SettingsError(
-            f"--site {path}: max_message_mb {size!r} must be a number above 0, at most "
-            f"{_LARGEST_MESSAGE_MB}."
-        )
-    return SiteSettingsFile(
-        **chosen, limits=Limits(**{k: v for k, v in content.items() if k in limits})
-    )
-
-
-def _modules(path: Path, names: object) -> tuple[str, ...]:
-    """Return the hospital's own modules, as Python spells them."""
-    spelled = isinstance(names, list) and all(
-        isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
-        for name in names
-    )
-    if not spelled or not isinstance(names, list):
-        raise SettingsError(
-            f"--site {path}: allowed_modules {names!r} must be a list of Python modules, such as "
-            '["our_hospital.trainers"].'
-        )
-    return tuple(names)
 
 
 def _decide(desk: Desk, options: Options) -> None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from nnunetv2_federated.cli.console import ConsoleObserver, say, send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.run import build_run, server_settings
+from nnunetv2_federated.cli.terminal import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.train_flags import build_parser
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.flower.deployment.server import check_credentials, serve_run
 from nnunetv2_federated.flower.launch import check, launch, prepare
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.cascade import check_stages
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.result_folder import (
     has_previous,
     one_run,
@@ -31,7 +30,6 @@ from nnunetv2_federated.training.result_folder import (
     result_folder,
     way_back,
 )
-from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
 from nnunetv2_federated.training.tracking import close_trackers, stay_local
 from nnunetv2_federated.training.trainer import FederatedRounds
@@ -154,31 +152,6 @@ def _run(run: Run, folder: Path, options: Options, trainer: FederatedRounds) -> 
         _validate(run, options, GlobalModel(run, trainer))
 
 
-@contextlib.contextmanager
-def stopping_as_interrupt() -> Iterator[None]:
-    """Let a service manager's SIGTERM end a command as Ctrl-C does.
-
-    It ends workers forked within as ever: a handler of Python's would never run in one that waits
-    for work, and the pool that ends it would wait for ever.
-    """
-
-    def interrupt(number: int, frame: object) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    def undo_in_child() -> None:
-        if signal.getsignal(signal.SIGTERM) is interrupt:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-        os.register_at_fork(after_in_child=undo_in_child)
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _validate(run: Run, options: Options, model: GlobalModel) -> None:
     metric, value = validate(
         run, model, best=bool(options.get("val_best")), npz=bool(options.get("npz"))
@@ -195,25 +168,6 @@ def _say_result(folder: Path, options: Options) -> None:
         metric, value = read_headline(folder)
         say(f"validation {metric} of the global model (full validation): {value:.4f}")
     print(f"result: {folder}")
-
-
-def choose_device(wanted: str | None) -> str:
-    """Return the device to train on, and set torch's threads as nnU-Net does.
-
-    Raises
-    ------
-    SettingsError
-        If the wanted device is absent.
-    """
-    if wanted not in (None, "cpu", "cuda", "mps"):
-        raise SettingsError(f"-device {wanted}: must be cuda, cpu or mps.")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("-device cuda: no CUDA device found; use -device cpu.")
-    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    torch.set_num_threads(1 if device == "cuda" else threads)
-    torch.backends.cudnn.benchmark = device == "cuda"
-    return device
 
 
 if __name__ == "__main__":

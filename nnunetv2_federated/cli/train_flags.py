@@ -9,12 +9,12 @@ from typing import Any
 
 from nnunetv2_federated.cli.options import add_partition_flags
 from nnunetv2_federated.federation.settings import (
+    BACKENDS,
     LR_SCHEDULES,
     OVERSIZED_UPDATE,
     STRATEGIES,
     TRANSPORT_DTYPES,
 )
-from nnunetv2_federated.flower.launch import BACKENDS
 
 DESCRIPTION = """Train nnU-Net across sites. Sites are simulated on this machine, one after another,
 or with --server are hospitals on other machines (nnUNetv2_federated_site); the result is a stock

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.files import format_problem
-from nnunetv2_federated.federation.names import check_fold, check_name
 
 STRATEGIES = (
     "fedavg",
@@ -29,12 +24,15 @@ STRATEGIES = (
 LR_SCHEDULES = ("trainer", "poly")
 TRANSPORT_DTYPES = ("float32", "float16", "bfloat16")
 OVERSIZED_UPDATE = ("refuse", "clip")
+BACKENDS = ("in-process", "ray")
+"""What runs the sites of one machine."""
 
 _ABOVE_0 = math.nextafter(0.0, 1.0)
 _BELOW_1 = math.nextafter(1.0, 0.0)
 
 
-def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
+def require(ok: bool, flag: str, value: object, allowed: str) -> None:
+    """Raise ``SettingsError`` that a flag must be what is allowed, unless it is."""
     if not ok:
         raise SettingsError(f"{flag} {value}: must be {allowed}.")
 
@@ -102,7 +100,7 @@ class FederationSettings:
         self._check_counts()
         norm = self.max_update_norm
         fits = norm in ("auto", "none") or (_is_number(norm) and float(norm) > 0)
-        _require(fits, "--max-update-norm", norm, "auto, none or a number above 0")
+        require(fits, "--max-update-norm", norm, "auto, none or a number above 0")
         for name, low, high, allowed in (
             ("initial_lr", _ABOVE_0, 1.0, "above 0 and at most 1; nnU-Net has 0.01"),
             ("momentum", 0.0, _BELOW_1, "at least 0 and below 1; nnU-Net has 0.99"),
@@ -110,7 +108,7 @@ class FederationSettings:
         ):
             value = getattr(self, name)
             fits = value is None or (_is_number(value) and low <= value <= high)
-            _require(fits, _flag(name), value, allowed)
+            require(fits, _flag(name), value, allowed)
         for name, choices in (
             ("local_momentum", ("keep", "reset")),
             ("batchnorm", ("average", "local", "group")),
@@ -123,7 +121,7 @@ class FederationSettings:
         ):
             value = getattr(self, name)
             allowed = "one of " + ", ".join(map(str, choices))
-            _require(
+            require(
                 value in choices and type(value) is type(choices[0]), _flag(name), value, allowed
             )
         for name in ("round_deadline", "wait_for_sites", "answer_deadline"):
@@ -131,10 +129,10 @@ class FederationSettings:
             fits = (seconds is None and name == "round_deadline") or (
                 _is_number(seconds) and seconds > 0
             )
-            _require(fits, _flag(name), seconds, "a number of seconds above 0")
+            require(fits, _flag(name), seconds, "a number of seconds above 0")
         options = self.strategy_options
         numbers = isinstance(options, Mapping) and all(map(_is_number, options.values()))
-        _require(numbers, "--strategy-option", options, "finite numbers by name")
+        require(numbers, "--strategy-option", options, "finite numbers by name")
 
     def needed(self, count: int, *, remote: bool) -> int:
         """Return how many of ``count`` sites a round cannot do without.
@@ -161,121 +159,11 @@ class FederationSettings:
             value = getattr(self, name)
             low = 0 if name == "seed" else 1
             ok = (value is None and name in optional) or (type(value) is int and value >= low)
-            _require(ok, _flag(name), value, f"a whole number of at least {low}")
+            require(ok, _flag(name), value, f"a whole number of at least {low}")
         if self.sites_per_round and self.min_replies:
             allowed = f"at most --sites-per-round ({self.sites_per_round})"
             fits = self.min_replies <= self.sites_per_round
-            _require(fits, "--min-replies", self.min_replies, allowed)
-
-
-@dataclass(frozen=True)
-class SiteSettings:
-    """One site: a dataset of nnU-Net and the cases of it that the site holds."""
-
-    name: str
-    dataset: str
-    training_cases: tuple[str, ...]
-    validation_cases: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not self.training_cases:
-            raise SettingsError(
-                f"site {self.name} has no training case in this fold: use fewer sites, raise "
-                "--min-cases or correct the sites file."
-            )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A federation with every choice made, as kept in ``federation/run.json``."""
-
-    dataset: str
-    configuration: str
-    fold: int | str
-    trainer: str
-    plans: str
-    device: str
-    settings: FederationSettings
-    sites: tuple[SiteSettings, ...]
-    disable_checkpointing: bool = False
-    pretrained_weights: str | None = None
-    remote_sites: tuple[str, ...] = ()
-    """Names of sites on other machines, with datasets of their own; ``sites`` is empty then."""
-    started: str = ""
-    """Identifies a run with remote sites, also after it was continued."""
-
-    def __post_init__(self) -> None:
-        for what in ("configuration", "trainer", "plans"):
-            check_name(what, getattr(self, what))
-        check_fold(self.fold)
-        count = len(self.site_names)
-        if len(set(self.site_names)) < count:
-            raise SettingsError("two sites have the same name; give each its own.")
-        for flag, value in (
-            ("--sites-per-round", self.settings.sites_per_round),
-            ("--min-replies", self.settings.min_replies),
-        ):
-            _require(
-                value is None or value <= count,
-                flag,
-                value,
-                f"at most the number of sites ({count})",
-            )
-
-    @property
-    def site_names(self) -> tuple[str, ...]:
-        """Names of all sites, wherever they are."""
-        return self.remote_sites or tuple(site.name for site in self.sites)
-
-    def needed(self, count: int) -> int:
-        """Return how many of ``count`` sites of this run it cannot do without."""
-        return self.settings.needed(count, remote=bool(self.remote_sites))
-
-    def to_json(self) -> str:
-        """Serialise, readable by :meth:`from_json`."""
-        return json.dumps({"format": _RUN_FORMAT, **asdict(self)}, indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> Run:
-        """Read what :meth:`to_json` wrote; unknown keys and other formats are refused."""
-        raw: dict[str, Any] = json.loads(text)
-        found = raw.pop("format", 0)
-        if found != _RUN_FORMAT:
-            problem = format_problem(int(found), _RUN_FORMAT, "this installation")
-            raise SettingsError(f"it has {problem}")
-        raw["settings"] = FederationSettings(**raw["settings"])
-        for site in raw["sites"]:
-            for key in ("training_cases", "validation_cases"):
-                site[key] = tuple(site[key])
-        raw["sites"] = tuple(SiteSettings(**site) for site in raw["sites"])
-        raw["remote_sites"] = tuple(raw["remote_sites"])
-        return cls(**raw)
-
-
-RUN_FILE = "run.json"
-_RUN_FORMAT = 1
-
-
-def read_run(folder: Path) -> Run:
-    """Read the run kept in a federation folder.
-
-    Raises
-    ------
-    SettingsError
-        If the folder holds no readable ``run.json``.
-    """
-    path = folder / RUN_FILE
-    try:
-        return Run.from_json(path.read_text())
-    except (
-        *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
-        SettingsError,
-    ) as error:
-        what = str(error).rstrip(".")
-        raise SettingsError(
-            f"{path} is not a readable run: {what}; restore it from a backup, or start anew "
-            "without --c."
-        ) from error
+            require(fits, "--min-replies", self.min_replies, allowed)
 
 
 def setting_names() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, SiteDescription
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.roll_call import LOOK_SECONDS, RemoteGrid, RollCall
 

@@ -10,7 +10,7 @@ from flwr.clientapp.typing import Mod
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import FingerprintTask, PrepareTask, TrainTask
-from nnunetv2_federated.federation.settings import read_run
+from nnunetv2_federated.federation.run import read_run
 from nnunetv2_federated.flower.records import (
     pack_reply,
     reply,

@@ -11,7 +11,7 @@ from flwr.app import Context, RecordDict
 
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import RUN_FILE, Run
+from nnunetv2_federated.federation.run import RUN_FILE, Run
 from nnunetv2_federated.flower.client_app import find_site, make_client_app
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
@@ -28,18 +28,6 @@ from nnunetv2_federated.training.site import DEFAULT_RESIDENT, SitePool
 from nnunetv2_federated.training.testing import validates_segmentations
 from nnunetv2_federated.training.tracking import wanted_trackers
 from nnunetv2_federated.training.trainer import FederatedRounds, check_workers
-
-# federation_folder is for those who took it from here before it moved
-__all__ = [
-    "BACKENDS",
-    "check",
-    "check_choices",
-    "federation_folder",
-    "launch",
-    "prepare",
-]
-
-BACKENDS = ("in-process", "ray")
 
 
 def check(run: Run, backend: str = "in-process") -> list[str]:

@@ -27,7 +27,7 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import Run, read_run
+from nnunetv2_federated.federation.run import Run, read_run
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
 from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.attendance import Attendance, Same

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training.dataset import Dataset
 from nnunetv2_federated.training.own_schedule import declared_rates

@@ -14,7 +14,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.training.dataset import (
     Dataset,
     check_configuration,

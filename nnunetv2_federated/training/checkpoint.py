@@ -17,15 +17,15 @@ from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.history import round_numbers
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer, initialize
 from nnunetv2_federated.training.checkpoint_file import as_file, read_network_weights, unreadable
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.packages import defining_packages
 from nnunetv2_federated.training.result_folder import STATE_FILE, drop_previous
-from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.summary import read_headline
 from nnunetv2_federated.training.tracking import close_trackers, open_trackers, trackers_of
 from nnunetv2_federated.training.trainer import FederatedRounds

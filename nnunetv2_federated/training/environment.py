@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 
@@ -20,3 +21,10 @@ def environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep nnU-Net's prints off the terminal; its trainers write them to their log files too."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -23,7 +23,7 @@ from nnunetv2_federated.training.checked_plans import check_plans, configuration
 from nnunetv2_federated.training.code_arguments import MOST_BATCH, MOST_CHANNELS
 from nnunetv2_federated.training.code_register import check_trainer
 from nnunetv2_federated.training.dataset import Dataset
-from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.environment import quiet
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.fingerprint import SiteFingerprint, nnunet_fingerprint
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.training.code_register import resolve
-from nnunetv2_federated.training.environment import environment
-from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.environment import environment, quiet
 
 _DATASET = "Dataset001_Federation"
 

@@ -51,6 +51,7 @@ from nnunetv2_federated.training.dataset import (
     preprocessed_cases,
 )
 from nnunetv2_federated.training.dataset_json import check_declaration
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.memory import check_preprocessing
 from nnunetv2_federated.training.raw_case import (
     Work,
@@ -61,7 +62,6 @@ from nnunetv2_federated.training.raw_case import (
     training_cases,
 )
 from nnunetv2_federated.training.result_folder import one_preparation
-from nnunetv2_federated.training.site import quiet
 
 logger = logging.getLogger(__name__)
 

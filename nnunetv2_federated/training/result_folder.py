@@ -15,7 +15,7 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one, write_atomically
-from nnunetv2_federated.federation.settings import RUN_FILE, Run
+from nnunetv2_federated.federation.run import RUN_FILE, Run
 from nnunetv2_federated.training.build import results_not_writable
 from nnunetv2_federated.training.dataset import check_environment
 from nnunetv2_federated.training.trainer import federated_trainer

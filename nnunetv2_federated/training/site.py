@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,10 +23,11 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import Run, SiteSettings
+from nnunetv2_federated.federation.run import Run, SiteSettings
 from nnunetv2_federated.training import local_state
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.dataset import load_dataset
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.summary import summarise_site
 from nnunetv2_federated.training.weights import (
     batchnorm_tensors,
@@ -62,13 +60,6 @@ def describe_device(device: torch.device) -> str:
         return device.type
     gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
     return f"{torch.cuda.get_device_name(device)}, {gigabytes:.0f} GB"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep nnU-Net's prints off the terminal; its trainers write them to their log files too."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 class Site:

@@ -17,7 +17,7 @@ from nnunetv2_federated.federation.partition import (
     check_sites,
     partition_cases,
 )
-from nnunetv2_federated.federation.settings import SiteSettings
+from nnunetv2_federated.federation.run import SiteSettings
 from nnunetv2_federated.training.dataset import (
     Dataset,
     case_classes,

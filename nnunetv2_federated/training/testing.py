@@ -21,8 +21,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.training.dataset import Dataset, check_environment, read_json
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.raw_files import case_files, training_files
-from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.surface import surface_metrics
 
 Record = dict[str, Any]

@@ -7,11 +7,11 @@ import shutil
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.site import quiet
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.summary import join_summaries
 
 

@@ -26,8 +26,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import FederationError
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.control import Control
-from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.credentials import provision
 from nnunetv2_federated.flower.deployment.server import ServerSettings, open_grid
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
 from nnunetv2_federated.flower.deployment.superlink import SuperLink

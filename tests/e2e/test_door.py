@@ -16,7 +16,8 @@ import pytest
 from consortium import free_port, wait_for
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from nnunetv2_federated.flower.deployment.credentials import Address, provision, revoke
+from nnunetv2_federated.flower.deployment.address import Address
+from nnunetv2_federated.flower.deployment.credentials import provision, revoke
 from nnunetv2_federated.flower.deployment.grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.server import ServerSettings, open_grid
 from nnunetv2_federated.flower.records import ARRAYS, pack_weights

@@ -16,13 +16,15 @@ from flwr.app import Context, RecordDict
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, TrainTask
 from nnunetv2_federated.federation.planning import hash_plans
-from nnunetv2_federated.federation.settings import FederationSettings, read_run
+from nnunetv2_federated.federation.run import read_run
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.consent import NotApprovedError
-from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.credentials import provision
 from nnunetv2_federated.flower.deployment.desk import Desk
 from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
-from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile
 from nnunetv2_federated.training.dataset import load_dataset
 from nnunetv2_federated.training.weights import to_vector
 

@@ -17,7 +17,8 @@ from nnunetv2_federated.cli.plan import main as plan
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Proposal
-from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
+from nnunetv2_federated.federation.run import Run, SiteSettings
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.desk import Desk
 from nnunetv2_federated.training.cascade import check_stages
 from nnunetv2_federated.training.dataset import load_dataset

@@ -24,7 +24,7 @@ from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.flower.launch import check, prepare
 from nnunetv2_federated.training.checkpoint import GlobalModel
 from nnunetv2_federated.training.dataset import find_trainer, load_dataset

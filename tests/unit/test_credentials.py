@@ -20,15 +20,12 @@ from nnunetv2_federated.cli import site
 from nnunetv2_federated.cli.provision import main
 from nnunetv2_federated.cli.run import _same_sites, sites_with_keys
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.settings import FederationSettings, Run
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment import certificates
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.admission import Admission
-from nnunetv2_federated.flower.deployment.credentials import (
-    Address,
-    fingerprints,
-    provision,
-    revoke,
-)
+from nnunetv2_federated.flower.deployment.credentials import fingerprints, provision, revoke
 from nnunetv2_federated.flower.deployment.enrolment import identity, make_key
 from nnunetv2_federated.flower.deployment.keyfiles import (
     check_private_folder,

@@ -9,7 +9,8 @@ import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one
-from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings, read_run
+from nnunetv2_federated.federation.run import Run, SiteSettings, read_run
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.training.result_folder import (
     LOCK_FILE,
     begin,

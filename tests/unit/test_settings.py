@@ -6,13 +6,8 @@ import math
 import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.settings import (
-    RUN_FILE,
-    FederationSettings,
-    Run,
-    SiteSettings,
-    read_run,
-)
+from nnunetv2_federated.federation.run import RUN_FILE, Run, SiteSettings, read_run
+from nnunetv2_federated.federation.settings import FederationSettings
 
 SITES = (
     SiteSettings("bern", "Dataset501_A", ("a1", "a2"), ("a3",)),

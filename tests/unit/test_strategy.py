@@ -22,8 +22,9 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.run import Run, SiteSettings
 from nnunetv2_federated.federation.schedule import poly_lr
-from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings, Run, SiteSettings
+from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
 from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.in_process import InProcessGrid

@@ -20,20 +20,22 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.task_identity import TaskIdentity
 
-from nnunetv2_federated.cli.site import read_site_file
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import FederationSettings, Run
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.waiting import Grace
 from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.deployment import grid as network
-from nnunetv2_federated.flower.deployment.credentials import Address, provision
+from nnunetv2_federated.flower.deployment.address import Address
+from nnunetv2_federated.flower.deployment.credentials import provision
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.inquiry import Inquiry
 from nnunetv2_federated.flower.deployment.parts import check_parts
 from nnunetv2_federated.flower.deployment.process import Child
+from nnunetv2_federated.flower.deployment.site_file import read_site_file
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
 from nnunetv2_federated.flower.roll_call import RollCall
 

@@ -7,12 +7,10 @@ and 1.42 take: ECDSA on a NIST curve, in OpenSSH's format.
 
 from __future__ import annotations
 
-import ipaddress
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -22,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one, replacing
 from nnunetv2_federated.federation.names import check_name
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.certificates import (
     authority_certificate,
     check_server,
@@ -41,7 +40,6 @@ from nnunetv2_federated.flower.deployment.signing import load_verifying_key
 
 COORDINATOR_KEY, COORDINATOR_PUB = "coordinator.key", "coordinator.pub"
 SERVER_KEY, SITE_KEY = "server.key", "site.key"
-DEFAULT_PORT = 9092
 DEFAULT_DAYS = 730
 CA_DAYS = 3650
 _SECRET, _PUBLIC, _FOLDER = 0o600, 0o644, 0o700
@@ -56,56 +54,6 @@ ca = "ca.crt"
 key = "site.key"
 coordinator = "coordinator.pub"
 """
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where sites find the server."""
-
-    host: str
-    port: int = DEFAULT_PORT
-
-    @classmethod
-    def of(cls, text: str) -> Address:
-        """Read ``HOST`` or ``HOST:PORT``; an IPv6 address goes into square brackets.
-
-        Raises
-        ------
-        SettingsError
-            If it is neither.
-        """
-        host, separator, port = text.rpartition(":")
-        if not separator or text.endswith("]"):
-            host, port = text, str(DEFAULT_PORT)
-        bare = host.removeprefix("[").removesuffix("]")
-        allowed = bare.isascii() and bare and not set(bare) & set("/@ \\")
-        if not allowed or (":" in host and not host.startswith("[")):
-            raise SettingsError(
-                f"--server {text}: give HOST or HOST:PORT, as in fl.example.org:{DEFAULT_PORT}; an "
-                "IPv6 address in square brackets."
-            )
-        if not port.isdecimal() or not 0 < int(port) < 65536:
-            raise SettingsError(f"--server {text}: the port must be a number from 1 to 65535.")
-        return cls(bare, int(port))
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    @property
-    def behind_proxy(self) -> Address:
-        """Where the SuperLink listens for the proxy that stands at this address."""
-        return Address("127.0.0.1", self.port + 1 if self.port < 65535 else self.port - 1)
 
 
 def check_site_name(flag: str, name: str) -> str:

@@ -31,13 +31,8 @@ from nnunetv2_federated.federation.messages import (
     TrainTask,
 )
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import (
-    RUN_FILE,
-    FederationSettings,
-    Run,
-    SiteSettings,
-    read_run,
-)
+from nnunetv2_federated.federation.run import RUN_FILE, Run, SiteSettings, read_run
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.tasks import (
     check_evaluation,
     check_full_validation,

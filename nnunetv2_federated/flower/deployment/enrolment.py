@@ -22,7 +22,7 @@ from nnunetv2_federated.flower.deployment.keyfiles import (
     public_line,
 )
 from nnunetv2_federated.flower.deployment.signing import load_verifying_key
-from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ from google.protobuf.message import DecodeError
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.files import private_folder, write_private
-from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.parts import (
     GIVE_UP_SECONDS,
     OVERLOADED,

@@ -22,19 +22,20 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.finding import Finding, look
-from nnunetv2_federated.federation.settings import FederationSettings, Run, SiteSettings
-from nnunetv2_federated.flower.deployment.credentials import Address
+from nnunetv2_federated.federation.run import Run, SiteSettings
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.enrolment import identity
-from nnunetv2_federated.flower.deployment.site import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile
 from nnunetv2_federated.training.build import build_trainer, move_output
 from nnunetv2_federated.training.cascade import check_stages
 from nnunetv2_federated.training.code_register import check_trainer
 from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
+from nnunetv2_federated.training.environment import quiet
 from nnunetv2_federated.training.folds import fold_of_site
 from nnunetv2_federated.training.integrity import inspect
 from nnunetv2_federated.training.memory import check_training
 from nnunetv2_federated.training.shared_memory import batch_bytes, check_shared_memory
-from nnunetv2_federated.training.site import quiet
 from nnunetv2_federated.training.testing import validates_segmentations
 
 _CLOCKS_MAY_DIFFER = 60.0

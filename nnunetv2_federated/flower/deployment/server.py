@@ -14,14 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.settings import Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.waiting import Grace
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.certificates import check_validity
-from nnunetv2_federated.flower.deployment.credentials import (
-    COORDINATOR_KEY,
-    SERVER_KEY,
-    Address,
-)
+from nnunetv2_federated.flower.deployment.credentials import COORDINATOR_KEY, SERVER_KEY
 from nnunetv2_federated.flower.deployment.grid import RUN_ENDED, NetworkGrid
 from nnunetv2_federated.flower.deployment.keyfiles import (
     authority_fingerprint,

@@ -9,12 +9,8 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -22,7 +18,6 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from nnunetv2_federated.federation.errors import (
     CheckpointError,
     FederationError,
-    SettingsError,
     SiteError,
 )
 from nnunetv2_federated.federation.messages import (
@@ -35,12 +30,10 @@ from nnunetv2_federated.federation.messages import (
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.flower.client_app import make_client_app
 from nnunetv2_federated.flower.deployment.consent import Agreement, NotApprovedError
-from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.desk import EVALUATE_FULLY, WORK, Desk
 from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError, reason_of
-from nnunetv2_federated.flower.deployment.keyfiles import read_secret
-from nnunetv2_federated.flower.deployment.limits import Limits
 from nnunetv2_federated.flower.deployment.signing import hash_content, load_verifying_key, verify
+from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile
 from nnunetv2_federated.flower.records import (
     CONFIG,
     NOT_YET,
@@ -55,58 +48,9 @@ from nnunetv2_federated.flower.records import (
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-DEFAULT_MAX_MESSAGE_MB = 2048.0
 _MEGABYTE = 2**20
 _PAUSE_SECONDS = 2.0
 _READER = "site"
-
-
-@dataclass(frozen=True)
-class SiteSettingsFile:
-    """What ``site.toml`` says; relative paths are relative to it."""
-
-    name: str
-    server: Address
-    ca: Path
-    key: Path
-    coordinator: Path
-    work: Path
-    """For messages being answered, approvals and the log."""
-    limits: Limits = field(default_factory=Limits)
-    max_message_mb: float = DEFAULT_MAX_MESSAGE_MB
-    allowed_modules: tuple[str, ...] = ()
-    """Python modules of the hospital's own, whose trainers and networks plans may name."""
-
-    def load_key(self) -> ec.EllipticCurvePrivateKey:
-        """Read the site's private key.
-
-        Raises
-        ------
-        SettingsError
-            If the file holds none, or others can read or replace it.
-        """
-        try:
-            key = load_ssh_private_key(read_secret(self.key), None)
-        except (ValueError, TypeError) as error:
-            raise SettingsError(f"key {self.key} cannot be read: {error}") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise SettingsError(
-                f"key {self.key} is not the key nnUNetv2_federated_site --new-key made."
-            )
-        return key
-
-    def load_authority(self) -> bytes:
-        """Read the authority's certificate.
-
-        Raises
-        ------
-        SettingsError
-            If it cannot be read.
-        """
-        try:
-            return self.ca.read_bytes()
-        except OSError as error:
-            raise SettingsError(f"ca {self.ca} cannot be read: {error}") from error
 
 
 def serve(settings: SiteSettingsFile, desk: Desk, say: Say, stopped: threading.Event) -> None:

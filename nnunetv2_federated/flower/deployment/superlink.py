@@ -34,9 +34,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import private_folder, replacing
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.admission import Admission
 from nnunetv2_federated.flower.deployment.control import Control
-from nnunetv2_federated.flower.deployment.credentials import Address
 from nnunetv2_federated.flower.deployment.grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.keyfiles import check_private_folder
 from nnunetv2_federated.flower.deployment.process import Child

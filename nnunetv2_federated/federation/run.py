@@ -1,0 +1,125 @@
+"""One run: every choice made, resolved, as it is written to ``run.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.files import format_problem
+from nnunetv2_federated.federation.names import check_fold, check_name
+from nnunetv2_federated.federation.settings import FederationSettings, require
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """One site: a dataset of nnU-Net and the cases of it that the site holds."""
+
+    name: str
+    dataset: str
+    training_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.training_cases:
+            raise SettingsError(
+                f"site {self.name} has no training case in this fold: use fewer sites, raise "
+                "--min-cases or correct the sites file."
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A federation with every choice made, as kept in ``federation/run.json``."""
+
+    dataset: str
+    configuration: str
+    fold: int | str
+    trainer: str
+    plans: str
+    device: str
+    settings: FederationSettings
+    sites: tuple[SiteSettings, ...]
+    disable_checkpointing: bool = False
+    pretrained_weights: str | None = None
+    remote_sites: tuple[str, ...] = ()
+    """Names of sites on other machines, with datasets of their own; ``sites`` is empty then."""
+    started: str = ""
+    """Identifies a run with remote sites, also after it was continued."""
+
+    def __post_init__(self) -> None:
+        for what in ("configuration", "trainer", "plans"):
+            check_name(what, getattr(self, what))
+        check_fold(self.fold)
+        count = len(self.site_names)
+        if len(set(self.site_names)) < count:
+            raise SettingsError("two sites have the same name; give each its own.")
+        for flag, value in (
+            ("--sites-per-round", self.settings.sites_per_round),
+            ("--min-replies", self.settings.min_replies),
+        ):
+            require(
+                value is None or value <= count,
+                flag,
+                value,
+                f"at most the number of sites ({count})",
+            )
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of all sites, wherever they are."""
+        return self.remote_sites or tuple(site.name for site in self.sites)
+
+    def needed(self, count: int) -> int:
+        """Return how many of ``count`` sites of this run it cannot do without."""
+        return self.settings.needed(count, remote=bool(self.remote_sites))
+
+    def to_json(self) -> str:
+        """Serialise, readable by :meth:`from_json`."""
+        return json.dumps({"format": _RUN_FORMAT, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Run:
+        """Read what :meth:`to_json` wrote; unknown keys and other formats are refused."""
+        raw: dict[str, Any] = json.loads(text)
+        found = raw.pop("format", 0)
+        if found != _RUN_FORMAT:
+            problem = format_problem(int(found), _RUN_FORMAT, "this installation")
+            raise SettingsError(f"it has {problem}")
+        raw["settings"] = FederationSettings(**raw["settings"])
+        for site in raw["sites"]:
+            for key in ("training_cases", "validation_cases"):
+                site[key] = tuple(site[key])
+        raw["sites"] = tuple(SiteSettings(**site) for site in raw["sites"])
+        raw["remote_sites"] = tuple(raw["remote_sites"])
+        return cls(**raw)
+
+
+RUN_FILE = "run.json"
+
+
+_RUN_FORMAT = 1
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run kept in a federation folder.
+
+    Raises
+    ------
+    SettingsError
+        If the folder holds no readable ``run.json``.
+    """
+    path = folder / RUN_FILE
+    try:
+        return Run.from_json(path.read_text())
+    except (
+        *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
+        SettingsError,
+    ) as error:
+        what = str(error).rstrip(".")
+        raise SettingsError(
+            f"{path} is not a readable run: {what}; restore it from a backup, or start anew "
+            "without --c."
+        ) from error
