@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one, replacing
-from nnunetv2_federated.federation.names import check_name
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.certificates import (
     authority_certificate,
@@ -27,9 +26,12 @@ from nnunetv2_federated.flower.deployment.certificates import (
     server_certificate,
 )
 from nnunetv2_federated.flower.deployment.keyfiles import (
+    SITE_KEY,
     authority_fingerprint,
     check_key_folder,
+    check_site_name,
     fingerprint,
+    private_key_text,
     public_line,
     read_public_key,
     read_secret,
@@ -39,11 +41,10 @@ from nnunetv2_federated.flower.deployment.register import SiteRegister
 from nnunetv2_federated.flower.deployment.signing import load_verifying_key
 
 COORDINATOR_KEY, COORDINATOR_PUB = "coordinator.key", "coordinator.pub"
-SERVER_KEY, SITE_KEY = "server.key", "site.key"
+SERVER_KEY = "server.key"
 DEFAULT_DAYS = 730
 CA_DAYS = 3650
 _SECRET, _PUBLIC, _FOLDER = 0o600, 0o644, 0o700
-_LONGEST_NAME = 64
 _LOCK = ".provision.lock"
 
 
@@ -54,19 +55,6 @@ ca = "ca.crt"
 key = "site.key"
 coordinator = "coordinator.pub"
 """
-
-
-def check_site_name(flag: str, name: str) -> str:
-    """Return the name of a site.
-
-    Raises
-    ------
-    SettingsError
-        If it is none, or too long.
-    """
-    if len(check_name(flag, name)) > _LONGEST_NAME:
-        raise SettingsError(f"{flag} {name}: a site's name has at most {_LONGEST_NAME} letters.")
-    return name
 
 
 def provision(
@@ -313,15 +301,6 @@ def _make_bundle(
         if key is not None:
             _write(new / SITE_KEY, private_key_text(key), _SECRET)
             _write(new / "site.pub", public_line(key.public_key(), bundle.name), _PUBLIC)
-
-
-def private_key_text(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a private key in OpenSSH's format."""
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
 
 
 def _pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:

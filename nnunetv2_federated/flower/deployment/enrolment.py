@@ -10,15 +10,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing
-from nnunetv2_federated.flower.deployment.credentials import (
-    SITE_KEY,
-    check_site_name,
-    private_key_text,
-)
 from nnunetv2_federated.flower.deployment.keyfiles import (
+    SITE_KEY,
     authority_fingerprint,
     check_key_folder,
+    check_site_name,
     fingerprint,
+    private_key_text,
     public_line,
 )
 from nnunetv2_federated.flower.deployment.signing import load_verifying_key

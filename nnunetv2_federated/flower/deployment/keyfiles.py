@@ -18,11 +18,14 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
+    NoEncryption,
+    PrivateFormat,
     PublicFormat,
     load_ssh_public_key,
 )
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.names import check_name
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 """A site's key, or the coordinator's."""
@@ -34,6 +37,9 @@ _KINDS = ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 """What Flower takes. Certificates and keys on a security token have other names."""
 _OTHERS_MAY = 0o077
 _OTHERS_MAY_WRITE = 0o022
+
+SITE_KEY = "site.key"
+_LONGEST_NAME = 64
 
 
 def read_secret(path: Path) -> bytes:
@@ -221,3 +227,25 @@ def authority_fingerprint(path: Path) -> str:
         raise SettingsError(f"{path} cannot be read as a certificate: {error}") from error
     der = certificate.public_bytes(Encoding.DER)
     return hashlib.sha256(der).digest().hex(":").upper()
+
+
+def check_site_name(flag: str, name: str) -> str:
+    """Return the name of a site.
+
+    Raises
+    ------
+    SettingsError
+        If it is none, or too long.
+    """
+    if len(check_name(flag, name)) > _LONGEST_NAME:
+        raise SettingsError(f"{flag} {name}: a site's name has at most {_LONGEST_NAME} letters.")
+    return name
+
+
+def private_key_text(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key in OpenSSH's format."""
+    return key.private_bytes(
+        Encoding.PEM,
+        PrivateFormat.OpenSSH,
+        NoEncryption(),
+    )
