@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.layers import GroupNormAct
 from torch import nn
 
+from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
 
 NORMS = ("batch", "group")
@@ -102,3 +108,18 @@ class ResidualEncoderClassifier(nn.Module):
         deepest = self.encoder(images)
         logits: torch.Tensor = self.head(deepest.flatten(2).mean(2))
         return logits
+
+
+def build_network(
+    plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+) -> nn.Module:
+    """Build the network that a configuration trains, freshly initialised."""
+    manager = plans.get_configuration(configuration)
+    network: nn.Module = get_network_from_plans(
+        manager.network_arch_class_name,
+        manager.network_arch_init_kwargs,
+        manager.network_arch_init_kwargs_req_import,
+        determine_num_input_channels(plans, manager, dataset_json),
+        len(read_classes(dataset_json)),
+    )
+    return network

@@ -13,8 +13,8 @@ from timm.models import adapt_input_conv, load_state_dict
 from torch import nn
 
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.network import build_network
 from nnunetv2_cls.planning import adapted_plans, load_plans, preprocessed_folder
-from nnunetv2_cls.trainer import build_network
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,13 +12,10 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_cls.dataset import check_same_classes, raw_labels, read_classes
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.inference import Model, classify, load_model
 from nnunetv2_cls.loader import batches
 from nnunetv2_cls.metrics import auroc, choose_threshold, predict_classes, score
 from nnunetv2_cls.preprocess import preprocessed_images
-from nnunetv2_cls.validation import classify
-
-if TYPE_CHECKING:
-    from nnunetv2_cls.predict import Model
 
 _HEADLINE = ("AUROC", "accuracy")
 
@@ -66,7 +63,6 @@ class ClsTester:
     ) -> list[dict[str, Any]]:
         """Classify every case; the threshold is chosen on the validation cases given."""
         # not above: it imports the trainer, which names this class
-        from nnunetv2_cls.predict import load_model  # noqa: PLC0415
 
         del output  # probabilities are in the records
         loaded = load_model(

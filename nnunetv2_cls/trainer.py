@@ -21,13 +21,11 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import (
     LabelManager,
-    determine_num_input_channels,
 )
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_cls.checks import check_training
-from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.loader import ImageLoader
 from nnunetv2_cls.metrics import auroc
@@ -287,19 +285,6 @@ def left_right_axes(transpose_forward: Sequence[int], dimensions: int) -> tuple[
     """
     axis = list(transpose_forward).index(2) - (3 - dimensions)
     return (axis,) if axis >= 0 else ()
-
-
-def build_network(
-    plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
-) -> nn.Module:
-    """Build the network that a configuration trains, freshly initialised."""
-    manager = plans.get_configuration(configuration)
-    return nnUNetTrainerCls.build_network_architecture(
-        plans,
-        manager,
-        determine_num_input_channels(plans, manager, dataset_json),
-        len(read_classes(dataset_json)),
-    )
 
 
 class nnUNetTrainerClsNoMirroring(nnUNetTrainerCls):  # noqa: N801

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from nnunetv2_cls.checks import labelled_tests
+from nnunetv2_cls.inference import classify
 from nnunetv2_cls.loader import batches
-from nnunetv2_cls.metrics import Probabilities, choose_threshold, evaluate
+from nnunetv2_cls.metrics import choose_threshold, evaluate
 from nnunetv2_cls.plots import plot_classification
 from nnunetv2_cls.preprocess import preprocessed_images
 from nnunetv2_cls.splits import group_numbers, patients_of
@@ -22,29 +21,6 @@ if TYPE_CHECKING:
     from nnunetv2_cls.trainer import nnUNetTrainerCls
 
 _HEADLINE = ("AUROC", "accuracy", "balanced_accuracy", "F1")
-
-
-@torch.inference_mode()
-def classify(
-    network: nn.Module,
-    images: torch.Tensor,
-    mirror_axes: Sequence[int] | None,
-) -> Probabilities:
-    """Mean softmax over the image and its mirror images.
-
-    Parameters
-    ----------
-    network
-        In evaluation mode.
-    images
-        Shape (batch, channels, size...), on the network's device.
-    mirror_axes
-        Spatial axes to mirror, one at a time; ``None`` or empty for none.
-    """
-    views = [images] + [images.flip(axis + 2) for axis in mirror_axes or ()]
-    with torch.autocast(images.device.type, enabled=images.device.type == "cuda"):
-        probabilities = [network(view).float().softmax(1) for view in views]
-    return torch.stack(probabilities).mean(0).cpu().numpy().astype(np.float64)
 
 
 def classify_all(
