@@ -308,7 +308,7 @@ def test_a_site_of_one_class_takes_part(
     results: Path, dataset_cls: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
-    other = "Dataset907_RowsOnly"
+    other = "Dataset917_RowsOnly"
     for part in ("raw", "preprocessed"):
         source, target = (nnunet_folders / part / name for name in (ADDED, other))
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("*Ts*", "splits_final.json"))
@@ -320,9 +320,9 @@ def test_a_site_of_one_class_takes_part(
     plans_file = nnunet_folders / "preprocessed" / other / "nnUNetPlans.json"
     plans_file.write_text(plans_file.read_text().replace(ADDED, other))
     try:
-        plan_main(["907", "--batch-size", "8"])
+        plan_main(["917", "--batch-size", "8"])
         train_main(
-            ["--site-datasets", dataset_cls, "907", "2d_cls", "0", "-tr", "nnUNetTrainerCls",
+            ["--site-datasets", dataset_cls, "917", "2d_cls", "0", "-tr", "nnUNetTrainerCls",
              "--rounds", "1", "-device", "cpu", "--quiet"]
         )  # fmt: skip
     finally:
