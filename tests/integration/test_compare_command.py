@@ -57,7 +57,8 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
 ) -> None:
     """The command and its training by kill -9; in between the training holds the folder."""
     del results
-    short = ["--rounds", "3", "--iterations-per-epoch", "2", "--val-iterations", "1"]
+    # so many that it is not at its end before it can be stopped, on a busy machine
+    short = ["--rounds", "12", "--iterations-per-epoch", "2", "--val-iterations", "1"]
     argv = [dataset_2d, "2d", "0", "--sites", "2", "--arms", "federated", *short, "-device", "cpu"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     command = [sys.executable, "-m", "nnunetv2_federated.cli.compare", *argv, "-o", str(killed)]
