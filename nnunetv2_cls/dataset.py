@@ -316,10 +316,13 @@ def _check_same_labels(
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write at once: sites may share a dataset."""
+    """Write at once, and through to the disk: sites may share a dataset."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=4) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

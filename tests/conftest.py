@@ -7,13 +7,15 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import commands
 import numpy as np
 import pytest
+
+from nnunetv2_federated.training.environment import environment
 
 os.environ.setdefault("nnUNet_compile", "f")  # nnU-Net's spelling
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -100,21 +102,11 @@ def plan_and_preprocess(
         os.environ["nnUNet_n_proc_DA"] = workers  # noqa: SIM112
 
 
-@contextmanager
-def nnunet_in(base: Path) -> Iterator[None]:
+def nnunet_in(base: Path) -> AbstractContextManager[None]:
     """Let nnU-Net's three folders be here for a while."""
-    before = {key: os.environ.get(key) for key in (f"nnUNet_{name}" for name in FOLDERS)}
     for name in FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
-        os.environ[f"nnUNet_{name}"] = str(base / name)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+    return environment(**{f"nnUNet_{name}": str(base / name) for name in FOLDERS})
 
 
 @pytest.fixture(scope="session")

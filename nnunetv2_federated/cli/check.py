@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -13,13 +14,13 @@ from nnunetv2_federated.cli.console import print_findings
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.finding import Finding, look
+from nnunetv2_federated.federation.finding import look
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
 from nnunetv2_federated.training.environment import environment, quiet
-from nnunetv2_federated.training.folds import read_splits
+from nnunetv2_federated.training.folds import fold_of_site, read_splits
 from nnunetv2_federated.training.integrity import inspect
 from nnunetv2_federated.training.testing import validates_segmentations
 from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
@@ -63,8 +64,10 @@ def _check(options: Options) -> None:
     for configuration in _configurations(dataset, options.get("configuration")):
         usual = usual_trainer(dataset, configuration)
         trainer = federated_trainer(options.get("trainer", usual))
+        folds = _folds(dataset, configuration, options.get("fold"))
+        segmentation = validates_segmentations(trainer)
         findings = [
-            *_each_once(dataset, configuration, options.get("fold"), trainer),
+            *inspect(dataset, configuration, folds, segmentation=segmentation),
             look("trainer", functools.partial(_build, dataset, configuration, trainer)),
         ]
         bad += print_findings(f"{dataset.name} {configuration}", findings)
@@ -94,22 +97,14 @@ def usual_trainer(dataset: Dataset, configuration: str) -> str:
     return "nnUNetTrainerCls" if classifies else "nnUNetTrainerFederated"
 
 
-def _each_once(
-    dataset: Dataset, configuration: str, fold: str | None, trainer: type
-) -> Iterator[Finding]:
-    folds: list[int | str] = [0] if fold is None else [fold_number(fold)]
-    known = set()
-    while folds:
-        current = folds.pop(0)
-        found = inspect(
-            dataset, configuration, current, segmentation=validates_segmentations(trainer)
-        )
-        for finding in found:
-            if finding not in known:
-                yield finding
-                known.add(finding)
-        if fold is None and current == 0 and next(iter(known)).good:
-            folds = list(range(1, len(read_splits(dataset))))
+def _folds(dataset: Dataset, configuration: str, wanted: str | None) -> list[int | str]:
+    """Return the fold that is wanted, or all there are; the first where that is not known."""
+    if wanted is not None:
+        return [fold_number(wanted)]
+    with contextlib.suppress(SettingsError):  # a look at the first says why
+        fold_of_site(dataset, configuration, 0)
+        return list(range(len(read_splits(dataset))))
+    return [0]
 
 
 def _build(dataset: Dataset, configuration: str, trainer: type[FederatedRounds]) -> str:

@@ -24,7 +24,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import Sites
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import STRATEGIES, setting_names
-from nnunetv2_federated.flower.launch import check, check_choices
+from nnunetv2_federated.flower.launch import check_buildable, check_choices
 from nnunetv2_federated.training.build import build_trainer
 from nnunetv2_federated.training.dataset import (
     Dataset,
@@ -34,12 +34,18 @@ from nnunetv2_federated.training.dataset import (
 )
 from nnunetv2_federated.training.environment import environment, quiet
 from nnunetv2_federated.training.folds import draw_by_table, fold_split
+from nnunetv2_federated.training.integrity import check_dataset
 from nnunetv2_federated.training.sites import (
     partition_dataset,
     read_sites_file,
     saved_partition,
 )
-from nnunetv2_federated.training.testing import raw_folder, test_images, tester_of
+from nnunetv2_federated.training.testing import (
+    raw_folder,
+    test_images,
+    tester_of,
+    validates_segmentations,
+)
 from nnunetv2_federated.training.trainer import SUFFIX, federated_trainer
 
 _DEFAULT_SEED = 12345
@@ -100,10 +106,12 @@ def build_comparison(
             for seed in seeds
             for fold in folds
         ]
-        notes: dict[str, None] = {}
-        for run in {arm.name: run for arm, run in reversed(runs)}.values():
-            notes |= dict.fromkeys(check(run))  # seed and fold change little of what it looks at
-        for line in notes:
+        built = [
+            check_buildable(run)  # seed and fold change nothing of what it looks at
+            for run in {arm.name: run for arm, run in reversed(runs)}.values()
+        ]
+        segmentation = any(validates_segmentations(type(trainer)) for trainer in built)
+        for line in check_dataset(dataset, configuration, folds, segmentation=segmentation):
             print(f"note: {line}", file=sys.stderr)
         _give_all_the_same_epoch(runs, dataset)
     return comparison

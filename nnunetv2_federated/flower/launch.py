@@ -46,22 +46,33 @@ def check(run: Run, backend: str = "in-process") -> list[str]:
         with themselves, stages of a cascade that lack each other's files, and too little shared
         memory.
     """
+    segmentation = validates_segmentations(type(check_buildable(run, backend)))
+    aloud = []
+    for name in sorted({site.dataset for site in run.sites}):
+        dataset = load_dataset(name, run.plans)
+        aloud += check_dataset(dataset, run.configuration, [run.fold], segmentation=segmentation)
+    return aloud
+
+
+def check_buildable(run: Run, backend: str = "in-process") -> FederatedRounds:
+    """Do what :func:`check` does, but for the datasets' content; return the trainer that was built.
+
+    Raises
+    ------
+    SettingsError
+        See :func:`check`.
+    """
     check_choices(run, backend)
     check_stages(run)
     with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch):
         model = GlobalModel(run)  # nnU-Net's trainers write when they are built
         if run.pretrained_weights is not None:
             model.load_pretrained(run.pretrained_weights)
-    segmentation = validates_segmentations(type(model.trainer))
-    aloud = []
-    for name in sorted({site.dataset for site in run.sites}):
-        dataset = load_dataset(name, run.plans)
-        aloud += check_dataset(dataset, run.configuration, run.fold, segmentation=segmentation)
     if not run.remote_sites:
         alive = min(len(run.sites), run.settings.resident_trainers or DEFAULT_RESIDENT)
         # in Ray's actors each site looks for itself
         check_workers(model.trainer, alive if backend == "in-process" else 1)
-    return aloud
+    return model.trainer
 
 
 def check_choices(run: Run, backend: str = "in-process") -> None:

@@ -7,8 +7,9 @@ lies in ``nnUNet_preprocessed`` after that, which other files may have left behi
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     infer_dataset_class,
     nnUNetDatasetBlosc2,
 )
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_federated.federation.case_table import like_patients, read_case_table
+from nnunetv2_federated.federation.case_table import (
+    like_patients,
+    patients_of,
+    read_case_table,
+)
 from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.finding import Finding, look
@@ -30,29 +34,30 @@ from nnunetv2_federated.training.dataset import (
     preprocessed_cases,
     read_json,
 )
+from nnunetv2_federated.training.dataset_json import check_declaration
 from nnunetv2_federated.training.folds import (
     CASE_TABLE,
     SPLITS_FILE,
     find_case_table,
     fold_of_site,
-    known_patients,
     read_splits,
     shared_patients,
     some,
 )
+from nnunetv2_federated.training.raw_case import declared_values
 from nnunetv2_federated.training.raw_files import channel_gap, training_files
 
 REFERENCES = "gt_segmentations"
 
 
 def check_dataset(
-    dataset: Dataset, configuration: str, fold: int | str, *, segmentation: bool = True
+    dataset: Dataset, configuration: str, folds: Sequence[int | str], *, segmentation: bool = True
 ) -> list[str]:
     """Refuse a dataset that does not agree with itself; return what is better said aloud.
 
     Parameters
     ----------
-    dataset, configuration, fold
+    dataset, configuration, folds
         What is to be trained.
     segmentation
         Whether the trained model is validated on reference segmentations.
@@ -63,7 +68,7 @@ def check_dataset(
         With the first thing that is wrong, the names, and how to mend it.
     """
     aloud = []
-    for finding in inspect(dataset, configuration, fold, segmentation=segmentation):
+    for finding in inspect(dataset, configuration, folds, segmentation=segmentation):
         if not finding.good:
             raise SettingsError(finding.seen)
         if finding.aloud:
@@ -72,14 +77,18 @@ def check_dataset(
 
 
 def inspect(
-    dataset: Dataset, configuration: str, fold: int | str, *, segmentation: bool = True
+    dataset: Dataset, configuration: str, folds: Sequence[int | str], *, segmentation: bool = True
 ) -> Iterator[Finding]:
-    """Yield what is found about a dataset, as :func:`check_dataset` judges it."""
-    subject = _Subject(dataset, configuration, fold)
-    folds = look("fold", subject.folds)
-    yield folds
-    if not folds.good:  # the others look at its cases
-        return
+    """Yield what is found about a dataset, as :func:`check_dataset` judges it.
+
+    Every file is read once, however many folds it is in.
+    """
+    subject = _Subject(dataset, configuration)
+    for fold in folds:
+        found = look("fold", functools.partial(subject.read_fold, fold))
+        yield found
+        if not found.good:  # the others look at its cases
+            return
     yield from subject.left_out()
     yield look("preprocessed cases", subject.files)
     yield from subject.patients()
@@ -92,7 +101,8 @@ def inspect(
 class _Subject:
     dataset: Dataset
     configuration: str
-    fold: int | str
+    splits: dict[int | str, tuple[list[str], list[str]]] = field(default_factory=dict)
+    """Training and validation cases of the folds that were read."""
 
     @property
     def name(self) -> str:
@@ -106,19 +116,16 @@ class _Subject:
     def cases(self) -> list[str]:
         return preprocessed_cases(self.folder)
 
-    @cached_property
-    def split(self) -> tuple[list[str], list[str]]:
-        return fold_of_site(self.dataset, self.configuration, self.fold)
-
-    def folds(self) -> str:
-        training, validation = self.split
+    def read_fold(self, fold: int | str) -> str:
+        training, validation = fold_of_site(self.dataset, self.configuration, fold)
+        self.splits[fold] = training, validation
         return (
             f"{self.name}: {len(training)} training, {len(validation)} validation cases of fold "
-            f"{self.fold}"
+            f"{fold}"
         )
 
     def left_out(self) -> Iterator[Finding]:
-        if self.fold == "all" or not (self.dataset.folder / SPLITS_FILE).is_file():
+        if set(self.splits) == {"all"} or not (self.dataset.folder / SPLITS_FILE).is_file():
             return
         named = {
             case for split in read_splits(self.dataset) for part in split.values() for case in part
@@ -129,14 +136,14 @@ class _Subject:
             yield Finding("cases in no fold", True, seen, aloud=True)
 
     def files(self) -> str:
-        """Open every case of the fold: of images the header, of segmentations the values."""
+        """Open every case of the folds: of images the header, of segmentations the values."""
         kind = infer_dataset_class(str(self.folder))
         if not issubclass(kind, nnUNetDatasetBlosc2):  # what nnU-Net wrote until 2.5
             return f"{len(self.cases)} cases as {kind.__name__} reads them, not opened"
         channels = len(self.dataset.declared.get("channel_names", ()))
-        cases = sorted({*self.split[0], *self.split[1]})
+        cases = sorted({case for split in self.splits.values() for part in split for case in part})
         reader = kind(str(self.folder), cases)
-        highest = self._highest_label()
+        highest = max(declared_values(self.dataset.dataset_json))
         for case in cases:
             image, segmentation, low, high = self._look_into(reader, case)
             if low < _OUTSIDE or high > highest:
@@ -157,11 +164,6 @@ class _Subject:
                 )
         return f"{len(cases)} cases of {channels} channels in {self.folder.name}"
 
-    def _highest_label(self) -> int:
-        manager = PlansManager(self.dataset.plans).get_label_manager(self.dataset.dataset_json)
-        ignored = [manager.ignore_label] if manager.has_ignore_label else []
-        return max(int(value) for value in (*manager.all_labels, *ignored))
-
     def _look_into(
         self,
         reader: Any,  # noqa: ANN401  # nnU-Net's
@@ -179,7 +181,7 @@ class _Subject:
             ) from error
 
     def references(self) -> str:
-        validation = self.split[1]
+        validation = {case for _, cases in self.splits.values() for case in cases}
         ending = str(self.dataset.dataset_json["file_ending"])
         folder = self.dataset.folder / REFERENCES
         missing = {case for case in validation if not (folder / (case + ending)).is_file()}
@@ -191,44 +193,48 @@ class _Subject:
         return f"{len(validation)} segmentations to validate with"
 
     def patients(self) -> Iterator[Finding]:
-        table = find_case_table(self.dataset)
-        if table is None:
+        path = find_case_table(self.dataset)
+        if path is None:
             yield Finding("patients", True, f"not known: without {CASE_TABLE} each case is one")
             return
-        others = look("patients", lambda: ", ".join(like_patients(read_case_table(table))))
-        if others.good and others.seen:
+        try:
+            rows = read_case_table(path)
+        except SettingsError as error:
+            yield Finding("patients", False, str(error))
+            return
+        patients, others = patients_of(rows), like_patients(rows)
+        if patients is None and others:
             seen = (
-                f"patients of {self.name} are not known: {table.name} has no column patient, but "
-                f"{others.seen}; name it patient to keep a patient's cases in one fold"
+                f"patients of {self.name} are not known: {path.name} has no column patient, but "
+                f"{', '.join(others)}; name it patient to keep a patient's cases in one fold"
             )
             yield Finding("patients", True, seen, aloud=True)
-            return
-        known = look("patients", lambda: self._patients_apart(table.name))
-        yield known
-        patients = known_patients(self.dataset) if known.good else None
-        without = set(self.cases) - patients.keys() if patients is not None else None
-        if without:
-            seen = f"{some(without)} of {self.name} without patient in {table.name}"
-            yield Finding("cases without patient", True, seen, aloud=True)
+        elif patients is None:
+            yield Finding("patients", True, f"not known: {path.name} has no column patient")
+        else:
+            yield look("patients", lambda: self._apart(patients, path.name))
+            without = set(self.cases) - patients.keys()
+            if without:
+                seen = f"{some(without)} of {self.name} without patient in {path.name}"
+                yield Finding("cases without patient", True, seen, aloud=True)
 
-    def _patients_apart(self, table: str) -> str:
-        patients = known_patients(self.dataset)
-        if patients is None:
-            return f"not known: {table} has no column patient"
+    def _apart(self, patients: Mapping[str, str], table: str) -> str:
         count = len({patients[case] for case in self.cases if case in patients})
         if count == len(self.cases):
             return f"{table} names as many patients as cases, {count}"
-        if self.fold == "all":
-            return f"{count} in {table}"
-        both = shared_patients(*self.split, patients)
-        if both:
-            cases = {case for part in self.split for case in part if patients.get(case) in both}
-            raise SettingsError(
-                f"{some(cases)} of {self.name} are of "
-                f"{len(both)} patients who are in training and in validation of fold {self.fold}: "
-                f"delete {SPLITS_FILE} to have folds drawn by patient, or train fold all."
-            )
-        return f"{count} in {table}, none in both parts of fold {self.fold}"
+        parts = {fold: split for fold, split in self.splits.items() if fold != "all"}
+        for fold, split in parts.items():
+            both = shared_patients(*split, patients)
+            if both:
+                cases = {case for part in split for case in part if patients.get(case) in both}
+                raise SettingsError(
+                    f"{some(cases)} of {self.name} are of "
+                    f"{len(both)} patients who are in training and in validation of fold {fold}: "
+                    f"delete {SPLITS_FILE} to have folds drawn by patient, or train fold all."
+                )
+        listed = ", ".join(map(str, parts))
+        apart = f", none in both parts of fold {listed}" if parts else ""
+        return f"{count} in {table}{apart}"
 
     def raw_data(self) -> Iterator[Finding]:
         raw = nnUNet_raw.get()
@@ -258,8 +264,10 @@ class _Subject:
                 yield Finding("raw data", True, seen, aloud=True)
 
     def _same_declaration(self, raw: Path) -> str:
-        now = declared_of(read_json(raw / "dataset.json"))
-        found = find_difference(now, self.dataset.declared)
+        path = raw / "dataset.json"
+        now = read_json(path)
+        check_declaration(now, str(path))
+        found = find_difference(declared_of(now), self.dataset.declared)
         if found is not None:
             reason = f" ({found.hint})" if found.hint else ""
             raise SettingsError(
@@ -281,11 +289,18 @@ class _Subject:
         folder = self.dataset.folder / REFERENCES
         ending = str(self.dataset.dataset_json["file_ending"])
         compared, other = 0, set()
-        for case in set(self.cases) & set(files):
-            copy = folder / (case + ending)
+        both = set(self.cases) & set(files)
+        without = {case for case in both if not Path(files[case]["label"]).is_file()}
+        if without:
+            raise SettingsError(
+                f"{some(without)} of {self.name} in nnUNet_raw without segmentation: restore it, "
+                "or take the images out, then plan and preprocess again."
+            )
+        for case in both:
+            copy, label = folder / (case + ending), Path(files[case]["label"])
             if copy.is_file():
                 compared += 1
-                if not filecmp.cmp(copy, files[case]["label"], shallow=False):
+                if not filecmp.cmp(copy, label, shallow=False):
                     other.add(case)
         if other:
             raise SettingsError(
@@ -302,7 +317,8 @@ class _Subject:
     def _older(self, files: dict[str, dict[str, Any]]) -> set[str]:
         found = set()
         for case in set(self.cases) & set(files):
-            newest = max(Path(path).stat().st_mtime for path in _files(files[case]))
+            sources = [Path(path) for path in (*files[case]["images"], files[case]["label"])]
+            newest = max(path.stat().st_mtime for path in sources if path.is_file())
             own = [self.folder / f"{case}{ending}" for ending in (".b2nd", ".npz", ".npy")]
             if any(path.stat().st_mtime < newest for path in own if path.is_file()):
                 found.add(case)
@@ -313,7 +329,3 @@ _OUTSIDE = -1
 """What nnU-Net's preprocessing gives voxels that are outside of the body."""
 _AXES = 4
 """Channels and three axes, of which nnU-Net gives images of two one of length 1."""
-
-
-def _files(case: dict[str, Any]) -> Sequence[str]:
-    return [*map(str, case["images"]), str(case["label"])]

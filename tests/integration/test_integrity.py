@@ -12,6 +12,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from skimage import io
 
 from nnunetv2_federated.cli.check import main as check_main
@@ -67,7 +68,7 @@ def folders(
 
 
 def check(**options: bool) -> list[str]:
-    return check_dataset(load_dataset("901"), "2d", 0, **options)
+    return check_dataset(load_dataset("901"), "2d", [0], **options)
 
 
 def fold_0(folders: Folders) -> dict[str, list[str]]:
@@ -213,12 +214,23 @@ def lengthen_patch(folders: Folders) -> str:
     return f"configuration 2d in the plans of {NAME} has the patch size [32, 32, 8]"
 
 
+def lose_raw_label(folders: Folders) -> str:
+    (folders.raw / "labelsTr" / "case_06.png").unlink()
+    return f"1 case (case_06) of {NAME} in nnUNet_raw without segmentation: restore it"
+
+
+def damage_raw_declaration(folders: Folders) -> str:
+    (folders.raw / "dataset.json").write_text("[1]")
+    return "dataset.json: give an object with channel_names, labels and file_ending"
+
+
 SPOILED = [
     *(lose_case, train_on_validation, write_other_splits, damage_image, damage_properties),
     *(add_channel, resize_segmentation, lose_reference, correct_label, rename_classes),
     *(rename_channel, mix_patients, forget_patient_column, name_patients_otherwise),
     *(name_a_case_twice, draw_an_undeclared_label, renumber_a_channel, write_a_list_for_plans),
-    *(lose_part_of_plans, empty_configuration, lengthen_patch),
+    *(lose_part_of_plans, empty_configuration, lengthen_patch, lose_raw_label),
+    damage_raw_declaration,
 ]
 
 
@@ -263,6 +275,45 @@ def test_the_command_shows_every_fold_and_configuration_and_what_is_wrong(
     assert exit_.value.code == 2
     assert found.err == f"error: {NAME} does not agree with itself: references\n"
     assert f"1 case ({lost}) of {NAME} to validate" in " ".join(found.out.split())
+
+
+@pytest.mark.parametrize("spoil", [lose_raw_label, damage_raw_declaration])
+def test_the_command_names_what_is_wrong_with_raw_files(
+    folders: Folders, spoil: Callable[[Folders], str], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    expected = spoil(folders)
+    with pytest.raises(SystemExit, match="2"):
+        check_main(["901"])
+    assert expected in capsys.readouterr().out
+
+
+def test_every_segmentation_is_read_once_whatever_the_number_of_folds(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load = nnUNetDatasetBlosc2.load_case
+
+    def counted(self: nnUNetDatasetBlosc2, case: str) -> object:
+        read.append(case)
+        return load(self, case)
+
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "load_case", counted)
+    check_dataset(load_dataset("901"), "2d", range(5))
+    assert read == CASES
+    lost = json.loads(folders.splits.read_text())[4]["val"][0]
+    (folders.preprocessed / "gt_segmentations" / f"{lost}.png").unlink()
+    with pytest.raises(SettingsError, match=f"{lost}.* to validate without segmentation"):
+        check_dataset(load_dataset("901"), "2d", range(5))
+
+
+def test_the_command_takes_a_site_too_small_for_folds(folders: Folders, capsys) -> None:
+    folders.splits.unlink()
+    for file in folders.images.iterdir():
+        if int(file.name[5:7]) > 2:
+            file.unlink()
+    check_main(["901"])
+    assert "3 training, 0 validation" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_odd_but_no_error_is_said_aloud(folders: Folders) -> None:

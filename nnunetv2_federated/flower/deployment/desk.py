@@ -489,7 +489,7 @@ class Desk:
             for line in check_dataset(
                 dataset,
                 proposal.configuration,
-                proposal.fold,
+                [proposal.fold],
                 segmentation=validates_segmentations(trainer),
             ):
                 logger.warning(line)

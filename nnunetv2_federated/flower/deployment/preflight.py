@@ -80,7 +80,7 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
         return
     trainer = _trainer(wanted, settings)
     segmentation = trainer is None or validates_segmentations(trainer)
-    yield from inspect(dataset[0], wanted.configuration, wanted.fold, segmentation=segmentation)
+    yield from inspect(dataset[0], wanted.configuration, [wanted.fold], segmentation=segmentation)
     yield look("plans", lambda: _plans(dataset[0], wanted, settings))
     yield look("shared memory", lambda: _shared_memory(dataset[0], wanted))
     yield look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
