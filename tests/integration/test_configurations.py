@@ -69,10 +69,11 @@ def predict(fold: Path, images: Path, to: Path, before: Path | None = None) -> n
     ("plans", "stages"),
     [
         ("nnUNetPlans", ["2d"]),
+        ("nnUNetPlans", ["3d_fullres"]),
         ("nnUNetPlans", ["3d_lowres", "3d_cascade_fullres"]),
         (RESENC, ["3d_fullres"]),
     ],
-    ids=["2d", "cascade", "3d_fullres of ResEnc, regions"],
+    ids=["2d", "3d_fullres", "cascade", "3d_fullres of ResEnc, regions"],
 )
 def test_a_configuration_from_planning_to_prediction(
     plans: str,
@@ -83,7 +84,9 @@ def test_a_configuration_from_planning_to_prediction(
     names = sites[plans]
     predicted: Path | None = None
     flags = ["-p", plans, "--rounds", "2"]
-    if len(stages) > 1:  # an eighth of the time to validate its many small patches
+    if plans == "nnUNetPlans" and stages != [
+        "2d"
+    ]:  # an eighth of the time to validate its many small patches
         flags += ["-tr", "nnUNetTrainerNoMirroring"]
     for stage in stages:
         results = train("--site-datasets", *names, stage, "all", *flags).parents[2]
