@@ -25,12 +25,12 @@ from nnunetv2_federated.federation.aggregation import RunningMean
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, Validation
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.partition import PartitionSettings
-from nnunetv2_federated.federation.run import Run, SiteSettings
+from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import launch
 from nnunetv2_federated.flower.launch import prepare as prepare_run
+from nnunetv2_federated.flower.participants import Attendance, Requirements
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -39,9 +39,9 @@ from nnunetv2_federated.flower.records import (
 )
 from nnunetv2_federated.flower.strategies import build_strategy
 from nnunetv2_federated.flower.strategy import PolyLRStrategy
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.environment import quiet
-from nnunetv2_federated.training.sites import partition_dataset, sites_of_fold
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.site_cases import partition_dataset, sites_of_fold
+from nnunetv2_federated.nnunet.environment import quiet
 
 FOLD = "all"  # every site then has training cases, however many sites share the dataset
 
@@ -133,7 +133,7 @@ def federation(sites: int, device: str, settings: dict[str, Any]) -> Result:
         configuration="2d",
         fold=FOLD,
         trainer="nnUNetTrainer",
-        plans="nnUNetPlans",
+        plans_name="nnUNetPlans",
         device=device,
         settings=FederationSettings(**settings),
         sites=sites_of_fold(dataset, "2d", FOLD, cases),
@@ -184,9 +184,9 @@ def aggregation(replies: int, parameters: int) -> Result:
         node: SiteDescription(f"site_{node:03d}", node, 0, "", "") for node in grid.get_node_ids()
     }
     settings = FederationSettings(rounds=1)
-    cases = tuple(SiteSettings(site.site, "", ("case",), ()) for site in sites.values())
+    cases = tuple(SiteCases(site.site, "", ("case",), ()) for site in sites.values())
     run = Run("", "2d", 0, "", "", "cpu", settings, cases)
-    attendance = Attendance(grid, run, Same("", ""), Observer())
+    attendance = Attendance(grid, run, Requirements("", ""), Observer())
     attendance.sites.update(sites)
     strategy = PolyLRStrategy(
         build_strategy("fedavg", {}), settings, [0.01], attendance, streaming=True

@@ -20,16 +20,16 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.credentials import provision
-from nnunetv2_federated.flower.deployment.fleet import Fleet
-from nnunetv2_federated.flower.deployment.grid import NetworkGrid
+from nnunetv2_federated.flower.deployment.server.credentials import provision
+from nnunetv2_federated.flower.deployment.server.network_grid import NetworkGrid
+from nnunetv2_federated.flower.deployment.server.superlink import SuperLink
 from nnunetv2_federated.flower.deployment.signing import (
     load_signing_key,
     load_verifying_key,
     verify,
 )
-from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile
-from nnunetv2_federated.flower.deployment.superlink import SuperLink
+from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site.supernode import Fleet
 from nnunetv2_federated.flower.records import ARRAYS, pack_reply, pack_weights, unpack_weights
 
 PARAMETERS = 33_000_000

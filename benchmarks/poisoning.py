@@ -38,12 +38,12 @@ from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import prepare
 from nnunetv2_federated.flower.records import ARRAYS, pack_weights, unpack_weights
 from nnunetv2_federated.flower.server_app import make_server_app
-from nnunetv2_federated.training.build import build_trainer
-from nnunetv2_federated.training.checkpoint import GlobalModel
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.environment import quiet
-from nnunetv2_federated.training.site import SitePool
-from nnunetv2_federated.training.sites import sites_of_fold
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.site_cases import sites_of_fold
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.site import SitePool
 
 SITES_OF_CENTRE = {"guangzhou": 3, "hannover": 2}
 POISONED = 0

@@ -12,7 +12,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_cls.dataset import (
+from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import (
     TEST_LABELS_FILE,
     ImageLabels,
     preprocessed_labels,
@@ -21,7 +22,6 @@ from nnunetv2_cls.dataset import (
     read_test_labels,
     some,
 )
-from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.preprocess import Expected, check_images, num_channels, raw_cases
 from nnunetv2_cls.splits import (
     SPLITS_FILE,

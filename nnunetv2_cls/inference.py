@@ -13,8 +13,8 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import read_classes
 from nnunetv2_cls.metrics import Probabilities
 from nnunetv2_cls.network import build_network
 

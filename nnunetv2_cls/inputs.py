@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_cls.convert.images import common_channels, list_images, stem
-from nnunetv2_cls.dataset import some
+from nnunetv2_cls.conversion.images import common_channels, list_images, stem
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import some
 from nnunetv2_cls.preprocess import Expected
 
 _OF_IMAGES = "NaturalImage2DIO"

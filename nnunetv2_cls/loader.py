@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import interpolate
 
-from nnunetv2_cls.dataset import ImageLabels
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import ImageLabels
 
 
 def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:

@@ -13,8 +13,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.layers import GroupNormAct
 from torch import nn
 
-from nnunetv2_cls.dataset import read_classes
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import read_classes
 
 NORMS = ("batch", "group")
 _GROUPS = 32

@@ -12,8 +12,8 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_cls.checks import check_dimensions
-from nnunetv2_cls.dataset import find_name, labels_to_plan, read_json, write_json, write_labels
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import find_name, labels_to_plan, read_json, write_json, write_labels
 from nnunetv2_cls.network import check_model, check_norm
 from nnunetv2_cls.splits import SPLITS_FILE, patients_of, splits_to_plan
 

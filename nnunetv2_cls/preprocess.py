@@ -15,9 +15,9 @@ import tifffile
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from PIL import Image
 
-from nnunetv2_cls.convert.images import read_as_nnunet
-from nnunetv2_cls.dataset import some
+from nnunetv2_cls.conversion.images import read_as_nnunet
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import some
 
 Problems = Callable[[str, Exception], None]
 

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from nnunetv2_cls.convert.tables import read_table
-from nnunetv2_cls.dataset import read_json, some
+from nnunetv2_cls.conversion.tables import read_table
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.labels import read_json, some
 
 SPLITS_FILE = "splits_final.json"
 CASE_TABLE = "cases.csv"

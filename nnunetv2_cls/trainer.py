@@ -32,7 +32,7 @@ from nnunetv2_cls.metrics import auroc
 from nnunetv2_cls.planning import adapted_plans
 from nnunetv2_cls.plots import plot_progress
 from nnunetv2_cls.splits import SPLITS_FILE, check_own_folds, patients_of
-from nnunetv2_cls.testing import ClsTester
+from nnunetv2_cls.tester import ClsTester
 from nnunetv2_cls.validation import join_summaries, validate
 
 _ROTATION = math.radians(15)

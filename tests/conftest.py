@@ -15,7 +15,7 @@ import commands
 import numpy as np
 import pytest
 
-from nnunetv2_federated.training.environment import environment
+from nnunetv2_federated.nnunet.environment import environment
 
 os.environ.setdefault("nnUNet_compile", "f")  # nnU-Net's spelling
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

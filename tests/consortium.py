@@ -23,7 +23,7 @@ import numpy as np
 from commands import Command
 
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.credentials import provision
+from nnunetv2_federated.flower.deployment.server.credentials import provision
 
 SITES = {
     "bern": ["case_00", "case_03", "case_06", "case_09"],

@@ -14,9 +14,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
 
-from nnunetv2_federated.flower.deployment import fleet, site
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.flower.deployment.site_file import read_site_file
+from nnunetv2_federated.flower.deployment.site import serve as site
+from nnunetv2_federated.flower.deployment.site import supernode as fleet
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload, pack_weights
 
 

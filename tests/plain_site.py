@@ -29,8 +29,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
 from nnunetv2_federated.flower.deployment.keyfiles import SITE_KEY, read_secret
+from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError
 
 MANY_BYTES = 110_000_000
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from nnunetv2_federated.flower.deployment import site
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.flower.deployment.site_file import read_site_file
+from nnunetv2_federated.flower.deployment.site import serve as site
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 
 
 def main() -> None:

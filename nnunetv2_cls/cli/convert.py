@@ -13,13 +13,13 @@ from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
 from nnunetv2_cls.cli._run import run_command
-from nnunetv2_cls.convert.class_folders import read_class_folders
-from nnunetv2_cls.convert.kermany import read_kermany
-from nnunetv2_cls.convert.medmnist import read_medmnist
-from nnunetv2_cls.convert.patients import with_patients
-from nnunetv2_cls.convert.rsna import MAPPING, read_rsna
-from nnunetv2_cls.convert.source import Case, Source
-from nnunetv2_cls.convert.writer import write_dataset
+from nnunetv2_cls.conversion.class_folders import read_class_folders
+from nnunetv2_cls.conversion.kermany import read_kermany
+from nnunetv2_cls.conversion.medmnist import read_medmnist
+from nnunetv2_cls.conversion.patients import with_patients
+from nnunetv2_cls.conversion.rsna import MAPPING, read_rsna
+from nnunetv2_cls.conversion.source import Case, Source
+from nnunetv2_cls.conversion.writer import write_dataset
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,10 +12,10 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_cls.cam import check_captum
 from nnunetv2_cls.cli._run import run_command
-from nnunetv2_cls.dataset import find_name
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.inference import load_model
-from nnunetv2_cls.predict import predict_folder
+from nnunetv2_cls.labels import find_name
+from nnunetv2_cls.prediction import predict_folder
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,13 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from nnunetv2_federated.cli.console import LONGEST_LINE, as_table, say
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.options import parse, run_command
+from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.audit import AUDIT_FILE, EVENTS
 from nnunetv2_federated.federation.chain import Line, Report, Value, check, read
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import replacing
 from nnunetv2_federated.federation.text import csv_cell
-from nnunetv2_federated.flower.deployment.site_file import read_site_file
+from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 
 _SHORTEST_HEAD, _HASH_LENGTH = 16, 64
 _FIRST_FIELDS = (

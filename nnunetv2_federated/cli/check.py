@@ -11,19 +11,20 @@ from collections.abc import Sequence
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.cli.console import print_findings
-from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
+from nnunetv2_federated.cli.options import fold_number, parse, run_command
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.finding import look
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.training.build import build_trainer
-from nnunetv2_federated.training.dataset import Dataset, check_configuration, load_dataset
-from nnunetv2_federated.training.environment import environment, quiet
-from nnunetv2_federated.training.folds import fold_of_site, read_splits
-from nnunetv2_federated.training.integrity import inspect
-from nnunetv2_federated.training.testing import validates_segmentations
-from nnunetv2_federated.training.trainer import FederatedRounds, federated_trainer
+from nnunetv2_federated.nnunet.data.dataset import Dataset, check_configuration, load_dataset
+from nnunetv2_federated.nnunet.data.folds import fold_of_site, read_splits
+from nnunetv2_federated.nnunet.data.integrity import inspect
+from nnunetv2_federated.nnunet.environment import environment, quiet
+from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
+from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federated_trainer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -114,7 +115,7 @@ def _build(dataset: Dataset, configuration: str, trainer: type[FederatedRounds])
         configuration=configuration,
         fold="all",
         trainer=trainer.__name__,
-        plans=dataset.plans["plans_name"],
+        plans_name=dataset.plans["plans_name"],
         device="cpu",
         settings=FederationSettings(),
         sites=(),

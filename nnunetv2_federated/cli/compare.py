@@ -12,25 +12,20 @@ from pathlib import Path
 import torch
 from nnunetv2.paths import nnUNet_results
 
-from nnunetv2_federated.cli.compare_build import build_comparison
-from nnunetv2_federated.cli.compare_report import write_report
-from nnunetv2_federated.cli.compare_run import run_models
 from nnunetv2_federated.cli.console import say
-from nnunetv2_federated.cli.options import (
-    Options,
-    add_partition_flags,
-    fold_number,
-    parse,
-    run_command,
-)
+from nnunetv2_federated.cli.options import add_partition_flags, fold_number, parse, run_command
 from nnunetv2_federated.cli.terminal import choose_device
 from nnunetv2_federated.cli.train_flags import add_federation_flags, add_nnunet_flags
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
-from nnunetv2_federated.federation.comparison import Comparison, open_comparison
+from nnunetv2_federated.experiment.comparison import Comparison, open_comparison
+from nnunetv2_federated.experiment.comparison_models import run_models
+from nnunetv2_federated.experiment.comparison_plan import build_comparison
+from nnunetv2_federated.experiment.comparison_report import write_report
+from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import STRATEGIES
-from nnunetv2_federated.training.dataset import check_environment
-from nnunetv2_federated.training.tracking import stay_local
+from nnunetv2_federated.nnunet.data.dataset import check_environment
+from nnunetv2_federated.nnunet.training.tracking import stay_local
 
 DESCRIPTION = """Train each site alone, the federation, and one model on all cases, with the same
 steps, seeds and data; test every model at every site; write report.html, report.md and PNGs. May be
@@ -98,7 +93,14 @@ def _compare(options: Options) -> None:
         )
     device = choose_device(options.get("device"))
     folds = [fold_number(text) for text in target[2:]]
-    comparison = build_comparison(options, target[0], target[1], folds, device)
+    comparison = build_comparison(
+        options,
+        target[0],
+        target[1],
+        folds,
+        device,
+        say=lambda text: print(text, file=sys.stderr),
+    )
     folder = options.get("output") or _default_folder(comparison)
     began = open_comparison(folder, comparison)
     os.environ.setdefault("nnUNet_results", str(folder))  # nnU-Net asks for one

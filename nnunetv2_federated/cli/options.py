@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED
 from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
 from nnunetv2_federated.federation.names import check_fold
-from nnunetv2_federated.federation.partition import METHODS, PartitionSettings
+from nnunetv2_federated.federation.partition import METHODS
 from nnunetv2_federated.federation.text import clean
 
 _LONGEST = 4000
 """Characters of a line: a path may be long, and an error may name many sites."""
-
-Options = dict[str, Any]
-"""What the user chose, by the flag's name; what was not chosen is absent."""
 
 
 def add_partition_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,19 +52,6 @@ def add_partition_flags(parser: argparse.ArgumentParser) -> None:
         help="column of the table that holds the class of a case; for --partition column, its site",
     )
     add("--seed", type=int, help="of the partition, the sampling of sites and the training (12345)")
-
-
-def partition_settings(options: Mapping[str, Any]) -> PartitionSettings:
-    """Build validated settings from what the user chose."""
-    chosen = pick(options, ("sites", "alpha", "stratified_fraction", "min_cases", "seed"))
-    if "partition" in options:
-        chosen["method"] = options["partition"]
-    return PartitionSettings(**chosen)
-
-
-def pick(options: Mapping[str, Any], names: Iterable[str]) -> Options:
-    """Take the named options that were chosen."""
-    return {name: options[name] for name in names if name in options}
 
 
 def fold_number(text: str) -> int | str:

@@ -6,17 +6,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.options import (
-    Options,
-    add_partition_flags,
-    parse,
-    partition_settings,
-    run_command,
-)
+from nnunetv2_federated.cli.options import add_partition_flags, parse, run_command
+from nnunetv2_federated.experiment.options import Options, partition_settings
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.site_cases import (
+    count_classes,
+    partition_dataset,
+    save_partition,
+)
 from nnunetv2_federated.report.partition import partition_table, plot_partition
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.sites import count_classes, partition_dataset, save_partition
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,27 +12,28 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_federated.cli.console import say
-from nnunetv2_federated.cli.options import Options, parse, pick, run_command
-from nnunetv2_federated.cli.run import networked, server_settings, sites_with_keys
+from nnunetv2_federated.cli.options import parse, run_command
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.cli.train_flags import add_network_flags
+from nnunetv2_federated.experiment.options import Options, pick
+from nnunetv2_federated.experiment.resolve import networked, server_settings, sites_with_keys
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import PrepareTask
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.client_app import make_client_app
-from nnunetv2_federated.flower.deployment.server import serve_planning
+from nnunetv2_federated.flower.deployment.server.serve import serve_planning
 from nnunetv2_federated.flower.in_process import InProcessGrid
-from nnunetv2_federated.flower.planning import (
+from nnunetv2_federated.flower.joint_planning import (
     PlanningSettings,
     check_sites,
     plan_together,
     prepare_sites,
     survey_sites,
 )
-from nnunetv2_federated.training.dataset import check_environment, find_name
-from nnunetv2_federated.training.planning import PlanSettings, find_planner
-from nnunetv2_federated.training.raw_site import RawSite
-from nnunetv2_federated.training.result_folder import one_preparation
+from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
+from nnunetv2_federated.nnunet.planning.planner import PlanSettings, find_planner
+from nnunetv2_federated.nnunet.planning.raw_site import RawSite
+from nnunetv2_federated.nnunet.training.result_folder import one_preparation
 
 _MOST_NOTES = 5
 

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.options import parse, run_command
+from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.flower.deployment.address import DEFAULT_PORT, Address
-from nnunetv2_federated.flower.deployment.credentials import (
+from nnunetv2_federated.flower.deployment.server.credentials import (
     DEFAULT_DAYS,
     fingerprints,
     provision,

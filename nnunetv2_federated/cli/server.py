@@ -7,8 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.options import Options, parse, run_command
-from nnunetv2_federated.cli.run import DEFAULT_CREDENTIALS
+from nnunetv2_federated.cli.options import parse, run_command
 from nnunetv2_federated.cli.train import train
 from nnunetv2_federated.cli.train_flags import (
     add_continue_flags,
@@ -17,6 +16,8 @@ from nnunetv2_federated.cli.train_flags import (
     add_network_flags,
     add_nnunet_flags,
 )
+from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.experiment.resolve import DEFAULT_CREDENTIALS
 from nnunetv2_federated.federation.errors import SettingsError
 
 

@@ -14,22 +14,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 from nnunetv2_federated.cli.console import print_findings, say, send_logs_to
-from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
+from nnunetv2_federated.cli.options import fold_number, parse, run_command
 from nnunetv2_federated.cli.terminal import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
-from nnunetv2_federated.flower.deployment.consent import Agreement
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.flower.deployment.enrolment import identity, make_key
-from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
-from nnunetv2_federated.flower.deployment.site import serve
-from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile, read_site_file
-from nnunetv2_federated.flower.deployment.words import describe
-from nnunetv2_federated.training.dataset import check_environment, find_name
-from nnunetv2_federated.training.packages import compare_packages
-from nnunetv2_federated.training.tracking import stay_local
+from nnunetv2_federated.flower.deployment.site.consent import Agreement
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.new_key import identity, make_key
+from nnunetv2_federated.flower.deployment.site.preflight import Wanted, check_site
+from nnunetv2_federated.flower.deployment.site.proposal_text import describe
+from nnunetv2_federated.flower.deployment.site.serve import serve
+from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile, read_site_file
+from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
+from nnunetv2_federated.nnunet.training.packages import compare_packages
+from nnunetv2_federated.nnunet.training.tracking import stay_local
 
 _ASK = "ask"
 _DECISIONS = ("approve", "withdraw", "rewind")
@@ -188,7 +189,7 @@ def _check(settings: SiteSettingsFile, options: Options) -> None:
         raise SettingsError(f"--check {' '.join(target)}: give CONFIGURATION FOLD, as in 2d 0.")
     wanted = Wanted(
         dataset=options["dataset"],
-        plans=options.get("plans", "nnUNetPlans"),
+        plans_name=options.get("plans", "nnUNetPlans"),
         configuration=target[0],
         fold=fold_number(target[1]),
         trainer=options.get("trainer", "nnUNetTrainer"),

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from nnunetv2_federated.cli.console import as_table
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.options import parse, run_command
+from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.text import clean
 

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 
 from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
-from nnunetv2_federated.cli.options import Options, read_settings_file
-from nnunetv2_federated.cli.run import build_run
+from nnunetv2_federated.cli.options import read_settings_file
 from nnunetv2_federated.cli.train_flags import build_parser
+from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.experiment.resolve import build_run
 from nnunetv2_federated.flower.launch import check, launch, prepare
-from nnunetv2_federated.training.build import configure
-from nnunetv2_federated.training.result_folder import one_run, result_folder
-from nnunetv2_federated.training.tracking import close_trackers
-from nnunetv2_federated.training.trainer import FederatedRounds
+from nnunetv2_federated.nnunet.training.build_trainer import configure
+from nnunetv2_federated.nnunet.training.result_folder import one_run, result_folder
+from nnunetv2_federated.nnunet.training.tracking import close_trackers
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
 SETTINGS_VARIABLE = "nnUNet_federated_settings"
 

@@ -9,31 +9,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_federated.cli.console import ConsoleObserver, say, send_logs_to
-from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
-from nnunetv2_federated.cli.run import build_run, server_settings
+from nnunetv2_federated.cli.options import fold_number, parse, run_command
 from nnunetv2_federated.cli.terminal import choose_device, stopping_as_interrupt
 from nnunetv2_federated.cli.train_flags import build_parser
 from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.experiment.resolve import build_run, server_settings
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.run import Run
-from nnunetv2_federated.flower.deployment.server import check_credentials, serve_run
+from nnunetv2_federated.flower.deployment.server.serve import check_credentials, serve_run
 from nnunetv2_federated.flower.launch import check, launch, prepare
-from nnunetv2_federated.training.build import build_trainer
-from nnunetv2_federated.training.cascade import check_stages
-from nnunetv2_federated.training.checkpoint import GlobalModel
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.environment import quiet
-from nnunetv2_federated.training.result_folder import (
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.evaluation.validation import validate
+from nnunetv2_federated.nnunet.summary import read_headline
+from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
+from nnunetv2_federated.nnunet.training.cascade import check_stages
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.result_folder import (
     has_previous,
     one_run,
     put_back,
     result_folder,
     way_back,
 )
-from nnunetv2_federated.training.summary import read_headline
-from nnunetv2_federated.training.tracking import close_trackers, stay_local
-from nnunetv2_federated.training.trainer import FederatedRounds
-from nnunetv2_federated.training.validation import validate
+from nnunetv2_federated.nnunet.training.tracking import close_trackers, stay_local
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
 APP_FOLDER = Path(__file__).parents[1] / "flower" / "app"
 
@@ -119,7 +120,7 @@ def _start(run: Run, options: Options) -> None:
     with contextlib.ExitStack() as done:
         try:
             with quiet():
-                trainer = build_trainer(run, load_dataset(run.dataset, run.plans))
+                trainer = build_trainer(run, load_dataset(run.dataset, run.plans_name))
             done.callback(close_trackers, trainer)
             _run(run, folder, options, trainer)
         except SettingsError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from nnunetv2_federated.cli.stock_command import with_federation
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.training.trainer import federated_trainer
-from nnunetv2_federated.training.trainer import nnUNetTrainerFederated as _Trainer
+from nnunetv2_federated.nnunet.training.trainer import federated_trainer
+from nnunetv2_federated.nnunet.training.trainer import nnUNetTrainerFederated as _Trainer
 
 nnUNetTrainerFederated = with_federation(_Trainer)  # noqa: N816  # a class
 

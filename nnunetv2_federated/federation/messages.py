@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.text import clean
 WEIGHTS = "weights"
 """Name of the one array in a message: the network's flat float32 vector."""
 
-WIRE_FORMAT = 2
+WIRE_FORMAT = 3
 """Number of the format of messages; a side with another one is told which side to upgrade."""
 
 VALIDATION_EPOCH = -1
@@ -165,8 +165,8 @@ class PrepareTask(_Payload):
 
     plans: dict[str, Any]
     """nnU-Net's plans without ``dataset_name``."""
-    sha256: Hash
-    """Of the plans, see :func:`nnunetv2_federated.federation.planning.hash_plans`."""
+    plans_hash: Hash
+    """Of the plans, see :func:`nnunetv2_federated.federation.agreement.hash_plans`."""
     fingerprint: dict[str, Any]
     """The federation's, in nnU-Net's form, with medians in place of cases."""
     declared: dict[str, Any]
@@ -184,7 +184,7 @@ class PrepareReport(_Payload):
     """A site's answer to ``query.prepare``."""
 
     site: SiteName
-    sha256: Hash
+    plans_hash: Hash
     """Of the plans as they stand at the site."""
     preprocessed: Annotated[dict[Text, Cases], Field(max_length=100)]
     """Cases of each configuration."""
@@ -197,9 +197,9 @@ class SiteDescription(_Payload):
     site: SiteName
     training_cases: SomeCases
     validation_cases: Cases
-    manifest: Text
+    network_hash: Text
     """Hash of the names, shapes and types of the federated tensors."""
-    plans: Text
+    plans_hash: Text
     """Hash of the plans the site trains with."""
     declared: dict[str, Any] = field(default_factory=dict)
     """Channels and labels, as its ``dataset.json`` has them."""
@@ -215,13 +215,13 @@ class _Agreement(_Payload):
 
     what: ClassVar[str]
     """In words, for the site's engineer."""
-    of_each_start: ClassVar[tuple[str, ...]] = ()
+    not_covered_by_approval: ClassVar[tuple[str, ...]] = ()
     """Fields that an approval does not cover."""
 
     def approval(self) -> str:
         """SHA-256 of all that is the same for every site and every start: what a site approves."""
         content: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # as above
-        content = {k: v for k, v in content.items() if k not in self.of_each_start}
+        content = {k: v for k, v in content.items() if k not in self.not_covered_by_approval}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -251,19 +251,18 @@ class Proposal(_Agreement):
     """Asks a site to take part in a training."""
 
     what = "federation"
-    of_each_start = ("started", "position")
+    not_covered_by_approval = ("run_id", "site_index")
 
-    started: Name
+    run_id: Name
     """Identifies the run: a new one starts from nothing, the same one continues."""
     dataset: Name
     """The server's name for it; a site's own may differ."""
     configuration: Name
     fold: Fold
     trainer: Name
-    plans: Name
-    """Name of the plans."""
+    plans_name: Name
     plans_hash: Hash
-    position: Annotated[int, Field(ge=0, le=100_000)]
+    site_index: Annotated[int, Field(ge=0, le=100_000)]
     """Of the site among all, from 0: its random numbers begin from it."""
     settings: Annotated[dict[Name, Any], Field(max_length=100)]
     """Of the federation, see :class:`.settings.FederationSettings`."""
@@ -318,8 +317,8 @@ class TrainTask(_Payload):
     proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """How long to train at most, ``None`` for no limit; then the site answers with what it has."""
-    run: Annotated[str, Field(max_length=128)] = ""
-    """Identifies the run a site on another machine joined, see :attr:`Proposal.started`."""
+    run_id: Annotated[str, Field(max_length=128)] = ""
+    """Identifies the run a site on another machine joined, see :attr:`Proposal.run_id`."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -14,7 +14,7 @@ from nnunetv2_federated.federation.settings import FederationSettings, require
 
 
 @dataclass(frozen=True)
-class SiteSettings:
+class SiteCases:
     """One site: a dataset of nnU-Net and the cases of it that the site holds."""
 
     name: str
@@ -38,19 +38,19 @@ class Run:
     configuration: str
     fold: int | str
     trainer: str
-    plans: str
+    plans_name: str
     device: str
     settings: FederationSettings
-    sites: tuple[SiteSettings, ...]
+    sites: tuple[SiteCases, ...]
     disable_checkpointing: bool = False
     pretrained_weights: str | None = None
     remote_sites: tuple[str, ...] = ()
     """Names of sites on other machines, with datasets of their own; ``sites`` is empty then."""
-    started: str = ""
+    run_id: str = ""
     """Identifies a run with remote sites, also after it was continued."""
 
     def __post_init__(self) -> None:
-        for what in ("configuration", "trainer", "plans"):
+        for what in ("configuration", "trainer", "plans_name"):
             check_name(what, getattr(self, what))
         check_fold(self.fold)
         count = len(self.site_names)
@@ -92,7 +92,7 @@ class Run:
         for site in raw["sites"]:
             for key in ("training_cases", "validation_cases"):
                 site[key] = tuple(site[key])
-        raw["sites"] = tuple(SiteSettings(**site) for site in raw["sites"])
+        raw["sites"] = tuple(SiteCases(**site) for site in raw["sites"])
         raw["remote_sites"] = tuple(raw["remote_sites"])
         return cls(**raw)
 
@@ -100,7 +100,7 @@ class Run:
 RUN_FILE = "run.json"
 
 
-_RUN_FORMAT = 1
+_RUN_FORMAT = 2
 
 
 def read_run(folder: Path) -> Run:

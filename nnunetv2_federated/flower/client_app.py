@@ -18,8 +18,8 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
-from nnunetv2_federated.training.raw_site import RawSite
-from nnunetv2_federated.training.site import Site, SitePool
+from nnunetv2_federated.nnunet.planning.raw_site import RawSite
+from nnunetv2_federated.nnunet.training.site import Site, SitePool
 
 _POOL = SitePool()
 _READER = "site"

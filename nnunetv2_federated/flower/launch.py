@@ -17,17 +17,17 @@ from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.ray_backend import check_ray, run_with_ray
 from nnunetv2_federated.flower.server_app import make_server_app
 from nnunetv2_federated.flower.strategies import check_replies
-from nnunetv2_federated.training.build import results_not_writable
-from nnunetv2_federated.training.cascade import check_stages
-from nnunetv2_federated.training.checkpoint import GlobalModel
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.environment import environment
-from nnunetv2_federated.training.integrity import check_dataset
-from nnunetv2_federated.training.result_folder import begin, federation_folder
-from nnunetv2_federated.training.site import DEFAULT_RESIDENT, SitePool
-from nnunetv2_federated.training.testing import validates_segmentations
-from nnunetv2_federated.training.tracking import wanted_trackers
-from nnunetv2_federated.training.trainer import FederatedRounds, check_workers
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.integrity import check_dataset
+from nnunetv2_federated.nnunet.environment import environment
+from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
+from nnunetv2_federated.nnunet.training.build_trainer import results_not_writable
+from nnunetv2_federated.nnunet.training.cascade import check_stages
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder
+from nnunetv2_federated.nnunet.training.site import DEFAULT_RESIDENT, SitePool
+from nnunetv2_federated.nnunet.training.tracking import wanted_trackers
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, check_workers
 
 
 def check(run: Run, backend: str = "in-process") -> list[str]:
@@ -49,7 +49,7 @@ def check(run: Run, backend: str = "in-process") -> list[str]:
     segmentation = validates_segmentations(type(check_buildable(run, backend)))
     aloud = []
     for name in sorted({site.dataset for site in run.sites}):
-        dataset = load_dataset(name, run.plans)
+        dataset = load_dataset(name, run.plans_name)
         aloud += check_dataset(dataset, run.configuration, [run.fold], segmentation=segmentation)
     return aloud
 

@@ -30,7 +30,7 @@ from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run, read_run
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
 from nnunetv2_federated.flower.asking import ask
-from nnunetv2_federated.flower.attendance import Attendance, Same
+from nnunetv2_federated.flower.participants import Attendance, Requirements
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -42,10 +42,10 @@ from nnunetv2_federated.flower.records import (
 from nnunetv2_federated.flower.strategies import averages, build_strategy
 from nnunetv2_federated.flower.strategy import Outcome, PolyLRStrategy
 from nnunetv2_federated.flower.strategy_state import dump, restore
-from nnunetv2_federated.report.curves import plot_federation
-from nnunetv2_federated.training.checkpoint import GlobalModel
-from nnunetv2_federated.training.summary import pool_sites
-from nnunetv2_federated.training.trainer import FederatedRounds
+from nnunetv2_federated.nnunet.summary import pool_sites
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
+from nnunetv2_federated.report.federation_png import plot_federation
 
 Answer = TypeVar("Answer", Validation, FullValidation)
 
@@ -92,8 +92,8 @@ class Server:
         self._folder = model.folder
         self._clock = time.perf_counter()
         self._writing = 0.0
-        same = Same(
-            model.manifest,
+        same = Requirements(
+            model.network_hash,
             model.plans_hash,
             model.declared,
             model.packages,
@@ -212,7 +212,7 @@ class Server:
             questions = {}
             for site, share in strategy.validation_share([s.site for s in self._sites]).items():
                 if share != 0:
-                    task = TrainTask(self.settings.rounds, 0.0, 0, share, run=self._run.started)
+                    task = TrainTask(self.settings.rounds, 0.0, 0, share, run_id=self._run.run_id)
                     payload = pack_payload(task.to_json())
                     questions[site] = RecordDict({ARRAYS: weights, CONFIG: payload})
             classes = len(self.rounds[-1]["dice_per_class"])
@@ -223,7 +223,7 @@ class Server:
     def _validate_fully(self) -> None:
         """Let each site validate the final model on its own cases; nobody else has them."""
         weights = pack_weights(self._sent)
-        task = TrainTask(self.settings.rounds + 1, 0.0, 0, 0, run=self._run.started)
+        task = TrainTask(self.settings.rounds + 1, 0.0, 0, 0, run_id=self._run.run_id)
         payload = pack_payload(task.to_json())
         questions = {s.site: RecordDict({ARRAYS: weights, CONFIG: payload}) for s in self._sites}
         self.observer.say(f"validation at {', '.join(questions)}")
@@ -259,7 +259,7 @@ class Server:
             "configuration": self._run.configuration,
             "fold": self._run.fold,
             "trainer": self._run.trainer,
-            "plans": self._run.plans,
+            "plans": self._run.plans_name,
             "plans_hash": self.model.plans_hash,
             "settings": asdict(self.settings),
             "initial_lr": self.model.initial_lr,

@@ -30,7 +30,7 @@ from nnunetv2_federated.federation.messages import (
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.tasks import seconds_to_train
 from nnunetv2_federated.federation.update_bound import UpdateBound
-from nnunetv2_federated.flower.attendance import Attendance
+from nnunetv2_federated.flower.participants import Attendance
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -198,7 +198,7 @@ class PolyLRStrategy(Strategy):
                 validate_received=validations[name],
                 proximal_mu=float(str(inner_config.get("proximal-mu", 0.0))),
                 seconds=seconds_to_train(settings),
-                run=self._attendance.run_id,
+                run_id=self._attendance.run_id,
             )
             record = RecordDict({ARRAYS: weights, CONFIG: pack_payload(task.to_json())})
             self.outcome.bytes_down += num_bytes(record)

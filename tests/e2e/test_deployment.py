@@ -27,13 +27,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.control import Control
-from nnunetv2_federated.flower.deployment.credentials import provision
-from nnunetv2_federated.flower.deployment.server import ServerSettings, open_grid
+from nnunetv2_federated.flower.deployment.server.control import Control
+from nnunetv2_federated.flower.deployment.server.credentials import provision
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
+from nnunetv2_federated.flower.deployment.server.superlink import SuperLink
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
-from nnunetv2_federated.flower.deployment.superlink import SuperLink
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.folds import fold_split
 
 pytestmark = pytest.mark.deployment
 
@@ -162,12 +162,12 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     consortium = Consortium(tmp_path, dataset, sites)
     places = {
         "bern": {
-            "nnunetv2_federated.flower.deployment.desk:Desk.join": "joining",
-            "nnunetv2_federated.flower.deployment.fleet:Fleet._keep": "download",
-            "nnunetv2_federated.training.trainer:FederatedRounds.train_step": "training",
+            "nnunetv2_federated.flower.deployment.site.desk:Desk.join": "joining",
+            "nnunetv2_federated.flower.deployment.site.supernode:Fleet._keep": "download",
+            "nnunetv2_federated.nnunet.training.trainer:FederatedRounds.train_step": "training",
             "torch:save": "keeping its state",
-            "nnunetv2_federated.flower.deployment.fleet:push_objects": "upload",
-            "nnunetv2_federated.training.site:Site.validate_fully": "validation",
+            "nnunetv2_federated.flower.deployment.site.supernode:push_objects": "upload",
+            "nnunetv2_federated.nnunet.training.site:Site.validate_fully": "validation",
         },
         "server": {
             "flwr.superlink.grid.http_grid:push_objects": "asking",
@@ -175,11 +175,11 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
             "torch:save": "checkpoint",
         },
     }
-    superlink = "nnunetv2_federated.flower.deployment.superlink:SuperLink"
+    superlink = "nnunetv2_federated.flower.deployment.server.superlink:SuperLink"
     # the superlink last: what the site has done by then needs not be done again
     kills = dict.fromkeys(places["bern"], ("bern", "server", "superlink"))
     # what is done once is not done again for a server or a SuperLink that lost its answer
-    kills["nnunetv2_federated.training.site:Site.validate_fully"] = ("bern", "server")
+    kills["nnunetv2_federated.nnunet.training.site:Site.validate_fully"] = ("bern", "server")
     consortium.plan_kills("bern", kills)
     consortium.plan_kills(
         "server",
@@ -226,7 +226,11 @@ def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     consortium.plan_kills(
         "bern",
         {
-            f"nnunetv2_federated.training.raw_site:RawSite.{step}": ("bern", "server", "superlink")
+            f"nnunetv2_federated.nnunet.planning.raw_site:RawSite.{step}": (
+                "bern",
+                "server",
+                "superlink",
+            )
             for step in steps
         },
     )

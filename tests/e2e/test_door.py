@@ -17,9 +17,9 @@ from consortium import free_port, wait_for
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.credentials import provision, revoke
-from nnunetv2_federated.flower.deployment.grid import NetworkGrid
-from nnunetv2_federated.flower.deployment.server import ServerSettings, open_grid
+from nnunetv2_federated.flower.deployment.server.credentials import provision, revoke
+from nnunetv2_federated.flower.deployment.server.network_grid import NetworkGrid
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
 from nnunetv2_federated.flower.records import ARRAYS, pack_weights
 
 pytestmark = pytest.mark.deployment

@@ -12,8 +12,8 @@ import pytest
 from nnunetv2_federated.cli.partition import main as partition_main
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.folds import fold_split
 
 BAD = {
     "unknown dataset": (["999", "2d", "0"], "dataset 999 is unknown"),

@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nnunetv2_cls.cli.plan import main as plan_main
 from nnunetv2_cls.cli.predict import main as predict_main
 from nnunetv2_cls.cli.pretrained import main as pretrained_main
-from nnunetv2_cls.dataset import labels_to_plan, write_labels
+from nnunetv2_cls.labels import labels_to_plan, write_labels
 from nnunetv2_cls.trainer import nnUNetTrainerCls, nnUNetTrainerClsNoMirroring
 from nnunetv2_federated.cli.check import main as check_main
 from nnunetv2_federated.cli.train import main as train_main
-from nnunetv2_federated.training.local_state import seed_everything
-from nnunetv2_federated.training.trainer import _no_benchmark
+from nnunetv2_federated.nnunet.training.local_state import seed_everything
+from nnunetv2_federated.nnunet.training.trainer import _no_benchmark
 
 ADDED = "Dataset905_Stripes"
 

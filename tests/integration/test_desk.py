@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
+from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, TrainTask
-from nnunetv2_federated.federation.planning import hash_plans
 from nnunetv2_federated.federation.run import read_run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.consent import NotApprovedError
-from nnunetv2_federated.flower.deployment.credentials import provision
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.flower.deployment.limits import Limits
-from nnunetv2_federated.flower.deployment.preflight import Wanted, check_site
-from nnunetv2_federated.flower.deployment.site_file import SiteSettingsFile
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.weights import to_vector
+from nnunetv2_federated.flower.deployment.server.credentials import provision
+from nnunetv2_federated.flower.deployment.site.consent import NotApprovedError
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.limits import Limits
+from nnunetv2_federated.flower.deployment.site.preflight import Wanted, check_site
+from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.training.weights import to_vector
 
 CONTEXT = Context(1, 1, {}, RecordDict(), {})
 
@@ -43,14 +43,14 @@ def desk(dataset_2d: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def proposal(**changes: Any) -> Proposal:
     settings = FederationSettings(rounds=2, iterations_per_epoch=1, val_iterations=1, min_replies=2)
     content: dict[str, Any] = {
-        "started": "first",
+        "run_id": "first",
         "dataset": "Dataset777_OfTheServer",
         "configuration": "2d",
         "fold": 0,
         "trainer": "nnUNetTrainerFederated",
-        "plans": "nnUNetPlans",
+        "plans_name": "nnUNetPlans",
         "plans_hash": load_dataset("901").plans_hash,
-        "position": 2,
+        "site_index": 2,
         "settings": asdict(settings),
     }
     return Proposal(**content | changes)
@@ -106,9 +106,9 @@ def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(desk: D
     desk.join(proposal())
     assert (folder / "kept").exists()
 
-    desk.join(proposal(started="second"))
+    desk.join(proposal(run_id="second"))
     assert not (folder / "kept").exists()
-    assert read_run(folder).started == "second"
+    assert read_run(folder).run_id == "second"
 
 
 def test_a_living_site_repeats_its_first_round_and_says_when_its_state_is_gone(desk: Desk) -> None:
@@ -132,8 +132,8 @@ def test_a_living_site_repeats_its_first_round_and_says_when_its_state_is_gone(d
     ("changes", "text"),
     [
         ({"plans_hash": "0" * 64}, "no dataset preprocessed for 2d"),
-        ({"plans": "nnUNetResEncUNetMPlans"}, "no dataset preprocessed for 2d"),
-        ({"plans": "dataset"}, "no dataset preprocessed for 2d"),  # a file that is no plans
+        ({"plans_name": "nnUNetResEncUNetMPlans"}, "no dataset preprocessed for 2d"),
+        ({"plans_name": "dataset"}, "no dataset preprocessed for 2d"),  # a file that is no plans
         ({"configuration": "3d_fullres"}, "no dataset preprocessed for 3d_fullres"),
         ({"fold": 17}, "fold 17"),
         ({"trainer": "os.system"}, "trainer os.system is unknown"),
@@ -169,7 +169,7 @@ def test_plans_that_name_a_command_or_do_not_fit_are_refused_though_approved(
     path = dataset.folder / "OtherPlans.json"
     path.write_text(json.dumps(plans))
     try:
-        asked = proposal(plans="OtherPlans", plans_hash=hash_plans(plans))
+        asked = proposal(plans_name="OtherPlans", plans_hash=hash_plans(plans))
         desk.consent.approve(asked.approval(), "test")
         with pytest.raises(SiteError, match=f"site bern: refused plans: .*{text}"):
             desk.join(asked)

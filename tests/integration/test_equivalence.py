@@ -16,8 +16,8 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_federated.training.local_state import seed_everything
-from nnunetv2_federated.training.trainer import _no_benchmark
+from nnunetv2_federated.nnunet.training.local_state import seed_everything
+from nnunetv2_federated.nnunet.training.trainer import _no_benchmark
 
 Train = Callable[..., Path]
 

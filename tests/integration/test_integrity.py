@@ -18,9 +18,9 @@ from skimage import io
 from nnunetv2_federated.cli.check import main as check_main
 from nnunetv2_federated.cli.train import main as train_main
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.folds import draw_folds, fold_split
-from nnunetv2_federated.training.integrity import check_dataset
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.folds import draw_folds, fold_split
+from nnunetv2_federated.nnunet.data.integrity import check_dataset
 
 NAME = "Dataset901_Balls"
 

@@ -18,10 +18,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from nnunetv2_federated.federation.messages import PlanProposal, Proposal, TrainReport, TrainTask
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.flower.deployment.limits import Limits, Spent
 from nnunetv2_federated.flower.deployment.signing import sign
-from nnunetv2_federated.flower.deployment.site import Clerk
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
+from nnunetv2_federated.flower.deployment.site.serve import Clerk
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -30,9 +30,9 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.result_folder import one_run
-from nnunetv2_federated.training.weights import to_vector
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.training.result_folder import one_run
+from nnunetv2_federated.nnunet.training.weights import to_vector
 
 SETTINGS = FederationSettings(
     rounds=2, initial_lr=0.01, iterations_per_epoch=1, val_iterations=2, batch_size=2
@@ -82,23 +82,23 @@ def refusal(answer: Message) -> str:
 
 def proposal(**changes: Any) -> Proposal:
     content: dict[str, Any] = {
-        "started": "first-run",
+        "run_id": "first-run",
         "dataset": "Dataset777_OfTheServer",
         "configuration": "2d",
         "fold": 0,
         "trainer": "nnUNetTrainerFederated",
-        "plans": "nnUNetPlans",
+        "plans_name": "nnUNetPlans",
         "plans_hash": load_dataset("901").plans_hash,
-        "position": 0,
+        "site_index": 0,
         "settings": asdict(SETTINGS),
     }
     return Proposal(**content | changes)
 
 
-def task(server_round: int, run: str = "first-run", **changes: Any) -> TrainTask:
+def task(server_round: int, run_id: str = "first-run", **changes: Any) -> TrainTask:
     lr = poly_lr(server_round, 2, 0.01) if server_round < 2 else 0.0
     epochs = 1 if server_round < 2 else 0
-    return dataclasses.replace(TrainTask(server_round, lr, epochs, 0, run=run), **changes)
+    return dataclasses.replace(TrainTask(server_round, lr, epochs, 0, run_id=run_id), **changes)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(desk: 
     for server_round in (0, 1):
         assert not coordinator.train(task(server_round), weights).has_error()
 
-    again = coordinator.join(proposal(started="second-run"))
+    again = coordinator.join(proposal(run_id="second-run"))
 
     assert "at most 3 rounds with this dataset; 2 are spent" in refusal(again)
     spent = desk.ledger.spent("Dataset901_Balls")
@@ -188,12 +188,12 @@ def test_a_new_start_keeps_the_earlier_runs_state_until_its_own_first_round(desk
     coordinator.train(task(0), weights)
     state = folder.with_name("federation.previous") / "sites" / "bern" / "after_round_0.pt"
 
-    coordinator.join(proposal(started="second-run"))
+    coordinator.join(proposal(run_id="second-run"))
     assert state.is_file()
-    coordinator.join(proposal(started="third-run"))  # none of the second's rounds was saved
+    coordinator.join(proposal(run_id="third-run"))  # none of the second's rounds was saved
     assert state.is_file()
-    assert "another run" in refusal(coordinator.train(task(0, run="second-run"), weights))
-    assert not coordinator.train(task(0, run="third-run"), weights).has_error()
+    assert "another run" in refusal(coordinator.train(task(0, run_id="second-run"), weights))
+    assert not coordinator.train(task(0, run_id="third-run"), weights).has_error()
     assert not state.parents[2].exists()
 
 
@@ -214,7 +214,7 @@ def test_hours_end_a_round_at_work_and_forbid_the_next(
     weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
     desk.ledger.spend_hours("Dataset901_Balls", 0.5)
     assert desk.seconds_left(task(0)) == pytest.approx(0.5 * 3600 * 0.8)
-    monkeypatch.setattr("nnunetv2_federated.flower.deployment.desk._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.desk._LOOK_SECONDS", 0.0)
     spend = desk.ledger.spent
 
     with monkeypatch.context() as patched:  # an hour passes between two iterations
@@ -236,7 +236,7 @@ def test_an_approval_is_taken_back_at_once_also_while_it_works(
     coordinator = Coordinator(desk)
     coordinator.join(proposal())
     weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
-    monkeypatch.setattr("nnunetv2_federated.flower.deployment.desk._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.desk._LOOK_SECONDS", 0.0)
     approval, look = proposal().approval(), desk.check_going_on
 
     def withdrawn_meanwhile(hours: float) -> None:

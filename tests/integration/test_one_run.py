@@ -25,9 +25,9 @@ from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.disk import naming_the_disk
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import only_one
-from nnunetv2_federated.training import local_state
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.folds import fold_split
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.folds import fold_split
+from nnunetv2_federated.nnunet.training import local_state
 
 Train = Callable[..., Path]
 SHORT = ("-device", "cpu", "--quiet", "--iterations-per-epoch", "2", "--val-iterations", "2")
@@ -220,7 +220,7 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     for content, words in (
         ({"epoch": 1}, "older"),
-        ({"format": 2}, "upgrade"),
+        ({"format": 3}, "upgrade"),
         ([1], "cannot be read"),
     ):
         torch.save(content, path)

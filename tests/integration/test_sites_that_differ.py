@@ -17,14 +17,14 @@ from nnunetv2_federated.cli.plan import main as plan
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Proposal
-from nnunetv2_federated.federation.run import Run, SiteSettings
+from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.training.cascade import check_stages
-from nnunetv2_federated.training.dataset import load_dataset
-from nnunetv2_federated.training.site import SitePool
-from nnunetv2_federated.training.sites import sites_from_datasets
-from nnunetv2_federated.training.weights import to_vector
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.data.site_cases import sites_from_datasets
+from nnunetv2_federated.nnunet.training.cascade import check_stages
+from nnunetv2_federated.nnunet.training.site import SitePool
+from nnunetv2_federated.nnunet.training.weights import to_vector
 
 NAMES = ("Dataset911_Here", "Dataset912_There")
 LABELS = {"background": 0, "one": 1, "two": 2}
@@ -176,10 +176,10 @@ def run_of(configuration: str, cases: int = 2) -> Run:
         configuration=configuration,
         fold="all",
         trainer="nnUNetTrainerFederated",
-        plans="nnUNetPlans",
+        plans_name="nnUNetPlans",
         device="cpu",
         settings=FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1),
-        sites=tuple(SiteSettings(name, name, names, names) for name in NAMES),
+        sites=tuple(SiteCases(name, name, names, names) for name in NAMES),
     )
 
 
@@ -223,14 +223,14 @@ def test_a_hospital_serves_both_stages_of_a_cascade(
     keep_cases(two[1], 1)
     desk = Desk("bern", NAMES[1], tmp_path / "work", "cpu")
     asked = Proposal(
-        started="first",
+        run_id="first",
         dataset=NAMES[0],
         configuration="2d_second",
         fold="all",
         trainer="nnUNetTrainerFederated",
-        plans="nnUNetPlans",
+        plans_name="nnUNetPlans",
         plans_hash=load_dataset(NAMES[1]).plans_hash,
-        position=0,
+        site_index=0,
         settings=asdict(FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1)),
     )
     desk.consent.approve(asked.approval(), "test")

@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nnunetv2_federated.cli.run import build_run
+from nnunetv2_federated.experiment.resolve import build_run
 from nnunetv2_federated.flower.launch import launch, prepare
-from nnunetv2_federated.training.checkpoint import GlobalModel
-from nnunetv2_federated.training.tracking import MLflowTracker
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.tracking import MLflowTracker
 
 Train = Callable[..., Path]
 ROUNDS = 2

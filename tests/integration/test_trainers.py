@@ -20,17 +20,17 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 
-from nnunetv2_federated.cli.run import build_run
+from nnunetv2_federated.experiment.resolve import build_run
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.flower.launch import check, prepare
-from nnunetv2_federated.training.checkpoint import GlobalModel
-from nnunetv2_federated.training.dataset import find_trainer, load_dataset
-from nnunetv2_federated.training.site import Site
-from nnunetv2_federated.training.trainer import federated_trainer
-from nnunetv2_federated.training.weights import num_values
+from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.site import Site
+from nnunetv2_federated.nnunet.training.trainer import federated_trainer
+from nnunetv2_federated.nnunet.training.weights import num_values
 
 TINY = "nnUNetTinyPlans"
 

@@ -18,15 +18,15 @@ from conftest import plan_and_preprocess, write_dataset
 from mlflow import MlflowClient
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 
-from nnunetv2_federated.cli.run import build_run
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.cli.trainer_folder import trainer_folders
+from nnunetv2_federated.experiment.resolve import build_run
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.flower.launch import launch, prepare
-from nnunetv2_federated.training.site import SitePool
-from nnunetv2_federated.training.validation import join_summaries
-from nnunetv2_federated.training.weights import to_vector
+from nnunetv2_federated.nnunet.evaluation.validation import join_summaries
+from nnunetv2_federated.nnunet.training.site import SitePool
+from nnunetv2_federated.nnunet.training.weights import to_vector
 
 Train = Callable[..., Path]
 

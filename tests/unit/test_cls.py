@@ -13,9 +13,9 @@ from torch import nn
 
 from nnunetv2_cls import bootstrap
 from nnunetv2_cls.cam import activation_map
-from nnunetv2_cls.dataset import ImageLabels, read_classes, read_labels
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.inference import classify
+from nnunetv2_cls.labels import ImageLabels, read_classes, read_labels
 from nnunetv2_cls.loader import ImageLoader, fit_image
 from nnunetv2_cls.metrics import (
     brier_score,
@@ -30,7 +30,7 @@ from nnunetv2_cls.planning import ClsPlan, configuration
 from nnunetv2_cls.pretrained import fit_weights, read_weights
 from nnunetv2_cls.trainer import left_right_axes
 from nnunetv2_cls.validation import join_summaries, summarise
-from nnunetv2_federated.training.weights import (
+from nnunetv2_federated.nnunet.training.weights import (
     batchnorm_tensors,
     load_vector,
     num_values,

@@ -17,10 +17,10 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 from PIL import Image
 
 from nnunetv2_cls.cli.convert import main
-from nnunetv2_cls.convert.kermany import patient_of, read_kermany
-from nnunetv2_cls.convert.rsna import draw_boxes
-from nnunetv2_cls.convert.source import case_name
-from nnunetv2_cls.convert.writer import write_dataset
+from nnunetv2_cls.conversion.kermany import patient_of, read_kermany
+from nnunetv2_cls.conversion.rsna import draw_boxes
+from nnunetv2_cls.conversion.source import case_name
+from nnunetv2_cls.conversion.writer import write_dataset
 from nnunetv2_cls.errors import ClsError
 
 MANIFEST = Path(__file__).parents[3] / "shared" / "data" / "kermany_cxr_manifest.csv"

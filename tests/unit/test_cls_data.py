@@ -12,17 +12,17 @@ import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
 from nnunetv2_cls.checks import check_dimensions, labelled_tests, x_is_left_right
-from nnunetv2_cls.convert.source import Case
-from nnunetv2_cls.convert.splits import draw_folds as convert_folds
-from nnunetv2_cls.dataset import (
+from nnunetv2_cls.conversion.source import Case
+from nnunetv2_cls.conversion.splits import draw_folds as convert_folds
+from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.inputs import find_inputs
+from nnunetv2_cls.labels import (
     find_name,
     labels_to_plan,
     preprocessed_labels,
     read_test_labels,
     write_labels,
 )
-from nnunetv2_cls.errors import ClsError
-from nnunetv2_cls.inputs import find_inputs
 from nnunetv2_cls.preprocess import Expected, check_images, raw_cases
 from nnunetv2_cls.splits import (
     check_fold,
@@ -33,7 +33,7 @@ from nnunetv2_cls.splits import (
     splits_to_plan,
     unused_cases,
 )
-from nnunetv2_cls.testing import ClsTester
+from nnunetv2_cls.tester import ClsTester
 
 NAME = "Dataset777_Skin"
 CLASSES = {"naevus": 0, "melanoma": 1}

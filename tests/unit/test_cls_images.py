@@ -10,7 +10,7 @@ import tifffile
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from PIL import Image
 
-from nnunetv2_cls.convert.images import (
+from nnunetv2_cls.conversion.images import (
     common_channels,
     count_channels,
     list_images,
@@ -18,8 +18,8 @@ from nnunetv2_cls.convert.images import (
     read_image,
     stem,
 )
-from nnunetv2_cls.convert.natural import read_natural
-from nnunetv2_cls.convert.writer import save_image
+from nnunetv2_cls.conversion.natural import read_natural
+from nnunetv2_cls.conversion.writer import save_image
 from nnunetv2_cls.errors import ClsError
 
 RESCALE_INTERCEPT, RESCALE_SLOPE = (0x28, 0x1052), (0x28, 0x1053)

@@ -36,17 +36,17 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint, Channel, summarise_site
-from nnunetv2_federated.training.checked_plans import check_plans
-from nnunetv2_federated.training.code_arguments import REGISTER, Code
-from nnunetv2_federated.training.code_register import check_trainer, definition, resolve
-from nnunetv2_federated.training.dataset import Dataset
-from nnunetv2_federated.training.memory import (
+from nnunetv2_federated.nnunet.data.dataset import Dataset
+from nnunetv2_federated.nnunet.planning.allowed_arguments import REGISTER, Code
+from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer, definition, resolve
+from nnunetv2_federated.nnunet.planning.checked_plans import check_plans
+from nnunetv2_federated.nnunet.planning.memory_estimate import (
     check_preprocessing,
     check_training,
     resampled_voxels,
 )
-from nnunetv2_federated.training.packages import compare_packages, defining_packages
-from nnunetv2_federated.training.planning import PlanSettings, find_planner, plan
+from nnunetv2_federated.nnunet.planning.planner import PlanSettings, find_planner, plan
+from nnunetv2_federated.nnunet.training.packages import compare_packages, defining_packages
 
 DATASET_JSON = {
     "channel_names": {"0": "image"},

@@ -8,20 +8,20 @@ import math
 import numpy as np
 import pytest
 
-from nnunetv2_cls.testing import ClsTester
-from nnunetv2_federated.cli.compare_report import choose_examples
+from nnunetv2_cls.tester import ClsTester
 from nnunetv2_federated.cli.options import read_settings_file
 from nnunetv2_federated.cli.train_flags import as_flags, build_parser
-from nnunetv2_federated.federation.comparison import (
+from nnunetv2_federated.experiment.comparison import (
     Arm,
     Comparison,
     arm_sites,
     open_comparison,
     split_external,
 )
+from nnunetv2_federated.experiment.comparison_report import choose_examples
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
 from nnunetv2_federated.report.statistics import ALL_SITES, paired_difference, pairs, spread, table
-from nnunetv2_federated.training.testing import SegmentationTester
 
 SITES = {"bern": ["b1", "b2"], "lyon": ["a1"], "oslo": ["c1"]}
 
@@ -30,7 +30,7 @@ def comparison(**changes):
     values = {
         "dataset": "Dataset901_Balls",
         "configuration": "2d",
-        "plans": "nnUNetPlans",
+        "plans_name": "nnUNetPlans",
         "plans_hash": "abc",
         "trainer": "nnUNetTrainer",
         "folds": [0],
@@ -229,7 +229,7 @@ def test_surface_distances_of_a_shifted_square(tmp_path, shift, nsd, hd95):
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO  # noqa: PLC0415
     from skimage import io  # noqa: PLC0415
 
-    from nnunetv2_federated.training.surface import surface_metrics  # noqa: PLC0415
+    from nnunetv2_federated.nnunet.evaluation.surface_distances import surface_metrics  # noqa: PLC0415
 
     for name, start in (("truth", 10), ("ours", 10 + shift)):
         mask = np.zeros((32, 32), np.uint8)

@@ -8,17 +8,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from nnunetv2_federated.report.evidence import Example, gather, what_left
-from nnunetv2_federated.report.figures import colours, repeats
-from nnunetv2_federated.report.page import write_html
-from nnunetv2_federated.report.partition import PALETTE
-from nnunetv2_federated.report.summary import (
+from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
+from nnunetv2_federated.report.comparison_data import Example, gather, what_left
+from nnunetv2_federated.report.html import write_html
+from nnunetv2_federated.report.markdown import (
     headline_rows,
     held_back_rows,
     matrix_rows,
     write_markdown,
 )
-from nnunetv2_federated.training.testing import SegmentationTester
+from nnunetv2_federated.report.partition import PALETTE
+from nnunetv2_federated.report.plotly_figures import colours, repeats
 
 ARMS = ["local/bern", "federated/fedavg", "federated/broken", "centralised"]
 

@@ -18,15 +18,11 @@ from flwr.supercore.primitives.asymmetric import sign_message, uses_nist_ec_curv
 
 from nnunetv2_federated.cli import site
 from nnunetv2_federated.cli.provision import main
-from nnunetv2_federated.cli.run import _same_sites, sites_with_keys
+from nnunetv2_federated.experiment.resolve import _same_sites, sites_with_keys
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.deployment import certificates
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.admission import Admission
-from nnunetv2_federated.flower.deployment.credentials import fingerprints, provision, revoke
-from nnunetv2_federated.flower.deployment.enrolment import identity, make_key
 from nnunetv2_federated.flower.deployment.keyfiles import (
     check_private_folder,
     fingerprint,
@@ -34,9 +30,13 @@ from nnunetv2_federated.flower.deployment.keyfiles import (
     read_public_key,
     read_secret,
 )
-from nnunetv2_federated.flower.deployment.register import SiteRegister
-from nnunetv2_federated.flower.deployment.server import ServerSettings
+from nnunetv2_federated.flower.deployment.server import certificates
+from nnunetv2_federated.flower.deployment.server.admission import Admission
+from nnunetv2_federated.flower.deployment.server.credentials import fingerprints, provision, revoke
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings
+from nnunetv2_federated.flower.deployment.server.site_register import SiteRegister
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
+from nnunetv2_federated.flower.deployment.site.new_key import identity, make_key
 
 SERVER = Address("localhost")
 

@@ -8,7 +8,7 @@ import pytest
 
 from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.training.dataset_json import check_declaration
+from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
 
 LIVER = {"background": 0, "liver": [1, 2, 3], "lesion": [2, 3], "necrosis": 3}
 PLAIN = {"background": 0, "kidney": 1, "tumour": 2, "ignore": 3}

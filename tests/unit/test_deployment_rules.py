@@ -17,11 +17,12 @@ from consortium import wait_for
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 
 from nnunetv2_federated.cli.console import ConsoleObserver
-from nnunetv2_federated.cli.options import parse, pick
+from nnunetv2_federated.cli.options import parse
 from nnunetv2_federated.cli.server import build_parser
 from nnunetv2_federated.cli.site import main
 from nnunetv2_federated.cli.status import site_rows
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
+from nnunetv2_federated.experiment.options import pick
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.messages import (
@@ -32,15 +33,15 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.settings import FederationSettings, setting_names
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.credentials import provision
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
-from nnunetv2_federated.flower.deployment.process import Child
-from nnunetv2_federated.flower.deployment.server import ServerSettings, check_listening
-from nnunetv2_federated.flower.deployment.site import serve
-from nnunetv2_federated.flower.deployment.site_file import read_site_file
-from nnunetv2_federated.training.steps import Steps
-from nnunetv2_federated.training.summary import pool_sites, summarise_site
+from nnunetv2_federated.flower.deployment.server.credentials import provision
+from nnunetv2_federated.flower.deployment.server.processes import Child
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, check_listening
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.serve import serve
+from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
+from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError
+from nnunetv2_federated.nnunet.summary import pool_sites, summarise_site
+from nnunetv2_federated.nnunet.training.steps import Steps
 
 # Code
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnunetv2_federated.federation.agreement import check_agreement, check_names, hash_plans
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.fingerprint import (
     MAX_BINS,
@@ -32,7 +33,6 @@ from nnunetv2_federated.federation.messages import (
     TrainReport,
     Validation,
 )
-from nnunetv2_federated.federation.planning import check_agreement, check_names, hash_plans
 
 
 def case(

@@ -46,7 +46,7 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.deployment.parts import put_together
+from nnunetv2_federated.flower.deployment.message_objects import put_together
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -412,10 +412,10 @@ def test_a_channel_that_overflows_is_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("found", "reader", "text"),
     [
-        (1, "server", "knows 2: its sender is of an older nnunetv2-federated"),
-        (3, "server", "the server knows 2: upgrade nnunetv2-federated of the server"),
-        (3, "site", "the site knows 2: upgrade nnunetv2-federated of the site"),
-        ("2", "site", "format is no number"),
+        (1, "server", "knows 3: its sender is of an older nnunetv2-federated"),
+        (4, "server", "the server knows 3: upgrade nnunetv2-federated of the server"),
+        (4, "site", "the site knows 3: upgrade nnunetv2-federated of the site"),
+        ("3", "site", "format is no number"),
     ],
 )
 def test_another_format_says_which_side_to_upgrade(found: object, reader: str, text: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.training.dataset import find_name, load_dataset
-from nnunetv2_federated.training.preprocessed import check_files
-from nnunetv2_federated.training.raw_site import RawSite
+from nnunetv2_federated.nnunet.data.dataset import find_name, load_dataset
+from nnunetv2_federated.nnunet.data.preprocessed import check_files
+from nnunetv2_federated.nnunet.planning.raw_site import RawSite
 
 WHOLE = ("liver_1.b2nd", "liver_1_seg.b2nd", "liver_1.pkl")
 OLDER = ("liver_2.npz", "liver_2.pkl", "liver_2.npy", "liver_2_seg.npy")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_federated.training.raw_files import case_files, training_files
+from nnunetv2_federated.nnunet.data.raw_files import case_files, training_files
 
 
 def test_cases_and_channels_are_those_of_nnunet(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint
 from nnunetv2_federated.federation.messages import FingerprintTask
-from nnunetv2_federated.training.raw_case import analyse_case
-from nnunetv2_federated.training.raw_site import RawSite
+from nnunetv2_federated.nnunet.data.raw_case import analyse_case
+from nnunetv2_federated.nnunet.planning.raw_site import RawSite
 
 TASK = FingerprintTask(100, None, False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunetv2_cls.convert.images import count_channels, read_image
+from nnunetv2_cls.conversion.images import count_channels, read_image
 from nnunetv2_cls.errors import ClsError
 
 pydicom = pytest.importorskip("pydicom")

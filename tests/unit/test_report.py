@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_federated.federation.history import write_history
-from nnunetv2_federated.report.curves import plot_federation
+from nnunetv2_federated.report.federation_png import plot_federation
 
 
 def summary(value, sites):

@@ -9,9 +9,9 @@ import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one
-from nnunetv2_federated.federation.run import Run, SiteSettings, read_run
+from nnunetv2_federated.federation.run import Run, SiteCases, read_run
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.training.result_folder import (
+from nnunetv2_federated.nnunet.training.result_folder import (
     LOCK_FILE,
     begin,
     drop_previous,
@@ -24,7 +24,7 @@ from nnunetv2_federated.training.result_folder import (
 
 
 def make_run(name: str) -> Run:
-    sites = (SiteSettings("a", "Dataset901_Balls", (name,), ()),)
+    sites = (SiteCases("a", "Dataset901_Balls", (name,), ()),)
     return Run("Dataset901_Balls", "2d", 0, "T", "P", "cpu", FederationSettings(), sites)
 
 

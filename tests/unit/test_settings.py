@@ -6,12 +6,12 @@ import math
 import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.run import RUN_FILE, Run, SiteSettings, read_run
+from nnunetv2_federated.federation.run import RUN_FILE, Run, SiteCases, read_run
 from nnunetv2_federated.federation.settings import FederationSettings
 
 SITES = (
-    SiteSettings("bern", "Dataset501_A", ("a1", "a2"), ("a3",)),
-    SiteSettings("oslo", "Dataset502_B", ("b1",), ()),
+    SiteCases("bern", "Dataset501_A", ("a1", "a2"), ("a3",)),
+    SiteCases("oslo", "Dataset502_B", ("b1",), ()),
 )
 
 
@@ -21,7 +21,7 @@ def make_run(sites=SITES, **settings):
         configuration="3d_fullres",
         fold=2,
         trainer="nnUNetTrainer",
-        plans="nnUNetPlans",
+        plans_name="nnUNetPlans",
         device="cpu",
         settings=FederationSettings(**settings),
         sites=sites,
@@ -131,7 +131,7 @@ def test_more_sites_than_there_are_is_refused(name):
 
 def test_a_site_without_training_cases_is_refused_by_name():
     with pytest.raises(SettingsError, match="site lyon has no training case"):
-        SiteSettings("lyon", "Dataset501_A", (), ("a1",))
+        SiteCases("lyon", "Dataset501_A", (), ("a1",))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_run_survives_its_file(tmp_path, settings):
 
 
 def test_site_names_survive_any_locale(tmp_path):
-    run = make_run((SiteSettings("zürich", "Dataset501_A", ("a1",), ()),))
+    run = make_run((SiteCases("zürich", "Dataset501_A", ("a1",), ()),))
     (tmp_path / RUN_FILE).write_text(run.to_json(), encoding="ascii")
     assert read_run(tmp_path).sites[0].name == "zürich"
 
@@ -183,7 +183,13 @@ def test_a_damaged_value_is_refused_when_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "words"), [(None, "older nnunetv2-federated"), (2, "upgrade"), ("x", "readable run")]
+    ("found", "words"),
+    [
+        (None, "older nnunetv2-federated"),
+        (1, "older nnunetv2-federated"),
+        (3, "upgrade"),
+        ("x", "readable run"),
+    ],
 )
 def test_a_run_of_another_format_is_refused(tmp_path, found, words):
     content = json.loads(make_run().to_json())

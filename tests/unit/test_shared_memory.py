@@ -6,7 +6,7 @@ import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.training.shared_memory import (
+from nnunetv2_federated.nnunet.training.shared_memory import (
     batch_bytes,
     check_shared_memory,
     naming_shared_memory,

@@ -33,18 +33,18 @@ from nnunetv2_federated.federation.tasks import (
     check_round,
     proximal_mu,
 )
-from nnunetv2_federated.flower.deployment.consent import Consent, NotApprovedError
-from nnunetv2_federated.flower.deployment.desk import Desk
-from nnunetv2_federated.flower.deployment.ledger import (
+from nnunetv2_federated.flower.deployment.signing import Sequence, sign, verify
+from nnunetv2_federated.flower.deployment.site.consent import Consent, NotApprovedError
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.ledger import (
     EVALUATION,
     ROUND,
     VALIDATION,
     Ledger,
     Question,
 )
-from nnunetv2_federated.flower.deployment.limits import Limits, Spent
-from nnunetv2_federated.flower.deployment.signing import Sequence, sign, verify
-from nnunetv2_federated.flower.deployment.words import describe
+from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
+from nnunetv2_federated.flower.deployment.site.proposal_text import describe
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload, pack_weights
 
 # What is signed
@@ -407,7 +407,7 @@ def plan_proposal(**changes: Any) -> PlanProposal:
 def prepare_task(**changes: Any) -> PrepareTask:
     content: dict[str, Any] = {
         "plans": {},
-        "sha256": "0" * 64,
+        "plans_hash": "0" * 64,
         "fingerprint": {},
         "declared": {},
         "configurations": ["2d"],
@@ -458,14 +458,14 @@ def test_a_number_of_samples_that_is_none_is_refused(samples: object) -> None:
 
 def proposal(**changes: Any) -> Proposal:
     content: dict[str, Any] = {
-        "started": "first",
+        "run_id": "first",
         "dataset": "Dataset901_Balls",
         "configuration": "2d",
         "fold": 0,
         "trainer": "nnUNetTrainerFederated",
-        "plans": "nnUNetPlans",
+        "plans_name": "nnUNetPlans",
         "plans_hash": "0" * 64,
-        "position": 0,
+        "site_index": 0,
         "settings": asdict(FederationSettings(rounds=3)),
         "packages": {"nnunetv2": "2.8.1"},
     }
@@ -475,7 +475,7 @@ def proposal(**changes: Any) -> Proposal:
 def test_an_approval_is_for_plans_and_settings_not_for_a_start_or_a_place() -> None:
     approved = proposal().approval()
 
-    assert proposal(started="second", position=2).approval() == approved
+    assert proposal(run_id="second", site_index=2).approval() == approved
     for change in (
         {"plans_hash": "1" * 64},
         {"settings": asdict(FederationSettings(rounds=4))},
@@ -486,7 +486,7 @@ def test_an_approval_is_for_plans_and_settings_not_for_a_start_or_a_place() -> N
         assert proposal(**change).approval() != approved
 
 
-@pytest.mark.parametrize("field", ["dataset", "configuration", "trainer", "plans", "started"])
+@pytest.mark.parametrize("field", ["dataset", "configuration", "trainer", "plans_name", "run_id"])
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "", "a\x00", "a\n"])
 def test_a_name_that_leads_elsewhere_is_not_even_looked_at(field: str, name: str) -> None:
     text = json.dumps(asdict(proposal()) | {field: name})

@@ -11,7 +11,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 
 from nnunetv2_federated.federation.errors import FederationError
-from nnunetv2_federated.flower.deployment.storage import (
+from nnunetv2_federated.flower.deployment.server.storage import (
     Storage,
     Stored,
     Unwanted,

@@ -22,12 +22,12 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.run import Run, SiteSettings
+from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
 from nnunetv2_federated.federation.update_bound import UpdateBound
-from nnunetv2_federated.flower.attendance import Attendance, Same
 from nnunetv2_federated.flower.in_process import InProcessGrid
+from nnunetv2_federated.flower.participants import Attendance, Requirements
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -42,7 +42,7 @@ from nnunetv2_federated.flower.records import (
 from nnunetv2_federated.flower.strategies import averages, build_strategy, check_replies
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, sample_sites, validation_share
 from nnunetv2_federated.flower.strategy_state import dump, restore
-from nnunetv2_federated.training import local_state
+from nnunetv2_federated.nnunet.training import local_state
 
 # By node id; in order of names it is bern, lyon, oslo, zug: the order of nodes must not matter.
 NAMES = ("zug", "bern", "oslo", "lyon")
@@ -87,9 +87,11 @@ class Federation:
         app.query("describe")(self._describe)
         app.train()(self._train)
         self.grid = InProcessGrid(app, len(NAMES), {})
-        sites = tuple(SiteSettings(name, "Dataset501_A", ("a",), ("b",)) for name in NAMES)
+        sites = tuple(SiteCases(name, "Dataset501_A", ("a",), ("b",)) for name in NAMES)
         run = Run("Dataset501_A", "2d", 0, "t", "p", "cpu", FederationSettings(), sites)
-        self.attendance = Attendance(self.grid, run, Same("m", "p", declared or {}), Observer())
+        self.attendance = Attendance(
+            self.grid, run, Requirements("m", "p", declared or {}), Observer()
+        )
         self.attendance.gather()
 
     @staticmethod

@@ -21,12 +21,12 @@ from nnunetv2_federated.cli.console import ConsoleObserver, say, send_logs_to
 from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.federation.errors import RoundError
 from nnunetv2_federated.federation.messages import SiteDescription
-from nnunetv2_federated.report.curves import plot_federation
-from nnunetv2_federated.report.evidence import Evidence, Example, gather
-from nnunetv2_federated.report.figures import all_figures
-from nnunetv2_federated.report.page import write_html
+from nnunetv2_federated.report.comparison_data import Evidence, Example, gather
+from nnunetv2_federated.report.federation_png import plot_federation
+from nnunetv2_federated.report.html import write_html
+from nnunetv2_federated.report.markdown import write_markdown
 from nnunetv2_federated.report.partition import partition_table, plot_partition
-from nnunetv2_federated.report.summary import write_markdown
+from nnunetv2_federated.report.plotly_figures import all_figures
 
 HOSTILE = [
     "[/x]",

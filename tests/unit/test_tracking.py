@@ -8,7 +8,7 @@ import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import leaves, round_numbers
-from nnunetv2_federated.training.tracking import (
+from nnunetv2_federated.nnunet.training.tracking import (
     _allowed,
     open_trackers,
     untracked,

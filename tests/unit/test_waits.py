@@ -27,17 +27,17 @@ from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.waiting import Grace
 from nnunetv2_federated.flower.asking import ask
-from nnunetv2_federated.flower.attendance import Attendance, Same
-from nnunetv2_federated.flower.deployment import grid as network
 from nnunetv2_federated.flower.deployment.address import Address
-from nnunetv2_federated.flower.deployment.credentials import provision
-from nnunetv2_federated.flower.deployment.fleet import Fleet, LostError
-from nnunetv2_federated.flower.deployment.inquiry import Inquiry
-from nnunetv2_federated.flower.deployment.parts import check_parts
-from nnunetv2_federated.flower.deployment.process import Child
-from nnunetv2_federated.flower.deployment.site_file import read_site_file
+from nnunetv2_federated.flower.deployment.message_objects import check_parts
+from nnunetv2_federated.flower.deployment.server import network_grid as network
+from nnunetv2_federated.flower.deployment.server.credentials import provision
+from nnunetv2_federated.flower.deployment.server.inquiry import Inquiry
+from nnunetv2_federated.flower.deployment.server.processes import Child
+from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
+from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError
+from nnunetv2_federated.flower.enrolment import RollCall
+from nnunetv2_federated.flower.participants import Attendance, Requirements
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
-from nnunetv2_federated.flower.roll_call import RollCall
 
 PLANS = "0" * 64
 NAMES = {11: "bern", 12: "lyon", 13: "oslo"}
@@ -238,9 +238,9 @@ def attendance(grid: FakeGrid, said: list[str], **settings: Any) -> Attendance:
         chosen,
         remote_sites=names,
         sites=(),
-        started="run",
+        run_id="run",
     )
-    return Attendance(grid, run, Same("m", PLANS), Listening())  # type: ignore[arg-type]
+    return Attendance(grid, run, Requirements("m", PLANS), Listening())  # type: ignore[arg-type]
 
 
 def test_a_site_that_accepts_to_join_and_says_nothing_holds_nobody_up(clock: Clock) -> None:

@@ -20,20 +20,20 @@ from torch import nn
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.history import client_side, server_side, write_history
 from nnunetv2_federated.federation.messages import TrainReport, Validation
-from nnunetv2_federated.training import local_state
-from nnunetv2_federated.training.checkpoint_file import read_network_weights
-from nnunetv2_federated.training.own_schedule import ServerLR
-from nnunetv2_federated.training.trainer import (
+from nnunetv2_federated.nnunet.training import local_state
+from nnunetv2_federated.nnunet.training.checkpoint_file import read_network_weights
+from nnunetv2_federated.nnunet.training.trainer import (
     ProximalLoss,
     federate,
     nnUNetTrainerFederated,
     stock_name,
 )
-from nnunetv2_federated.training.weights import (
+from nnunetv2_federated.nnunet.training.trainer_schedule import ServerLR
+from nnunetv2_federated.nnunet.training.weights import (
     federated_tensors,
     load_vector,
     local_buffers,
-    manifest_hash,
+    network_hash,
     num_values,
     to_vector,
     unwrap,
@@ -161,14 +161,14 @@ def test_a_vector_of_another_network_is_refused_before_anything_changes(shape):
 
 
 def test_manifest_tells_networks_apart_but_not_their_values():
-    assert manifest_hash(randomized(3)) == manifest_hash(randomized(9))
+    assert network_hash(randomized(3)) == network_hash(randomized(9))
     others = [
         Net(5),
         Net().double(),
         nn.Sequential(nn.Linear(3, 5)),
         nn.Sequential(nn.Linear(5, 3)),
     ]
-    hashes = {manifest_hash(net) for net in [Net(), *others]}
+    hashes = {network_hash(net) for net in [Net(), *others]}
     assert len(hashes) == 5
 
 
@@ -176,7 +176,7 @@ def test_a_compiled_network_is_the_network():
     net = randomized(3)
     compiled = torch.compile(net)  # compiles on the first call only
     assert unwrap(compiled) is net
-    assert manifest_hash(compiled) == manifest_hash(net)
+    assert network_hash(compiled) == network_hash(net)
     assert to_vector(compiled).tobytes() == to_vector(net).tobytes()
 
 

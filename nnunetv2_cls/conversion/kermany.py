@@ -1,0 +1,94 @@
+"""Kermany chest X-rays, ``chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}``.
+
+From Kaggle, or any version of the original publication (doi:10.17632/rscbjbr9sj).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from nnunetv2_cls.conversion.images import count_channels, list_images, read_image, stem
+from nnunetv2_cls.conversion.source import Case, Source, case_name
+from nnunetv2_cls.errors import ClsError
+
+CLASSES = {"NORMAL": "normal", "PNEUMONIA": "pneumonia"}
+
+
+_EARLIER = re.compile(r"(person\d+)_|(NORMAL\d*-)?IM-(\d+)(?!\d)", re.IGNORECASE)
+_THIRD_VERSION = re.compile(r"(?:NORMAL|BACTERIA|VIRUS|PNEUMONIA)-(\d+)-\d+", re.IGNORECASE)
+_ROOTS = ("", "chest_xray", "CellData/chest_xray", "ZhangLabData/CellData/chest_xray")
+
+
+def read_kermany(folder: Path, size: int | None = None) -> Source:
+    """Find the cases: Kaggle's train and val are for training, its test is for testing.
+
+    Parameters
+    ----------
+    folder
+        ``chest_xray`` or its parent. ``val`` may be absent, as in the original publication.
+    size
+        Shrink images to (size, size).
+
+    Raises
+    ------
+    ClsError
+        If a folder or image is missing or unreadable.
+    """
+    if size is not None and size < 1:
+        raise ClsError(f"--size {size}: give the number of pixels a side, such as 224.")
+    root = _find_root(folder)
+    splits = ("train", "val") if (root / "val").is_dir() else ("train",)
+    return Source(
+        name="KermanyCXR",
+        description="Chest X-rays of children (Kermany 2018, doi:10.17632/rscbjbr9sj)",
+        classes=tuple(CLASSES.values()),
+        training=tuple(case for split in splits for case in _read_split(root, split, size)),
+        test=tuple(_read_split(root, "test", size)),
+        size=size,
+    )
+
+
+def patient_of(stem: str, split: str) -> str | None:
+    """Read the patient from a file's name, if it is a published one.
+
+    In the third version, ``BACTERIA-40699-0001``, numbers hold for the whole dataset. In the
+    earlier ones and on Kaggle, ``person1_virus_6`` or ``NORMAL2-IM-0115-0001``, they start again in
+    ``test``, and a patient may be in both ``train`` and ``val``.
+    """
+    if found := _THIRD_VERSION.match(stem):
+        return f"patient{int(found[1])}"
+    found = _EARLIER.match(stem)
+    if found is None:
+        return None
+    person, series, number = found.groups()
+    patient = person.lower() if person else f"{(series or '').upper()}IM-{number}"
+    return f"{'test' if split == 'test' else 'trainval'}_{patient}"
+
+
+def _find_root(folder: Path) -> Path:
+    for root in (folder / name for name in _ROOTS):
+        if (root / "train").is_dir():
+            return root
+    raise ClsError(
+        f"{folder} holds no folder train: give chest_xray, or its parent, with "
+        "train/NORMAL, train/PNEUMONIA, test/NORMAL and test/PNEUMONIA."
+    )
+
+
+def _read_split(root: Path, split: str, size: int | None) -> list[Case]:
+    cases = []
+    for subfolder, klass in CLASSES.items():
+        for path in list_images(root / split / subfolder):
+            count_channels(path)  # is it an image? some are RGB, of grey content
+            cases.append(
+                Case(
+                    name=case_name(split, stem(path)),
+                    patient=patient_of(stem(path), split),
+                    klass=klass,
+                    origin=path,
+                    read=partial(read_image, path, 1, size),
+                )
+            )
+    return cases

@@ -1,0 +1,176 @@
+"""Train and test every model of a comparison, or go on where an earlier command stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+
+from nnunetv2_federated.cli.train_flags import as_flags
+from nnunetv2_federated.experiment.comparison import Comparison, Model
+from nnunetv2_federated.experiment.comparison_plan import test_cases, train_options
+from nnunetv2_federated.federation.children import die_with_parent
+from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.run import RUN_FILE
+from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
+from nnunetv2_federated.nnunet.data.folds import fold_split, known_patients
+from nnunetv2_federated.nnunet.evaluation.tester import (
+    TrainedModel,
+    raw_folder,
+    test_images,
+    tester_of,
+    training_images,
+)
+from nnunetv2_federated.nnunet.training.trainer import SUFFIX, federated_trainer
+
+STATE_FILE, TESTS_FILE = "state.json", "tests.json"
+_TRAINED, _FAILED = "trained", "failed"
+
+
+def run_models(
+    comparison: Comparison, folder: Path, device: torch.device, say: Callable[[str], None]
+) -> int:
+    """Train and test what is not yet; a model that fails is noted, and the others go on.
+
+    Returns
+    -------
+    int
+        How many models failed.
+    """
+    models = comparison.models()
+    failed = 0
+    for number, model in enumerate(models, 1):
+        place = folder / model.folder
+        title = f"[{number}/{len(models)}] {model}"
+        if (place / TESTS_FILE).is_file():
+            say(f"{title}: done before")
+            continue
+        started = time.monotonic()
+        reason = train_model(comparison, model, place, device)
+        if reason is None:
+            reason = test_model(comparison, model, place, device)
+        write_state(place, _TRAINED if reason is None else _FAILED, reason)
+        seconds = time.monotonic() - started
+        say(f"{title}: " + (f"{seconds:.0f} s" if reason is None else f"failed: {reason}"))
+        failed += reason is not None
+    return failed
+
+
+def write_state(place: Path, state: str, reason: str | None = None) -> None:
+    """Note how far a model is."""
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(place / STATE_FILE, json.dumps({"state": state, "reason": reason}))
+
+
+def read_state(place: Path) -> dict[str, Any]:
+    """Return ``state`` and ``reason``; nothing if the model was not begun."""
+    path = place / STATE_FILE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def result_folder(comparison: Comparison, model: Model, place: Path) -> Path:
+    """Return the model's nnU-Net result folder, without the fold."""
+    trainer = federated_trainer(comparison.arm(model.arm).options["trainer"]).__name__
+    name = f"{trainer}__{comparison.plans_name}__{comparison.configuration}"
+    return place / comparison.dataset / name
+
+
+def train_model(
+    comparison: Comparison, model: Model, place: Path, device: torch.device
+) -> str | None:
+    """Train a model in a process of its own, from where it stopped; return why it failed."""
+    if read_state(place).get("state") == _TRAINED:
+        return None
+    place.mkdir(parents=True, exist_ok=True)
+    arm = comparison.arm(model.arm)
+    sites_file = place / "sites.json"
+    write_atomically(sites_file, json.dumps(comparison.sites_of(arm, model.seed)))
+    options = train_options(comparison, arm, model.seed, sites_file)
+    run_file = (
+        result_folder(comparison, model, place) / f"fold_{model.fold}" / "federation" / RUN_FILE
+    )
+    command = [
+        *(sys.executable, "-m", "nnunetv2_federated.cli.train"),
+        *(comparison.dataset, comparison.configuration, str(model.fold)),
+        *as_flags({**options, "device": device.type}),
+        *(["--c"] if run_file.is_file() else []),
+    ]
+    environment = {**os.environ, "nnUNet_results": str(place)}
+    with (place / "train.log").open("a") as log:
+        # flags of ours and values that were checked; descriptors stay open for the lock
+        done = subprocess.run(  # noqa: S603
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            close_fds=False,
+            check=False,
+            preexec_fn=die_with_parent(),  # one call of libc
+        )
+    if done.returncode != 0:
+        return last_line(place / "train.log") or f"exit status {done.returncode}"
+    write_state(place, _TRAINED)
+    return None
+
+
+def last_line(path: Path) -> str:
+    """Return the last line that says something."""
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip().removeprefix("error: ") if lines else ""
+
+
+def test_model(
+    comparison: Comparison, model: Model, place: Path, device: torch.device
+) -> str | None:
+    """Predict and judge all test cases of a trained model; return why it failed."""
+    dataset = load_dataset(comparison.dataset, comparison.plans_name)
+    tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
+    trained = TrainedModel(
+        result_folder(comparison, model, place), comparison.configuration, model.fold, device
+    )
+    _, validation = fold_split(dataset, comparison.configuration, model.fold)
+    external = {case for cases in comparison.external.values() for case in cases}
+    raw = raw_folder(dataset)
+    patients = known_patients(dataset) or {}
+    records = []
+    try:
+        for subset, sites in test_cases(comparison, dataset, model.fold, model.seed).items():
+            if not sites:
+                continue
+            images = training_images(raw) if subset == "Tr" else test_images(raw)
+            found = tester.test(
+                trained,
+                {case: images[case] for case in sites},
+                tester.references(raw, dataset.dataset_json, subset, list(sites)),
+                place / "predictions",
+                set(validation) - external,
+            )
+            records += [
+                {
+                    **record,
+                    "site": sites[record["case"]],
+                    "subset": subset,
+                    "patient": patients.get(record["case"]),
+                }
+                for record in found
+            ]
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        return " ".join(f"testing: {type(error).__name__}: {error}".split())
+    write_atomically(place / TESTS_FILE, json.dumps(records))
+    return None
+
+
+def read_history(comparison: Comparison, model: Model, folder: Path) -> dict[str, Any] | None:
+    """Return ``federation.json`` of a model, if it got that far."""
+    place = folder / model.folder
+    path = result_folder(comparison, model, place) / f"fold_{model.fold}" / "federation.json"
+    return dict(load_json(str(path))) if path.is_file() else None

@@ -1,0 +1,215 @@
+"""The server's end of the wire: Flower's Grid, made for long rounds and bad lines.
+
+Written for Flower 1.41 and 1.42, see ``fleet.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from weakref import WeakSet
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+)
+from flwr.supercore.retry import RetryInvoker, exponential
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid import HttpGrid
+
+from nnunetv2_federated.federation.waiting import Grace
+from nnunetv2_federated.flower.deployment.message_objects import GIVE_UP_SECONDS
+from nnunetv2_federated.flower.deployment.server.admission import Admission
+from nnunetv2_federated.flower.deployment.server.inquiry import Inquiry, is_transient
+from nnunetv2_federated.flower.deployment.server.storage import Storage, find_unwanted
+from nnunetv2_federated.flower.deployment.signing import sign
+from nnunetv2_federated.flower.records import num_bytes
+
+POLL_SECONDS = 0.5
+RUN_ENDED = (401, 403)
+"""HTTP statuses by which the SuperLink refuses the server of a run that has ended."""
+_LONGEST_PAUSE = 5
+_NEVER = 30 * 24 * 3600.0
+_FORGIVEN = 1.5
+"""Times the bytes of an answer that a site may store: one that is too large is refused when it is
+read, and the site may go on; only who stores much more is turned out."""
+_LATE_SECONDS = 60.0
+"""How long after its time an answer is still stored, for nobody."""
+
+
+def _patient() -> RetryInvoker:
+    """Ask again for some minutes; what the SuperLink refuses is an error (Flower exits)."""
+    return RetryInvoker(
+        wait_gen_factory=lambda: exponential(max_delay=_LONGEST_PAUSE),
+        recoverable_exceptions=(httpx.TransportError, httpx.HTTPStatusError),
+        max_tries=None,
+        max_time=GIVE_UP_SECONDS,
+        should_giveup=lambda error: not is_transient(error),
+    )
+
+
+class _Client(RuntimeHttpClient):
+    """Flower's, which asks again when it was not answered, and so may send a part twice.
+
+    The SuperLink refuses a part that it has, and one of a message that the site has taken since, or
+    that took too long to send. In the last case it says of the whole message that it is lost, and
+    the site is asked again.
+    """
+
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
+        response = super().PushObject(request)
+        response.stored = True
+        return response
+
+
+class NetworkGrid(HttpGrid):
+    """Flower's Grid, which signs what it sends and passes replies on as they come.
+
+    Flower's own waits 3 s between looks, and for the slowest upload of those that have begun; it
+    returns all replies at the end, and believes what they say of themselves.
+    """
+
+    signing_key: Ed25519PrivateKey
+    patience: float = 0.0
+    """Seconds to wait for a node that was lost while it was asked."""
+    grace: Grace | None = None
+    """When to go on without those who are silent; ``None``: once the time is over."""
+
+    admission: Admission
+    """The sites of the run, and who of them was turned out."""
+
+    storage: Storage
+    """The SuperLink's database."""
+
+    def __init__(
+        self,
+        runtime_api_address: str,
+        *,
+        insecure: bool,
+        root_certificates: bytes | None,
+        token: str,
+    ) -> None:
+        super().__init__(runtime_api_address, insecure, root_certificates, token=token)
+        self.impatient: RuntimeHttpClient = self._new_client(None)
+        """Asks the SuperLink once, where the Grid itself asks until it is answered."""
+
+    def _connect(self) -> None:
+        self._inquiries: WeakSet[Inquiry] = WeakSet()
+        self._silent: set[int] = set()
+        """Nodes that let the time of their last question pass."""
+        self._client = self._new_client(_patient())
+
+    def _new_client(self, retry: RetryInvoker | None) -> _Client:
+        return _Client.from_server_address(
+            server_address=self._addr,
+            insecure=self._insecure,
+            root_certificates=self._cert,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+                RuntimeTokenHttpInterceptor(token=self._token),
+            ],
+            retry_invoker=retry,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        super().close()
+        self.impatient.close()
+
+    def site_names(self) -> dict[int, str]:
+        """Names of the connected sites, by node id; strangers and who was revoked are left out."""
+        return self.admission.names([node.node_id for node in self.get_nodes()])
+
+    def refused(self) -> dict[int, str]:
+        """Nodes that may take part no more, and why."""
+        return self.admission.refused()
+
+    def inquiry(self, seconds: float) -> Inquiry:
+        """Return an inquiry, for questions that wait so many seconds for an answer."""
+        inquiry = Inquiry(self, min(seconds, _NEVER) + _LATE_SECONDS)
+        self._inquiries.add(inquiry)
+        return inquiry
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send, and yield each reply when it is there, until the time is over.
+
+        It is over earlier for those who are silent when :attr:`grace` ends. See
+        :class:`.inquiry.Inquiry` for who is asked again, and what is refused.
+        """
+        longest = _NEVER if timeout is None else timeout
+        questions = list(messages)
+        self.guard_storage()  # what came since the last exchange must not take the room of this one
+        inquiry = self.inquiry(longest)
+        inquiry.send(questions)
+        started, took = time.monotonic(), list[float]()
+        while inquiry.open:
+            before = len(inquiry.open)
+            for reply in inquiry.look():
+                self._silent.discard(reply.metadata.src_node_id)
+                if not reply.has_error():
+                    took.append(time.monotonic() - started)
+                yield reply
+            end = longest
+            if self.grace is not None:
+                known = inquiry.open <= self._silent
+                end = self.grace.ends(len(questions), took, known=known)
+            if time.monotonic() - started >= min(end, longest):
+                self._silent |= inquiry.open
+                return
+            if inquiry.open and len(inquiry.open) == before:
+                time.sleep(POLL_SECONDS)
+
+    def send(self, messages: Iterable[Message]) -> dict[str, Message]:
+        """Sign and send; return by id what the SuperLink has taken."""
+        signed = list(messages)
+        sizes = [num_bytes(message.content) for message in signed]
+        # what all are asked is stored once, what each answers is about as large
+        self.storage.check_room(max(sizes, default=0) + sum(sizes))
+        for message in signed:
+            sign(message, self.signing_key)
+        ids = list(self.push_messages(signed))
+        return {name: message for name, message in zip(ids, signed, strict=True) if name}
+
+    def guard_storage(self) -> None:
+        """Delete what nobody was asked for, turn out who stores too much, end before it is full.
+
+        Raises
+        ------
+        FederationError
+            If the disk of the SuperLink's database has no room any more.
+        """
+        questions: set[str] = set()
+        answers: dict[str, int] = {}
+        most: dict[int, int] = {}
+        for inquiry in list(self._inquiries):
+            questions |= inquiry.questions
+            answers |= inquiry.arriving
+            for node, room in inquiry.rooms.items():
+                most[node] = max(int(room * _FORGIVEN), most.get(node, 0))
+        unwanted = find_unwanted(self.storage.messages(), questions, answers, most)
+        for node, size in unwanted.sites.items():
+            reason = f"stored {size} bytes at the server, of an answer of at most {most[node]}"
+            self.admission.turn_out(node, reason)
+        for message in unwanted.messages:
+            self.forget(message)
+        self.storage.check_room(0)
+
+    def forget(self, message: str) -> None:
+        """Let the SuperLink delete a message; if it cannot now, it does when the run ends."""
+        with contextlib.suppress(httpx.HTTPError):
+            self.impatient.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(
+                    node=self.node, run_id=self.run.run_id, message_object_id=message
+                )
+            )

@@ -1,0 +1,309 @@
+"""The coordinator's side of a federation over a network."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.waiting import Grace
+from nnunetv2_federated.flower.deployment.address import Address
+from nnunetv2_federated.flower.deployment.keyfiles import (
+    authority_fingerprint,
+    check_private_folder,
+    read_secret,
+)
+from nnunetv2_federated.flower.deployment.server.certificates import check_validity
+from nnunetv2_federated.flower.deployment.server.credentials import COORDINATOR_KEY, SERVER_KEY
+from nnunetv2_federated.flower.deployment.server.network_grid import RUN_ENDED, NetworkGrid
+from nnunetv2_federated.flower.deployment.server.site_register import SiteRegister
+from nnunetv2_federated.flower.deployment.server.superlink import SuperLink
+from nnunetv2_federated.flower.deployment.signing import load_signing_key
+from nnunetv2_federated.flower.enrolment import RollCall
+from nnunetv2_federated.flower.joint_planning import (
+    PlanningSettings,
+    check_sites,
+    count_cases,
+    plan_together,
+    prepare_sites,
+)
+from nnunetv2_federated.flower.server_app import Server
+from nnunetv2_federated.nnunet.planning.planner import dataset_json_of
+from nnunetv2_federated.nnunet.planning.raw_site import install_plans, other_plans
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.packages import defining_packages
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Where the server's credentials are, and where it listens."""
+
+    credentials: Path
+    """The folder ``server`` that ``nnUNetv2_federated_provision`` made."""
+    listen: Address
+    database: Path | None = None
+    """Folder for the SuperLink's database; ``None`` to keep it with its log."""
+
+    def check(self) -> None:
+        """Check what the SuperLink is given, before anything begins.
+
+        Raises
+        ------
+        SettingsError
+            If there is no site, a key or the database could be read or replaced by others, or the
+            certificate is not valid now.
+        """
+        self.site_keys()
+        authority_fingerprint(self.credentials / "ca.crt")  # raises if it is none
+        read_secret(self.credentials / SERVER_KEY)
+        load_signing_key(self.credentials / COORDINATOR_KEY)
+        check_validity(self.credentials / "server.crt")
+        if self.database is not None:
+            check_private_folder(self.database, "--superlink-database")
+
+    def site_keys(self) -> dict[str, ec.EllipticCurvePublicKey]:
+        """Public key of each site that may take part now, by name.
+
+        Raises
+        ------
+        SettingsError
+            If there is none, or one cannot be read.
+        """
+        keys = SiteRegister(self.credentials).keys()
+        if not keys:
+            raise SettingsError(
+                f"--credentials {self.credentials}: no site's key there (sites/NAME.pub); give the "
+                "folder 'server' that nnUNetv2_federated_provision made."
+            )
+        return keys
+
+
+def check_listening(listen: Address, *, force: bool) -> None:
+    """Refuse what would open the server to more than its sites.
+
+    Raises
+    ------
+    SettingsError
+        If it would listen beyond this machine and that was not forced.
+    """
+    if listen.loopback or force:
+        return
+    raise SettingsError(
+        f"--listen {listen}: Flower's control API would be open to whoever reaches it, who could "
+        "then register keys. Listen on 127.0.0.1 behind the proxy (server/nginx.conf), or add "
+        "--force."
+    )
+
+
+def check_credentials(server: ServerSettings, sites: Iterable[str]) -> None:
+    """Find what the credentials lack before a federation is begun with them.
+
+    Parameters
+    ----------
+    server
+        Where they are.
+    sites
+        Names of those that may connect.
+
+    Raises
+    ------
+    SettingsError
+        If the coordinator's key cannot be read, the certificate is not valid any more, or a site
+        has no key.
+    """
+    load_signing_key(server.credentials / COORDINATOR_KEY)
+    check_validity(server.credentials / "server.crt")
+    keys = server.site_keys()
+    for name in sites:
+        if name not in keys:
+            raise SettingsError(f"site {name} has no key in {server.credentials / 'sites'}.")
+
+
+@contextmanager
+def open_grid(
+    folder: Path, server: ServerSettings, sites: Iterable[str], say: Callable[[str], None]
+) -> Iterator[NetworkGrid]:
+    """Start a SuperLink and let the sites' keys in; stop it at the end.
+
+    Parameters
+    ----------
+    folder
+        For the SuperLink's files.
+    server
+        Credentials and address.
+    sites
+        Names of those that may connect.
+    say
+        Told where it listens.
+
+    Yields
+    ------
+    NetworkGrid
+        Reaches the sites.
+
+    Raises
+    ------
+    FederationError
+        If the SuperLink cannot be started, or ends the run.
+    """
+    server.check()
+    signing_key = load_signing_key(server.credentials / COORDINATOR_KEY)
+    link = SuperLink(folder, server.credentials, server.listen, server.database)
+    error: BaseException | None = None
+    try:
+        link.start()
+        say(f"the server listens at {server.listen}")
+        for name in link.register(sites):
+            say(f"{name}: was turned out of this run; it can take part in a new one")
+        grid = link.acquire_run(signing_key)
+        heartbeat = link.keep_alive(grid)
+        try:
+            yield grid
+        except httpx.HTTPError as failure:
+            error = failure
+            raise FederationError(
+                f"the SuperLink {_what_failed(failure)}; its log is {folder / 'superlink.log'}. "
+                "The same command goes on, a training with --c."
+            ) from failure
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            heartbeat.stop()
+            link.finish(grid, error)
+    finally:
+        link.stop()
+    link.delete_database()
+
+
+def _what_failed(error: httpx.HTTPError) -> str:
+    if not isinstance(error, httpx.HTTPStatusError):
+        return f"does not answer ({error})"
+    status = error.response.status_code
+    if status in RUN_ENDED:
+        return "has given the run up: it was stopped, or this machine slept"
+    return f"failed (HTTP {status})"
+
+
+def serve_planning(
+    folder: Path,
+    server: ServerSettings,
+    sites: Sequence[str],
+    settings: PlanningSettings,
+    *,
+    wait_for_sites: float,
+    answer_deadline: float,
+    say: Callable[[str], None],
+) -> PrepareTask:
+    """Plan together with sites on other machines, and let them prepare.
+
+    Parameters
+    ----------
+    folder
+        The preprocessed dataset of the server, for the plans.
+    server
+        Credentials and address.
+    sites
+        Names of those that are planned for; all are needed.
+    settings
+        How to plan.
+    wait_for_sites
+        Seconds to wait for a site, at the start and when it was lost.
+    answer_deadline
+        Seconds to wait for an answer, of a site at work on its images.
+    say
+        Told what happens.
+
+    Raises
+    ------
+    RoundError
+        If not all sites are there in time.
+    SiteError
+        If a site fails, is silent, differs from the others or cannot take the plans; names it.
+    SettingsError
+        If the server has other plans of that name, or the planner refuses.
+    """
+    proposal = PlanProposal(
+        dataset=folder.name,
+        planner=asdict(settings.plan),
+        configurations=list(settings.configurations) if settings.preprocess else [],
+        min_cases=settings.min_cases,
+        verify_dataset_integrity=settings.verify_dataset_integrity,
+        replace_plans=settings.replace_plans,
+        packages=defining_packages({"configurations": {}}, "nnUNetTrainer"),
+    )
+    files = folder / "planning"
+    with open_grid(files, server, sites, say) as grid:
+        grid.patience = wait_for_sites
+        roll = RollCall(
+            grid,
+            sites,
+            "survey",
+            question=lambda _: proposal.to_json(),
+            read=SiteSurvey.from_json,
+            say=say,
+        )
+        roll.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
+        task = plan_together(grid, roll.answers, settings, say, answer_deadline)
+        if problem := other_plans(folder, task):
+            raise SettingsError(f"the server {problem}")
+        check_sites(grid, task, roll.answers, answer_deadline)
+        prepare_sites(grid, task, roll.answers, say, answer_deadline)
+        install_plans(folder, task, dataset_json_of(task.declared, count_cases(roll.answers)))
+    shutil.rmtree(files)
+    return task
+
+
+def serve_run(
+    run: Run, folder: Path, server: ServerSettings, observer: Observer, trainer: FederatedRounds
+) -> Path:
+    """Start a SuperLink, run the federation over it to its end, and stop it again.
+
+    Parameters
+    ----------
+    run
+        With ``remote_sites``.
+    folder
+        What :func:`.launch.prepare` returned; the SuperLink's files go to ``superlink`` in it.
+    server
+        Credentials and address.
+    observer
+        Told what happens.
+    trainer
+        An uninitialised trainer to hold the global model.
+
+    Returns
+    -------
+    Path
+        nnU-Net's result folder of the fold.
+
+    Raises
+    ------
+    FederationError
+        If the SuperLink cannot be started, or the federation fails.
+    """
+    model = GlobalModel(run, trainer)
+    try:
+        with open_grid(folder / "superlink", server, run.remote_sites, observer.say) as grid:
+            settings = run.settings
+            if settings.min_replies is None:  # nobody said that it is no matter who is lost
+                grid.patience = settings.wait_for_sites
+            # a round with a deadline has sites that train to its end: no grace before that
+            least = max(settings.wait_for_sites, settings.round_deadline or 0.0)
+            grid.grace = Grace(least, run.needed)
+            Server(grid, run, model, observer).run()
+    except KeyboardInterrupt as stop:
+        raise FederationError(
+            "stopped; the same command with --c continues after the last finished round"
+        ) from stop
+    return folder.parent

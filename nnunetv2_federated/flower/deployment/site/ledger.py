@@ -1,0 +1,339 @@
+"""What a site remembers of what it was asked: no work is done twice, what is spent stays spent.
+
+One private file per site process, ``ledger.json``: the number of the last signed message, what was
+spent of each dataset over all runs, and how far the site is in each run. Beside it the last answer
+of each kind of the present run, for a server that lost it and asks the same again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from nnunetv2_federated.federation.errors import CheckpointError, SettingsError, SiteError
+from nnunetv2_federated.federation.files import (
+    private_folder,
+    read_state,
+    replacing,
+    wait_for_turn,
+    write_state,
+)
+from nnunetv2_federated.federation.messages import WEIGHTS
+from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
+from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload
+
+LEDGER = "ledger.json"
+ROUND, EVALUATION, VALIDATION = "round", "evaluation", "full validation"
+"""Kinds of work: of the last two a run has one each."""
+_KINDS = (ROUND, EVALUATION, VALIDATION)
+_NOTHING: dict[str, Any] = {"step": -1, "digest": "", "done": True}
+_FORMAT = 1
+_SHORTEST_PREFIX = 8
+_REMEDY = (
+    "restore it from a backup. If it is lost, delete it: the site then forgets what it has given, "
+    "and trains in no run it took part in before"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A piece of work that is done once."""
+
+    run: str
+    """Identifies the run."""
+    kind: str
+    """:data:`ROUND`, :data:`EVALUATION` or :data:`VALIDATION`."""
+    step: int
+    """Number of the round, from 0; of the others there is one."""
+    digest: str
+    """SHA-256 of what the work depends on."""
+
+    @property
+    def is_round(self) -> bool:
+        """Whether it is training."""
+        return self.kind == ROUND
+
+    def __str__(self) -> str:
+        return _step(self.step) if self.is_round else f"the {self.kind}"
+
+
+class Ledger:
+    """Keeps the site's memory on the disk; every change is there before it counts.
+
+    Parameters
+    ----------
+    folder
+        Private, of this site.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LEDGER
+        self._answers = {kind: folder / f"{kind.replace(' ', '_')}.bin" for kind in _KINDS}
+
+    # Which messages were seen
+
+    def take(self, sequence: int, digest: str) -> None:
+        """Accept a signed message that is newer than all before.
+
+        The last one is accepted again if its answer did not leave: the site was killed meanwhile.
+
+        Raises
+        ------
+        SiteError
+            If it was answered already, or is older.
+        """
+        with self._changing() as content:
+            last = content["message"]
+            if sequence == last["sequence"] and digest == last["digest"] and not last["answered"]:
+                return
+            if sequence <= last["sequence"]:
+                raise SiteError(
+                    "refused: the message is not newer than the last one from the coordinator; it "
+                    "was sent before, or the clock of the server's machine was set back"
+                )
+            content["message"] = {"sequence": sequence, "digest": digest, "answered": False}
+
+    def answered(self) -> None:
+        """Remember that the answer to the last message has left."""
+        with self._changing() as content:
+            content["message"]["answered"] = True
+
+    # What was spent
+
+    def spent(self, dataset: str) -> Spent:
+        """Return what the site has given of a dataset, over all runs."""
+        return _spent(self._read(), dataset)
+
+    def spend_hours(self, dataset: str, hours: float) -> None:
+        """Add to the hours of a dataset."""
+        with self._changing() as content:
+            before = _spent(content, dataset)
+            content["spent"][dataset] = asdict(before) | {"hours": before.hours + hours}
+
+    # How far the site is in a run
+
+    def open_run(self, run: str, folder: Path) -> None:
+        """Begin or continue a run; the answer kept of another run is dropped."""
+        with self._changing() as content:
+            content["runs"].setdefault(run, {kind: dict(_NOTHING) for kind in _KINDS})
+            content["runs"][run]["folder"] = str(folder)
+        for kind, file in self._answers.items():
+            header = self._read_header(kind)
+            if header is not None and header["run"] != run:
+                file.unlink()
+
+    def rounds_done(self, run: str) -> int:
+        """Return how many rounds of a run the site is past."""
+        if run not in (runs := self._read()["runs"]):
+            return 0
+        known = runs[run][ROUND]
+        return int(known["step"]) + (1 if known["done"] else 0)
+
+    def begin(
+        self, question: Question, dataset: str, limits: Limits, site: str
+    ) -> RecordDict | None:
+        """Allow a piece of work and count it, or return the answer given to the same question.
+
+        Work that failed, or during which the site was killed, may be done again: for the same
+        question, and without being counted twice.
+
+        Raises
+        ------
+        SiteError
+            If the site is further on, this step was asked another question before, or nothing is
+            left to give.
+        """
+        with self._changing() as content:
+            if question.run not in content["runs"]:
+                raise SiteError("refused: the site has not joined this run")
+            known = content["runs"][question.run][question.kind]
+            if question.step < known["step"]:
+                raise SiteError(_further_on(question, known["step"]))
+            spent = _spent(content, dataset)
+            if question.step > known["step"]:
+                limits.check_step(spent, site, is_round=question.is_round)
+                counter = "rounds" if question.is_round else "evaluations"
+                content["spent"][dataset] = asdict(spent) | {counter: getattr(spent, counter) + 1}
+                known |= {"step": question.step, "digest": question.digest, "done": False}
+                return None
+            if question.digest != known["digest"]:
+                raise SiteError(
+                    f"refused: another question for {question} came before. "
+                    + _how_to_rewind(question)
+                )
+            if not known["done"]:
+                limits.check_hours(spent, site)
+                return None
+        return self._load(question)
+
+    def finish(self, question: Question, answer: RecordDict) -> None:
+        """Keep an answer, then remember that the work is done."""
+        self._save(question, answer)
+        with self._changing() as content:
+            content["runs"][question.run][question.kind]["done"] = True
+
+    def folder_of(self, run: str) -> Path:
+        """Return the folder of a run.
+
+        Parameters
+        ----------
+        run
+            Its identifier, or at least its first eight characters.
+
+        Raises
+        ------
+        SettingsError
+            If no run or more than one begins so.
+        """
+        content = self._read()
+        return Path(content["runs"][_find_run(content, run)]["folder"])
+
+    def rewind(self, run: str, server_round: int) -> None:
+        """Let a run ask for a round again; what was spent stays spent.
+
+        Parameters
+        ----------
+        run
+            As in :meth:`folder_of`.
+        server_round
+            The round to be asked for, from 0.
+
+        Raises
+        ------
+        SettingsError
+            If there is no such run, or the site has not come to that round.
+        """
+        with self._changing() as content:
+            everything = content["runs"][_find_run(content, run)]
+            known = everything[ROUND]
+            if not 0 <= server_round <= known["step"]:
+                raise SettingsError(
+                    f"--rewind {run} {server_round + 1}: the site is at {_step(known['step'])} of "
+                    "this run; give that round or an earlier one."
+                )
+            known |= {"step": server_round - 1, "digest": "", "done": True}
+            everything |= {kind: dict(_NOTHING) for kind in (EVALUATION, VALIDATION)}
+        for file in self._answers.values():
+            file.unlink(missing_ok=True)
+
+    # Files
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        private_folder(self._path.parent)
+        with wait_for_turn(self._path.with_suffix(".lock")):
+            content = self._read()
+            yield content
+            write_state(self._path, content, _FORMAT)
+
+    def _read(self) -> dict[str, Any]:
+        content = read_state(self._path, _FORMAT, _REMEDY)
+        if content is None:
+            nothing = {"sequence": 0, "digest": "", "answered": True}
+            return {"message": nothing, "spent": {}, "runs": {}}
+        try:
+            _check_content(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{self._path} is damaged: {_REMEDY}") from error
+        return content
+
+    def _save(self, question: Question, answer: RecordDict) -> None:
+        arrays = [a for record in answer.array_records.values() for a in record.values()]
+        data = arrays[0].data if arrays else b""
+        header = {
+            "format": _FORMAT,
+            **asdict(question),
+            "payload": answer.config_records[CONFIG]["payload"],
+            "array": [arrays[0].dtype, list(arrays[0].shape), arrays[0].stype] if arrays else None,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        with (
+            replacing(self._answers[question.kind], private=True) as temporary,
+            temporary.open("wb") as file,
+        ):
+            file.write(json.dumps(header).encode() + b"\n")
+            file.write(data)
+
+    def _read_header(self, kind: str) -> dict[str, Any] | None:
+        try:
+            with self._answers[kind].open("rb") as file:
+                return dict(json.loads(file.readline()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            return {"run": None}
+
+    def _load(self, question: Question) -> RecordDict:
+        file_of_answer = self._answers[question.kind]
+        header = self._read_header(question.kind)
+        asked = asdict(question)
+        if header is None or {key: header.get(key) for key in asked} != asked:
+            raise SiteError(
+                f"refused: {question} was answered, and the answer is not kept. "
+                + _how_to_rewind(question)
+            )
+        content = RecordDict({CONFIG: pack_payload(header["payload"])})
+        with file_of_answer.open("rb") as file:
+            file.readline()
+            data = file.read()
+        if hashlib.sha256(data).hexdigest() != header["sha256"]:
+            raise CheckpointError(f"{file_of_answer} is damaged: {_how_to_rewind(question)}")
+        if header["array"] is not None:
+            dtype, shape, stype = header["array"]
+            content[ARRAYS] = ArrayRecord({WEIGHTS: Array(dtype, tuple(shape), stype, data)})
+        return content
+
+
+def _find_run(content: dict[str, Any], run: str) -> str:
+    found: list[str] = [name for name in content["runs"] if name.startswith(run)]
+    if len(found) != 1 or len(run) < _SHORTEST_PREFIX:
+        known = ", ".join(name[:12] for name in content["runs"]) or "none"
+        raise SettingsError(
+            f"--rewind {run[:40]}: give at least {_SHORTEST_PREFIX} characters of one run; known "
+            f"are {known}."
+        )
+    return found[0]
+
+
+def _spent(content: dict[str, Any], dataset: str) -> Spent:
+    return Spent(**content["spent"].get(dataset, {}))
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """Raise one of several errors unless a ledger is what this module writes."""
+    message = content["message"]
+    numbers = [message["sequence"]]
+    for spent in content["spent"].values():
+        checked = Spent(**spent)
+        numbers += [checked.rounds, checked.hours, checked.evaluations]
+    for work in (run[kind] for run in content["runs"].values() for kind in _KINDS):
+        numbers.append(work["step"] + 1)
+        if type(work["digest"]) is not str or type(work["done"]) is not bool:
+            raise TypeError("digest or done")
+    if any(type(n) not in (int, float) or not n >= 0 for n in numbers):
+        raise ValueError("a number below 0, or none")
+    if type(message["digest"]) is not str or type(message["answered"]) is not bool:
+        raise TypeError("message")
+
+
+def _step(step: int) -> str:
+    return f"round {step + 1}"
+
+
+def _further_on(question: Question, step: int) -> str:
+    return f"refused {question}: the site is at {_step(step)} already. " + _how_to_rewind(question)
+
+
+def _how_to_rewind(question: Question) -> str:
+    server_round = str(question.step + 1) if question.is_round else "ROUND"
+    return (
+        "If the server was restored from a backup, the site's engineer may let it go back: "
+        f"nnUNetv2_federated_site --rewind {question.run[:12]} {server_round}"
+    )

@@ -1,0 +1,111 @@
+"""What an engineer is asked to approve, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.messages import PlanProposal, Proposal
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.flower.deployment.site.consent import Agreement
+
+
+def describe(
+    agreement: Agreement, plans: Mapping[str, Any] | None, differing: Sequence[str]
+) -> list[str]:
+    """Say in lines what an approval agrees to.
+
+    Parameters
+    ----------
+    agreement
+        What is proposed.
+    plans
+        As they are at this site, if they have the hash that is proposed; ``None`` otherwise.
+    differing
+        How packages here differ from the coordinator's.
+    """
+    if isinstance(agreement, Proposal):
+        lines = [*_training(agreement), *_plans(agreement, plans)]
+    else:
+        lines = _planning(agreement)
+    lines += [f"package {line}" for line in differing]
+    lines.append(f"approval hash: {agreement.approval()}")
+    return [clean(line, 1000) for line in lines]
+
+
+def _training(proposal: Proposal) -> list[str]:
+    start = (
+        f"training of {proposal.configuration}, fold {proposal.fold}, with "
+        f"{proposal.trainer}; the coordinator calls the dataset {proposal.dataset}"
+    )
+    try:
+        settings = FederationSettings(**proposal.settings)
+    except (SettingsError, TypeError) as error:
+        return [start, f"its settings are not valid and will be refused: {error}"]
+    iterations = settings.iterations_per_epoch or "the trainer's own number of"
+    rate = settings.initial_lr or "the trainer's own"
+    course = (
+        "decays to 0" if settings.lr_schedule == "poly" else "follows the trainer's own schedule"
+    )
+    options = ", ".join(f"{key} {value:g}" for key, value in settings.strategy_options.items())
+    return [
+        start,
+        f"{settings.rounds} rounds of {settings.local_epochs} local epochs of {iterations} "
+        f"iterations, learning rate {rate}, which {course}, by {settings.strategy}"
+        f"{f' ({options})' if options else ''}",
+        "after each round the trained weights leave this site in "
+        f"{settings.transport_dtype}, with losses and sums of voxel counts over patches of the "
+        "validation cases; at the end the means of the full validation; field by field in "
+        "docs/what-leaves-a-site.md",
+        "weights can leak information about the images they were trained on; no noise is added",
+    ]
+
+
+def _plans(proposal: Proposal, plans: Mapping[str, Any] | None) -> list[str]:
+    named = f"plans {proposal.plans_name}, SHA-256 {proposal.plans_hash}"
+    if plans is None:
+        return [f"{named}: this site has no such plans (yet)"]
+    configuration = _resolved(plans, proposal.configuration)
+    architecture = configuration.get("architecture", {})
+    return [
+        f"{named}: network {architecture.get('network_class_name')}, patch "
+        f"{_times(configuration.get('patch_size', ()))}, batch {configuration.get('batch_size')}, "
+        f"spacing {_times(configuration.get('spacing', ()))}, normalisation "
+        f"{', '.join(map(str, configuration.get('normalization_schemes', ())))}",
+    ]
+
+
+def _resolved(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a configuration with what it inherits; plans of others may be circular."""
+    chain = []
+    while name in plans["configurations"] and name not in chain:
+        chain.append(name)
+        name = plans["configurations"][name].get("inherits_from", "")
+    merged: dict[str, Any] = {}
+    for link in reversed(chain):
+        merged |= plans["configurations"][link]
+    return merged
+
+
+def _planning(proposal: PlanProposal) -> list[str]:
+    options = ", ".join(f"{k} {v}" for k, v in proposal.planner.items() if v is not None)
+    bins = (
+        "as fine as they are"
+        if proposal.min_cases is None
+        else f"merged until each bin holds at least {proposal.min_cases} cases"
+    )
+    return [
+        f"planning together; the coordinator calls the dataset {proposal.dataset}; {options}",
+        "this site reads all images and masks of the raw dataset, and tells sums and histograms of "
+        f"their intensities, spacings and sizes, {bins}; field by field in "
+        "docs/what-leaves-a-site.md",
+        f"this site then preprocesses {', '.join(proposal.configurations) or 'nothing'} with the "
+        "federation's plans"
+        + (" and replaces plans of the same name" if proposal.replace_plans else ""),
+    ]
+
+
+def _times(numbers: Any) -> str:  # noqa: ANN401  # of plans of others
+    return "x".join(f"{n:g}" if isinstance(n, int | float) else str(n) for n in numbers)

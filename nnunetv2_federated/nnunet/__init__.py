@@ -1,0 +1,1 @@
+"""Everything that knows nnU-Net and torch: data, planning, training and evaluation."""

@@ -1,0 +1,314 @@
+"""Find an nnU-Net dataset, its plans and trainers, or say in one line what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunetv2_federated.federation.agreement import hash_plans
+from nnunetv2_federated.federation.declared import declared_of
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.names import check_dataset_name, check_name
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
+from nnunetv2_federated.nnunet.data.preprocessed import check_files
+
+_OF_PLANS = ("plans_name", "image_reader_writer", "transpose_forward", "transpose_backward")
+"""What all configurations share."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A planned and preprocessed dataset."""
+
+    name: str
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+
+    @property
+    def plans_hash(self) -> str:
+        """SHA-256 of the plans, without the dataset's name."""
+        return hash_plans(self.plans)
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What ``dataset.json`` says channels and labels mean: must be the same at all sites."""
+        return declared_of(self.dataset_json)
+
+
+def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunetv2.paths
+    """Raise ``SettingsError`` unless nnU-Net's folders are known; by default those of training."""
+    for path in folders or (nnUNet_preprocessed, nnUNet_results):
+        if not path.is_set():
+            raise SettingsError(
+                f"{path.env_var_name} is not set: export {path.env_var_name}=/path/to/folder "
+                "(nnU-Net's documentation/setting_up_paths.md)."
+            )
+
+
+def find_name(name_or_id: str) -> str | None:
+    """Return the name of a dataset; ``None`` if nnU-Net's folders have none of this id.
+
+    Raises
+    ------
+    SettingsError
+        If they have several of this id.
+    """
+    if Path(name_or_id).name != name_or_id:  # it leads elsewhere
+        return None
+    if name_or_id.startswith("Dataset"):
+        return name_or_id
+    try:
+        names = find_candidate_datasets(int(name_or_id))
+    except ValueError:
+        return None
+    if len(names) > 1:
+        raise SettingsError(
+            f"dataset {name_or_id}: more than one has this id, {_places(names)}; give the name, or "
+            "rename or remove the folder that is not meant."
+        )
+    return str(names[0]) if len(names) else None
+
+
+def check_only_name(name: str) -> None:
+    """Raise ``SettingsError`` if a dataset shares its id, by which nnU-Net preprocesses."""
+    check_dataset_name(name)
+    names = find_candidate_datasets(int(name[len("Dataset") :][:3]))
+    if len(names) > 1:
+        raise SettingsError(
+            f"dataset {name}: nnU-Net preprocesses by the id, and more than one has it, "
+            f"{_places(names)}; rename or remove the folder that is not meant."
+        )
+
+
+def _places(names: Iterable[str]) -> str:
+    """Say in which of nnU-Net's folders datasets are."""
+    folders = [f for f in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) if f.is_set()]
+    return " and ".join(
+        f"{name} (in {', '.join(f.env_var_name for f in folders if Path(f.get(), name).is_dir())})"
+        for name in names
+    )
+
+
+def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Dataset:
+    """Load plans and ``dataset.json`` of a preprocessed dataset.
+
+    Parameters
+    ----------
+    name_or_id
+        ``Dataset501_Name`` or ``501``.
+    plans_identifier
+        As ``-p`` of ``nnUNetv2_train``.
+
+    Raises
+    ------
+    SettingsError
+        If the dataset is unknown, or not planned with these plans.
+    """
+    check_environment()
+    check_name("plans", plans_identifier)
+    name = find_name(name_or_id)
+    if name is None:
+        raise SettingsError(
+            f"dataset {name_or_id} is unknown: give an id such as 501 or a name such as "
+            f"Dataset501_Name that exists under nnUNet_raw ({nnUNet_raw.get()}) or "
+            f"nnUNet_preprocessed ({nnUNet_preprocessed.get()})."
+        )
+    folder = Path(nnUNet_preprocessed.require()) / name
+    if not folder.is_dir():
+        raise SettingsError(
+            f"dataset {name} is not preprocessed: run "
+            f"nnUNetv2_plan_and_preprocess -d {name_or_id} first."
+        )
+    plans_file = folder / f"{plans_identifier}.json"
+    if not plans_file.is_file():
+        known = sorted(path.stem for path in folder.glob("*Plans*.json"))
+        raise SettingsError(
+            f"plans {plans_identifier} do not exist for {name}: choose -p from "
+            f"{', '.join(known) or 'none'}, or run nnUNetv2_plan_and_preprocess."
+        )
+    dataset_json = read_json(folder / "dataset.json")
+    check_declaration(dataset_json, f"{folder / 'dataset.json'}")
+    plans = read_json(plans_file)
+    _check_plans(plans, plans_file)
+    return Dataset(name, folder, plans, dataset_json)
+
+
+def _check_plans(plans: Any, path: Path) -> None:  # noqa: ANN401  # JSON
+    """Refuse what nnU-Net would fail over later, and not say why."""
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    fits = isinstance(configurations, dict) and all(
+        isinstance(content, dict) for content in configurations.values()
+    )
+    lacking = [key for key in _OF_PLANS if key not in plans] if fits else ["configurations"]
+    if lacking:
+        raise SettingsError(
+            f"{path} is of another form than nnU-Net's plans: it lacks {', '.join(lacking)}; "
+            "restore it, or plan again."
+        )
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
+    """Read a file of nnU-Net's.
+
+    Raises
+    ------
+    SettingsError
+        If it is absent, damaged, or may not be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"{path} is damaged ({error}): restore it, or plan and preprocess again."
+        ) from error
+
+
+def check_planned(dataset: Dataset, configuration: str) -> None:
+    """Raise ``SettingsError`` if the plans do not have the configuration."""
+    known = list(dataset.plans["configurations"])
+    if configuration not in known:
+        raise SettingsError(
+            f"configuration {configuration} is unknown: the plans of {dataset.name} have "
+            f"{', '.join(known)}."
+        )
+
+
+def _configuration(dataset: Dataset, name: str) -> ConfigurationManager:
+    """Resolve a configuration, with what nnU-Net asks of each."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of plans of an older nnU-Net, which it completes
+            manager = PlansManager(dataset.plans).get_configuration(name)
+        axes = {len(manager.patch_size), len(manager.spacing)}
+        fits = len(axes) == 1 and manager.batch_size > 0 and manager.preprocessor_name
+    except Exception as error:  # whatever a changed file makes nnU-Net raise
+        raise SettingsError(
+            f"configuration {name} in the plans of {dataset.name} cannot be used "
+            f"({type(error).__name__}: {clean(error)}): restore the plans, or plan again."
+        ) from error
+    if not fits or not str(manager.data_identifier):
+        raise SettingsError(
+            f"configuration {name} in the plans of {dataset.name} has the patch size "
+            f"{manager.patch_size} and the spacing {manager.spacing}, of different axes: restore "
+            "the plans, or plan again."
+        )
+    return manager
+
+
+def check_configuration(dataset: Dataset, configuration: str) -> Path:
+    """Return the folder of the preprocessed cases of a configuration.
+
+    Raises
+    ------
+    SettingsError
+        If the plans do not have the configuration, or it is not preprocessed.
+    """
+    check_planned(dataset, configuration)
+    manager = _configuration(dataset, configuration)
+    folder = dataset.folder / str(manager.data_identifier)
+    if not folder.is_dir() or not preprocessed_cases(folder):
+        raise SettingsError(
+            f"configuration {configuration} of {dataset.name} is not preprocessed: run "
+            f"nnUNetv2_preprocess -d {dataset.name} -c {configuration}."
+        )
+    return folder
+
+
+def preprocessed_cases(folder: Path) -> list[str]:
+    """List the cases in the folder of a configuration.
+
+    Raises
+    ------
+    SettingsError
+        If there is something else in it, see :func:`.preprocessed.check_files`.
+    """
+    if not check_files(folder):
+        return []
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
+def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
+    """Class of each case: its image-level label where the dataset has such, else what it shows.
+
+    Image-level labels are ``labelsTr.json``, ``{case: class index}``, and ``classes`` of
+    ``dataset.json``, the layout of DKFZ's image classification.
+    """
+    labels_file = dataset.folder / "labelsTr.json"
+    if not labels_file.is_file():
+        return foreground_classes(dataset, configuration, cases)
+    labels = read_json(labels_file)
+    names = {index: name for name, index in dataset.dataset_json.get("classes", {}).items()}
+    missing = [case for case in cases if case not in labels]
+    if missing:
+        raise SettingsError(
+            f"{labels_file} has no label for {missing[0]}; {len(missing)} cases are without."
+        )
+    return {case: str(names.get(labels[case], labels[case])) for case in cases}
+
+
+def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
+    """Class of each case: which foreground labels it contains, for example ``edema+tumour``."""
+    folder = check_configuration(dataset, configuration)
+    label_names = {
+        tuple(v) if isinstance(v, list) else v: k for k, v in dataset.dataset_json["labels"].items()
+    }
+    labels = PlansManager(dataset.plans).get_label_manager(dataset.dataset_json)
+    wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+    classes = {}
+    for case in cases:
+        locations = _class_locations(folder / f"{case}.pkl")
+        present = [key for key in wanted if len(locations.get(key, ())) > 0]
+        names = [label_names.get(key, str(key)) for key in present]
+        classes[case] = "+".join(sorted(names)) or "background"
+    return classes
+
+
+def _class_locations(path: Path) -> dict[Any, Any]:
+    """Read where nnU-Net found each class when it preprocessed a case."""
+    try:
+        found: dict[Any, Any] = load_pickle(str(path))["class_locations"]
+    except Exception as error:  # whatever a damaged file makes pickle raise
+        raise SettingsError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): preprocess again."
+        ) from error
+    return found
+
+
+def find_trainer(name: str) -> type:
+    """Find a trainer the way nnU-Net does, without its search report.
+
+    Raises
+    ------
+    SettingsError
+        If no trainer of that name exists.
+    """
+    # imported here: it scans and imports every trainer nnU-Net ships
+    from nnunetv2.utilities.find_objects import (  # noqa: PLC0415
+        recursive_find_trainer_class_by_name,
+    )
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found: type = recursive_find_trainer_class_by_name(name)
+    except (RuntimeError, AssertionError, TypeError) as error:  # the last: found, but no class
+        raise SettingsError(
+            f"trainer {clean(name, 80)} is unknown: use a class that nnUNetv2_train -tr accepts "
+            "(folders of your own trainers go into nnUNet_extTrainer)."
+        ) from error
+    return found

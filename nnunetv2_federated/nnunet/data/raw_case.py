@@ -1,0 +1,216 @@
+"""One case of a raw dataset, read with nnU-Net and held against what the dataset declares."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+    DatasetFingerprintExtractor,
+)
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from numpy.typing import NDArray
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.fingerprint import CaseFingerprint, Channel
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.raw_files import channel_gap, training_files
+
+logger = logging.getLogger(__name__)
+
+_MOST_SHOWN = 3
+_LARGEST_LABEL = 255
+
+Work = tuple[Sequence[str], str, type, int, int, tuple[int, ...]]
+"""Image files, label file, reader, voxels to sample, channels and labels that are declared."""
+
+
+def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """List images and mask of each training case, as nnU-Net does.
+
+    Raises
+    ------
+    SettingsError
+        If a file in ``imagesTr`` has no channel number; its text names no file.
+    """
+    cases = training_files(raw, dataset_json)
+    if "dataset" in dataset_json:
+        return cases
+    ending = dataset_json["file_ending"]
+    known = {image for case in cases.values() for image in case["images"]}
+    files = (raw / "imagesTr").iterdir()
+    lacking = sum(path.name.endswith(ending) and str(path) not in known for path in files)
+    if lacking:
+        raise SettingsError(
+            f"{lacking} files in imagesTr have no channel number: nnU-Net needs names such as "
+            f"CASE_0000{ending}, also where there is one channel only."
+        )
+    gaps = [case for case, files in cases.items() if channel_gap(files["images"])]
+    if gaps:
+        logger.error("channels not numbered 0000, 0001, ... without a gap: %s", ", ".join(gaps))
+        raise SettingsError(
+            f"{len(gaps)} cases in imagesTr have channels that are not numbered 0000, 0001, ... "
+            "without a gap: name them so; the log names the cases."
+        )
+    return cases
+
+
+def declared_values(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return what may stand in a mask."""
+    manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
+    ignored = [manager.ignore_label] if manager.has_ignore_label else []
+    return tuple(int(value) for value in (*manager.all_labels, *ignored))
+
+
+def choose_reader(
+    dataset_json: dict[str, Any], example: str
+) -> tuple[type[BaseReaderWriter] | None, str]:
+    """Choose a reader as nnU-Net does, which may look at an image.
+
+    Parameters
+    ----------
+    dataset_json
+        Of the dataset.
+    example
+        One of its images.
+
+    Returns
+    -------
+    tuple
+        The reader, ``None`` if none can read the image; and why the last that was tried could not.
+    """
+    said = io.StringIO()
+    try:
+        # nnU-Net prints the traceback of a reader that cannot
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            found: type[BaseReaderWriter] = determine_reader_writer_from_dataset_json(
+                dataset_json, example, verbose=False
+            )
+    except RuntimeError as error:
+        return None, clean(_last_line(said.getvalue()) or error)
+    return found, clean(_last_line(said.getvalue()))
+
+
+@contextlib.contextmanager
+def keeping_output() -> Iterator[Callable[[], str]]:
+    """Keep what this process and its children print; yields what returns it.
+
+    Of the file descriptor: nnU-Net's worker processes are spawned, and know nothing of
+    ``sys.stdout``.
+    """
+    sys.stdout.flush()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as kept:
+        before = os.dup(1)
+        os.dup2(kept.fileno(), 1)
+
+        def text() -> str:
+            sys.stdout.flush()
+            kept.seek(0)
+            return kept.read()
+
+        try:
+            with contextlib.redirect_stdout(kept):
+                yield text
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+class _UnusableError(Exception):
+    """A case that cannot be used: what is wrong, and after a colon what only the site may know."""
+
+
+class _CheckingReader:
+    """Reads a case for nnU-Net's extractor, and refuses what the dataset does not declare."""
+
+    def __init__(
+        self, reader: type[BaseReaderWriter], channels: int, labels: Sequence[int]
+    ) -> None:
+        self._reader = reader()
+        self._channels = channels
+        self._labels = labels
+        self._shape: tuple[int, ...] = ()
+
+    def read_images(self, files: Sequence[str]) -> tuple[NDArray[Any], dict[str, Any]]:
+        images, properties = self._read("image", self._reader.read_images, files)
+        if len(images) != self._channels:
+            raise _UnusableError(f"{len(images)} of {self._channels} channels")
+        self._shape = images.shape[1:]
+        return images, properties
+
+    def read_seg(self, file: str) -> tuple[NDArray[Any], dict[str, Any]]:
+        if not Path(file).is_file():
+            raise _UnusableError("no mask in labelsTr")
+        mask, properties = self._read("mask", self._reader.read_seg, file)
+        if len(mask) != 1:
+            raise _UnusableError(f"mask of {len(mask)} channels")
+        if mask.shape[1:] != self._shape:
+            raise _UnusableError(
+                f"mask of another size than the image: {mask.shape[1:]}, {self._shape}"
+            )
+        found = pd.unique(mask.ravel())  # as nnU-Net; NumPy's sorts, which takes ten times as long
+        if np.any(np.isnan(found)):
+            raise _UnusableError("NaN")
+        others = sorted(float(value) for value in found if value not in self._labels)
+        if others:
+            raise _UnusableError(_undeclared(others))
+        return mask, properties
+
+    def _read(self, what: str, read: Callable[[Any], Any], files: object) -> Any:  # noqa: ANN401
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):  # nnU-Net's readers print what they refuse
+                return read(files)
+        except Exception as error:
+            reason = " ".join([type(error).__name__, str(error), said.getvalue()])
+            raise _UnusableError(
+                f"{what} not readable by {type(self._reader).__name__}: {clean(reason)}"
+            ) from error
+
+
+def _undeclared(values: Sequence[float]) -> str:
+    """Name labels that are not declared; one that is no label but an intensity stays here."""
+    shown = clean(", ".join(f"{value:g}" for value in values[:_MOST_SHOWN]))
+    whole = all(value.is_integer() and abs(value) <= _LARGEST_LABEL for value in values)
+    if len(values) > _MOST_SHOWN or not whole:
+        return f"undeclared labels: {shown}, {len(values)} in all"
+    return f"undeclared label{'s' if len(values) > 1 else ''} {shown}"
+
+
+def analyse_case(work: Work) -> CaseFingerprint | str:
+    """Summarise a case as nnU-Net's extractor reads it; what is wrong with it, as text."""
+    images, label, reader_writer, samples, channels, labels = work
+    try:
+        shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
+            images, label, lambda: _CheckingReader(reader_writer, channels, labels), samples
+        )
+    except _UnusableError as error:
+        return str(error)
+    except AssertionError as error:
+        return "NaN" if "NaN" in str(error) else f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  # whatever a reader raises, for the site's log
+        return f"{type(error).__name__}: {error}"
+    if not all(np.all(np.isfinite(channel)) for channel in intensities):
+        return "infinite intensities"
+    return CaseFingerprint(
+        tuple(float(s) for s in spacing),
+        tuple(int(s) for s in shape),
+        float(relative_size),
+        tuple(Channel.of(c) if len(c) else None for c in intensities),
+    )

@@ -1,0 +1,178 @@
+"""Which cases of a fold belong to which site."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nnunetv2_federated.federation.case_table import read_case_table, table_column
+from nnunetv2_federated.federation.declared import find_difference
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.partition import (
+    PartitionSettings,
+    Sites,
+    check_sites,
+    partition_cases,
+)
+from nnunetv2_federated.federation.run import SiteCases
+from nnunetv2_federated.nnunet.data.dataset import (
+    Dataset,
+    case_classes,
+    check_configuration,
+    load_dataset,
+    preprocessed_cases,
+)
+from nnunetv2_federated.nnunet.data.folds import fold_of_site, fold_split, known_patients
+
+SAVED_PARTITION = "federated_sites.json"
+"""In the preprocessed dataset's folder; ``{site: [case, ...]}``, as a sites file."""
+
+
+def partition_dataset(
+    dataset: Dataset,
+    configuration: str,
+    settings: PartitionSettings,
+    table: Path | None = None,
+    by: str | None = None,
+) -> tuple[Sites, dict[str, str]]:
+    """Deal all cases of a dataset to sites, the same for every fold.
+
+    Parameters
+    ----------
+    dataset, configuration
+        Whose preprocessed cases are dealt.
+    settings
+        The method and its parameters.
+    table
+        CSV with a column ``case``; a column ``patient`` keeps a patient's cases together, as does
+        that of the dataset's own case table where none is given.
+    by
+        Column of the table with the class (or, for ``column``, the site) of a case.
+
+    Returns
+    -------
+    tuple
+        Site to cases, and case to class.
+
+    Raises
+    ------
+    SettingsError
+        If the table does not fit, or the partition is impossible.
+    """
+    cases = preprocessed_cases(check_configuration(dataset, configuration))
+    rows = read_case_table(table) if table is not None else {}
+    if by is not None and table is None:
+        raise SettingsError(f"--by {by}: needs --case-table, the CSV that has this column.")
+    if settings.method == "column" and by is None:
+        raise SettingsError("--partition column: needs --case-table FILE and --by COLUMN.")
+    column = table_column(rows, by) if by is not None else None
+    patients = known_patients(dataset, table)
+    if settings.method == "column":
+        return partition_cases(cases, settings, None, patients, column), column or {}
+    classes = column or case_classes(dataset, configuration, cases)
+    return partition_cases(cases, settings, classes, patients), classes
+
+
+def count_classes(sites: Sites, classes: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Cases of each class at each site."""
+    return {site: dict(Counter(classes[case] for case in cases)) for site, cases in sites.items()}
+
+
+def read_sites_file(path: Path) -> Sites:
+    """Read ``{site: [case, ...]}``.
+
+    Raises
+    ------
+    SettingsError
+        If the file is absent or of another form.
+    """
+    try:
+        sites = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--sites-file {path} cannot be read: {error}") from error
+    fits = isinstance(sites, dict) and all(
+        isinstance(cases, list) and all(isinstance(case, str) for case in cases)
+        for cases in sites.values()
+    )
+    if not fits:
+        raise SettingsError(f"--sites-file {path}: expected {{site: [case, ...], ...}}.")
+    return {site: sorted(cases) for site, cases in sites.items()}
+
+
+def saved_partition(dataset: Dataset) -> Path:
+    """Where ``nnUNetv2_partition`` saves a partition."""
+    return dataset.folder / SAVED_PARTITION
+
+
+def save_partition(dataset: Dataset, sites: Sites) -> Path:
+    """Save a partition for later trainings."""
+    path = saved_partition(dataset)
+    write_atomically(path, json.dumps(sites, indent=1))
+    return path
+
+
+def sites_of_fold(
+    dataset: Dataset, configuration: str, fold: int | str, sites: Sites
+) -> tuple[SiteCases, ...]:
+    """Intersect a partition of the dataset with a fold.
+
+    Raises
+    ------
+    SettingsError
+        If a case is unknown or in two sites, or a site has no training case in the fold.
+    """
+    known = preprocessed_cases(check_configuration(dataset, configuration))
+    check_sites(sites, known)
+    training, validation = (set(part) for part in fold_split(dataset, configuration, fold))
+    return tuple(
+        SiteCases(
+            site,
+            dataset.name,
+            tuple(case for case in cases if case in training),
+            tuple(case for case in cases if case in validation),
+        )
+        for site, cases in sorted(sites.items())
+    )
+
+
+def sites_from_datasets(
+    names: Sequence[str], configuration: str, fold: int | str, plans: str
+) -> tuple[SiteCases, ...]:
+    """Make one site of each dataset; channels, labels and plans must agree.
+
+    Raises
+    ------
+    SettingsError
+        If a dataset differs from the first, naming both and the field.
+    """
+    datasets = [load_dataset(name, plans) for name in names]
+    first = datasets[0]
+    for other in datasets[1:]:
+        difference = find_difference(other.declared, first.declared)
+        if difference is not None:
+            reason = f"; {difference.hint}" if difference.hint else ""
+            raise SettingsError(
+                f"--site-datasets: {difference.field} of {other.name} is {difference.ours}, of "
+                f"{first.name} {difference.theirs}{reason}; they must be the same."
+            )
+        if other.plans_hash != first.plans_hash:
+            raise SettingsError(
+                f"--site-datasets: the plans {plans} of {other.name} differ from those of "
+                f"{first.name}; all sites need the same (nnUNetv2_move_plans_between_datasets)."
+            )
+    sites = []
+    for dataset in datasets:
+        check_configuration(dataset, configuration)
+        training, validation = fold_of_site(dataset, configuration, fold)
+        sites.append(SiteCases(dataset.name, dataset.name, tuple(training), tuple(validation)))
+    if len({site.name for site in sites}) < len(sites):
+        raise SettingsError(f"--site-datasets {' '.join(names)}: a dataset is named twice.")
+    if not any(site.validation_cases for site in sites):
+        raise SettingsError(
+            f"fold {fold}: no site has a validation case, each has fewer than the five cases that "
+            "nnU-Net's five folds need: use fold all."
+        )
+    return tuple(sites)

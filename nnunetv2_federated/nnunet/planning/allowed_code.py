@@ -1,0 +1,256 @@
+"""Code that plans, ``dataset.json``, proposals and settings may name, chosen from a register.
+
+nnU-Net turns names into code: it walks through the attributes of any module (``pydoc.locate``), and
+takes whatever a module of a folder has under a name (``recursive_find_python_class``). So the name
+says nothing. Here a name is accepted only if the object it stands for is *defined* in an allowed
+module, is of the expected kind, and is the one that nnU-Net's own lookup will return.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pydoc
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+    ExperimentPlanner,
+)
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.planning.allowed_arguments import REGISTER
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federated_trainer
+
+_ARCHITECTURES = "dynamic_network_architectures.architectures"
+_MOVED = re.compile(rf"{re.escape(_ARCHITECTURES)}\.[a-z0-9_]+\.([A-Za-z0-9_]+)")
+_ROOTS = ("torch.nn", "dynamic_network_architectures", "nnunetv2_cls.network")
+_TRAINERS = (
+    "nnunetv2.training.nnUNetTrainer",
+    "nnunetv2_federated.nnunet.training.trainer",
+    "nnunetv2_cls",
+)
+_MAKES_TRAINERS = (
+    "nnunetv2_federated.nnunet.training.trainer",
+    "nnunetv2_federated.cli.stock_command",
+)
+"""Where federated siblings of trainers are made."""
+_LONGEST = 200
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A kind of code that nnU-Net finds by a bare name in one of its packages."""
+
+    package: str
+    base: type | None
+    """Its class; ``None`` for functions, which are in the register one by one."""
+
+
+_BY_NAME = {
+    "reader/writer": _Found("nnunetv2.imageio", BaseReaderWriter),
+    "preprocessor": _Found("nnunetv2.preprocessing", DefaultPreprocessor),
+    "normalization scheme": _Found("nnunetv2.preprocessing.normalization", ImageNormalization),
+    "label manager": _Found("nnunetv2.utilities.label_handling", LabelManager),
+    "planner": _Found("nnunetv2.experiment_planning", ExperimentPlanner),
+    "resampling function": _Found("nnunetv2.preprocessing.resampling", None),
+}
+KINDS = tuple(dict.fromkeys([*REGISTER, *_BY_NAME]))
+"""What a name may have to stand for."""
+DOTTED_KINDS = tuple(kind for kind in REGISTER if kind not in _BY_NAME)
+"""Networks and their parts, which nnU-Net finds by a dotted name."""
+
+
+def resolve(kind: str, name: object, allowed_modules: Sequence[str] = ()) -> Any:  # noqa: ANN401
+    """Return the class or function that a name stands for.
+
+    Nothing is imported but modules of the register, nnU-Net's and the allowed ones.
+
+    Parameters
+    ----------
+    kind
+        One of :data:`KINDS`.
+    name
+        As plans give it: dotted for networks and their parts, bare for what is nnU-Net's own.
+    allowed_modules
+        Modules of the hospital's own networks and their parts.
+
+    Raises
+    ------
+    SettingsError
+        If it stands for nothing, for something defined elsewhere, or for something of another kind.
+    """
+    found = None
+    if _is_spelled_well(name):
+        look = _search if kind in _BY_NAME else _locate
+        found = look(kind, str(name), allowed_modules)
+    if found is None:
+        raise SettingsError(
+            f"{clean(repr(name), 80)} is not an allowed {kind}; allowed is {_allowed(kind)}"
+        )
+    return found
+
+
+def definition(found: Any) -> str:  # noqa: ANN401  # a class or a function
+    """Return where a class or function is defined, as a dotted name."""
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def check_trainer(name: object, allowed_modules: Sequence[str] = ()) -> type[FederatedRounds]:
+    """Return the federated trainer of a name.
+
+    Parameters
+    ----------
+    name
+        ``nnUNetTrainer``, another trainer that nnU-Net finds, or either with ``Federated``.
+    allowed_modules
+        Modules of the hospital's own trainers; a file ``Mine.py`` in a folder of
+        ``nnUNet_extTrainer`` is the module ``Mine``.
+
+    Raises
+    ------
+    SettingsError
+        If there is none, or it is defined in a module that is not allowed.
+    """
+    if not _is_spelled_well(name) or "." in str(name):
+        raise SettingsError(f"trainer {clean(name, 80)} is unknown: give the name of a class.")
+    trainer = federated_trainer(str(name))
+    given = next(c for c in trainer.__mro__ if c.__module__ not in _MAKES_TRAINERS)
+    modules = (*_TRAINERS, *allowed_modules)
+    # nnU-Net forgets a module of nnUNet_extTrainer as soon as it has taken the class
+    forgotten = given.__module__ not in sys.modules
+    defined = _is_within(given.__module__, modules) if forgotten else _is_defined(given, modules)
+    if not defined or not issubclass(given, nnUNetTrainer):
+        raise SettingsError(
+            f"trainer {name} is defined in {clean(given.__module__, 80)}; allowed is a trainer of "
+            f"{', '.join(_TRAINERS)}, and of what allowed_modules in site.toml names."
+        )
+    return trainer
+
+
+def _is_spelled_well(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and name.isascii()
+        and len(name) <= _LONGEST
+        and all(part.isidentifier() and not part.startswith("_") for part in name.split("."))
+    )
+
+
+def _allowed(kind: str) -> str:
+    if kind in REGISTER:
+        return ", ".join(path.rpartition(".")[2] for path in REGISTER[kind])
+    return f"what {_BY_NAME[kind].package} defines"
+
+
+def _is_within(module: object, modules: Sequence[str]) -> bool:
+    return isinstance(module, str) and any(
+        module == m or module.startswith(f"{m}.") for m in modules
+    )
+
+
+def _is_defined(found: object, modules: Sequence[str]) -> bool:
+    """Whether a class or function is defined in one of the modules, and is what is there."""
+    if not isinstance(found, (type, FunctionType)) or not _is_within(found.__module__, modules):
+        return False
+    there = vars(sys.modules[found.__module__]) if found.__module__ in sys.modules else {}
+    return there.get(found.__qualname__) is found
+
+
+def _search(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noqa: ANN401
+    """Look a bare name up as nnU-Net does, in one of its packages."""
+    del allowed_modules  # nnU-Net looks nowhere else
+    where = _BY_NAME[kind]
+    if "." in name:
+        return None
+    package = importlib.import_module(where.package)
+    found = recursive_find_python_class(str(Path(package.__path__[0])), name, where.package)
+    if not _is_defined(found, [where.package]):
+        return None
+    if where.base is None:
+        return found if definition(found) in REGISTER[kind] else None
+    fits = isinstance(found, type) and issubclass(found, where.base)
+    return found if fits and not inspect.isabstract(found) else None
+
+
+def _locate(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noqa: ANN401
+    """Find what a dotted name stands for, and make sure that nnU-Net finds the same."""
+    found = _walk(name, allowed_modules)
+    moved = _MOVED.fullmatch(name)
+    if found is None and kind == "network" and moved:
+        found = _of_register(kind, moved[1])
+    registered = _is_defined(found, _ROOTS) and definition(found) in REGISTER[kind]
+    own = _is_defined(found, allowed_modules) and _is_network_code(found, kind)
+    if not registered and not own:
+        return None
+    return found if _as_nnunet_finds(kind, name) is found else None
+
+
+def _walk(name: str, allowed_modules: Sequence[str]) -> object:
+    """Go from module to module by what they hold, without leaving the allowed packages."""
+    roots = (*_ROOTS, *allowed_modules)
+    root = next((root for root in roots if name.startswith(f"{root}.")), None)
+    if root is None:
+        return None
+    _import_register()
+    found: object = _import(root)
+    for part in name[len(root) + 1 :].split("."):
+        if not isinstance(found, ModuleType) or not _is_within(found.__name__, roots):
+            return None
+        if part not in vars(found) and root in allowed_modules and hasattr(found, "__path__"):
+            _import(f"{found.__name__}.{part}")
+        found = vars(found).get(part)
+    return found
+
+
+def _import(module: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _import_register() -> None:
+    for paths in REGISTER.values():
+        for path in paths:
+            importlib.import_module(path.rpartition(".")[0])
+
+
+def _of_register(kind: str, name: str) -> object:
+    """Return the object of the register with this last name: nnU-Net looks for what has moved."""
+    for path in REGISTER[kind]:
+        module, _, last = path.rpartition(".")
+        if last == name and module.startswith(_ARCHITECTURES):
+            return vars(importlib.import_module(module)).get(name)
+    return None
+
+
+def _is_network_code(found: object, kind: str) -> bool:
+    if isinstance(found, type):
+        return issubclass(found, nn.Module)
+    return kind == "network"
+
+
+def _as_nnunet_finds(kind: str, name: str) -> object:
+    """Do what ``get_network_from_plans`` does with a name."""
+    found = pydoc.locate(name)
+    if found is None and kind == "network":
+        package = importlib.import_module(_ARCHITECTURES)
+        last = name.rpartition(".")[2]
+        found = recursive_find_python_class(str(Path(package.__path__[0])), last, _ARCHITECTURES)
+    return found

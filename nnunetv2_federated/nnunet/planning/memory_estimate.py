@@ -1,0 +1,353 @@
+"""How much memory a training or preprocessing would take, before anything is allocated."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.dataset import Dataset
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.planning.allowed_arguments import MOST_BATCH, MOST_CHANNELS
+from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
+from nnunetv2_federated.nnunet.planning.checked_plans import check_plans, configuration_of
+
+logger = logging.getLogger(__name__)
+
+_GIGABYTE = 2**30
+_FLOAT32 = 4
+_COPIES_OF_WEIGHTS = 4
+"""Weights, gradient, and two of an optimizer such as Adam; SGD with momentum has one."""
+_BATCHES_AT_ONCE = 8
+"""nnU-Net's loaders keep at least six augmented batches waiting; one is trained, one is made."""
+_BYTES_OF_RESAMPLING = 8 + 8 + 3 * 8
+"""Per voxel, while nnU-Net resamples a channel: float64, result, coordinates on three axes."""
+_SHORT = 10_000
+_OURS = ("nnunetv2", "nnunetv2_cls", "nnunetv2_federated", "dynamic_network_architectures")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimate for one training, in GB of 2**30 bytes."""
+
+    network: float | None
+    """Weights, gradients, optimizer and activations; ``None`` for a hospital's own network that
+    cannot be built without memory."""
+    data: float
+    """Batches on the machine."""
+
+    def __str__(self) -> str:
+        network = "unknown" if self.network is None else f"{self.network:.1f} GB"
+        return f"network {network}, batches {self.data:.1f} GB (estimated)"
+
+
+def check_training(
+    dataset: Dataset,
+    configuration: str,
+    trainer: str,
+    site: str,
+    *,
+    batch_size: int | None = None,
+    device: str = "cpu",
+    limit_gb: float | None = None,
+    allowed_modules: Sequence[str] = (),
+) -> Memory:
+    """Make sure that a training runs allowed code only, and fits the machine.
+
+    Parameters
+    ----------
+    dataset
+        With the plans that would be trained.
+    configuration
+        Of the plans.
+    trainer
+        Its name.
+    site
+        For the message.
+    batch_size
+        Of the federation's settings; ``None`` for that of the plans.
+    device
+        ``cpu``, ``cuda`` or ``mps``.
+    limit_gb
+        What network and batches may each take, in GB; ``None`` for what the device and the machine
+        have.
+    allowed_modules
+        Modules of the hospital's own trainers and networks.
+
+    Raises
+    ------
+    SiteError
+        If code is named that is not allowed, or the estimate is beyond the limit.
+    """
+    check_plans(dataset.plans, dataset.dataset_json, site, allowed_modules)
+    try:
+        trained_by = check_trainer(trainer, allowed_modules)
+        plans = _as_trained(dataset.plans, configuration, trained_by, batch_size)
+        # twice: what a trainer makes of plans is its own code, what it leaves in them is not
+        check_plans(plans, dataset.dataset_json, site, allowed_modules)
+        task = _Task.of(plans, dataset.dataset_json, configuration)
+        machine = machine_gb() if limit_gb is None else limit_gb
+        _require("a batch", task, task.data_gb, machine)
+        network = _network_gb(trained_by, task, half=device == "cuda")
+        if network is not None:
+            most = device_gb(device) if limit_gb is None else limit_gb
+            _require("the network", task, network, most)
+    except (SettingsError, ValueError) as error:
+        raise SiteError(f"site {site}: {error}") from error
+    return Memory(network, task.data_gb)
+
+
+def check_preprocessing(
+    plans: Mapping[str, Any],
+    configurations: Sequence[str],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    *,
+    site: str,
+    limit_gb: float | None = None,
+) -> None:
+    """Make sure that resampling one case of a site to the plans' spacings fits the machine.
+
+    Parameters
+    ----------
+    plans
+        Checked by :func:`.checked_plans.check_plans`.
+    configurations
+        What would be preprocessed.
+    shape
+        Of the case, (channels, z, y, x).
+    spacing
+        Of the case, (z, y, x) in mm.
+    site
+        For the message.
+    limit_gb
+        ``None`` for what the machine has.
+
+    Raises
+    ------
+    SiteError
+        If it does not fit.
+    """
+    most = machine_gb() if limit_gb is None else limit_gb
+    for name in configurations:
+        try:
+            target = configuration_of(plans, name)["spacing"]
+        except SettingsError as error:
+            raise SiteError(f"site {site}: refused plans: {error}") from error
+        order = plans.get("transpose_forward", range(len(spacing)))
+        voxels = resampled_voxels(shape[1:], spacing, order, target)
+        gigabytes = voxels * (_FLOAT32 * shape[0] + _BYTES_OF_RESAMPLING) / _GIGABYTE
+        if gigabytes > most:
+            raise SiteError(
+                f"site {site}: refused plans: configurations.{name}.spacing {target} would make "
+                f"{voxels:.2g} voxels of a case, {gigabytes:.2g} GB to resample; allowed are "
+                f"{most:.0f} GB"
+            )
+
+
+def resampled_voxels(
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    transpose_forward: Sequence[int],
+    target: Sequence[float],
+) -> float:
+    """Voxels of an image after nnU-Net's resampling; 2D configurations leave the first axis alone.
+
+    Parameters
+    ----------
+    shape, spacing
+        As read, (z, y, x).
+    transpose_forward
+        Order of the axes in the plans.
+    target
+        Spacing of the configuration, in the plans' order.
+    """
+    axes = [(shape[axis], spacing[axis]) for axis in transpose_forward]
+    wanted = [*(present for _, present in axes[: len(axes) - len(target)]), *target]
+    return math.prod(
+        max(1.0, n * present / new) for (n, present), new in zip(axes, wanted, strict=True)
+    )
+
+
+def machine_gb() -> float:
+    """Memory of this machine, in GB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIGABYTE
+
+
+def device_gb(device: str) -> float:
+    """Memory of the device, in GB; of the machine unless it is a GPU of its own."""
+    if device == "cuda" and torch.cuda.is_available():
+        total: int = torch.cuda.get_device_properties(0).total_memory
+        return total / _GIGABYTE
+    return machine_gb()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the network is built for."""
+
+    plans: PlansManager
+    configuration: str
+    batch_size: int
+    patch: tuple[int, ...]
+    channels: int
+    classes: int
+
+    @classmethod
+    def of(
+        cls, plans: dict[str, Any], dataset_json: Mapping[str, Any], configuration: str
+    ) -> _Task:
+        manager = PlansManager(plans)
+        chosen = manager.get_configuration(configuration)
+        content = deepcopy(dict(dataset_json))
+        try:
+            with quiet():
+                channels = determine_num_input_channels(manager, chosen, content)
+                heads = manager.get_label_manager(content).num_segmentation_heads
+        except Exception as error:
+            raise SettingsError(
+                f"dataset.json does not declare channels and labels ({type(error).__name__})"
+            ) from error
+        classes = max(heads, len(content.get("classes", ())))
+        if not (0 < channels <= MOST_CHANNELS and 0 < classes <= MOST_CHANNELS):
+            raise SettingsError(
+                f"dataset.json declares {channels} channels and {classes} labels: at most "
+                f"{MOST_CHANNELS} of each"
+            )
+        return cls(
+            manager, configuration, chosen.batch_size, tuple(chosen.patch_size), channels, classes
+        )
+
+    @property
+    def data_gb(self) -> float:
+        """Batches of images and targets that exist at the same time."""
+        voxels = self.batch_size * math.prod(self.patch)
+        return _BATCHES_AT_ONCE * voxels * (self.channels + 1) * _FLOAT32 / _GIGABYTE
+
+
+def _as_trained(
+    plans: Mapping[str, Any], configuration: str, trainer: type, batch_size: int | None
+) -> dict[str, Any]:
+    """Return a copy of plans with what the trainer and the settings put in their place."""
+    if configuration not in plans["configurations"]:
+        raise SettingsError(
+            f"configuration {clean(configuration, 80)} is unknown: the plans have "
+            f"{', '.join(plans['configurations'])}"
+        )
+    own = getattr(trainer, "plans_of_trainer", None)
+    trained = deepcopy(dict(plans)) if own is None else own(deepcopy(dict(plans)), configuration)
+    if batch_size is not None:
+        if not 0 < batch_size <= MOST_BATCH:
+            raise SettingsError(f"batch size {batch_size}: must be 1 to {MOST_BATCH}")
+        trained["configurations"][configuration]["batch_size"] = batch_size
+    result: dict[str, Any] = trained
+    return result
+
+
+def _require(what: str, task: _Task, gigabytes: float, most: float) -> None:
+    if gigabytes > most:
+        raise SettingsError(
+            f"refused plans: configurations.{task.configuration}: {what} with patch "
+            f"{'x'.join(map(str, task.patch))} and batch size {task.batch_size} would take about "
+            f"{gigabytes:.3g} GB; allowed are {most:.3g} GB"
+        )
+
+
+def _network_gb(trainer: type, task: _Task, *, half: bool) -> float | None:
+    """Estimate the network; ``None`` for a hospital's own that cannot be built without memory."""
+    try:
+        with quiet(), torch.device("meta"):
+            return _count(_build(trainer, task), task, half=half)
+    except Exception as error:
+        if _is_own(trainer, task):
+            logger.warning("the memory of the network cannot be estimated: %s", clean(error))
+            return None
+        raise SettingsError(
+            f"refused plans: configurations.{task.configuration}: the network cannot be built and "
+            f"run for patch {'x'.join(map(str, task.patch))} ({clean(error)})"
+        ) from error
+
+
+def _is_own(trainer: type, task: _Task) -> bool:
+    """Whether trainer or network is the hospital's own."""
+    builds = trainer.build_network_architecture.__module__  # type: ignore[attr-defined]
+    network = task.plans.get_configuration(task.configuration).network_arch_class_name
+    return any(module.partition(".")[0] not in _OURS for module in (builds, network))
+
+
+def _build(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer's class
+    """Build the network as ``nnUNetTrainer.initialize`` does, on torch's meta device."""
+    try:
+        return _build_once(trainer, task)
+    except NotImplementedError:  # it computes with numbers, which the meta device does not have
+        with _ShortOnCpu():
+            return _build_once(trainer, task).to("meta")
+
+
+def _build_once(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer's class
+    plans = PlansManager(deepcopy(task.plans.plans))  # some trainers write into them
+    configuration = plans.get_configuration(task.configuration)
+    first: tuple[Any, ...] = (plans, configuration)
+    if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
+        first = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+    network: nn.Module = trainer.build_network_architecture(
+        *first, task.channels, task.classes, True
+    )
+    return network
+
+
+def _count(network: nn.Module, task: _Task, *, half: bool) -> float:
+    """Count weights and what one forward pass keeps for the backward pass, in GB."""
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    fixed = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in fixed:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    patch = torch.empty((task.batch_size, task.channels, *task.patch), device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = network.train()(patch)
+    del output  # only now may storages be used again: until here each has an address of its own
+    # under autocast, which nnU-Net uses on GPUs, activations have 16 bits
+    activations = sum(kept.values()) / (2 if half else 1)
+    return (weights * _COPIES_OF_WEIGHTS + activations) / _GIGABYTE
+
+
+class _ShortOnCpu(TorchFunctionMode):
+    """Computes short sequences of numbers for real: some networks derive their widths from them."""
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401  # torch's protocol
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        del types
+        given = kwargs or {}
+        if func in (torch.arange, torch.linspace, torch.tensor) and "device" not in given:
+            numbers = [n for n in (*args, *given.values()) if isinstance(n, int | float)]
+            if all(abs(n) <= _SHORT for n in numbers):
+                given = {**given, "device": "cpu"}
+        return func(*args, **given)

@@ -1,0 +1,154 @@
+"""Build a federated trainer from a run's settings."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.dataset import Dataset
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federated_trainer
+from nnunetv2_federated.nnunet.training.trainer_schedule import declared_rates
+
+
+def build_trainer(
+    run: Run, dataset: Dataset, trainer_class: type[FederatedRounds] | None = None
+) -> FederatedRounds:
+    """Construct, but do not initialise, the run's trainer for one dataset."""
+    plans = deepcopy(dataset.plans)
+    plans["continue_training"] = False
+    if run.settings.batch_size is not None:  # some constructors compute with it
+        plans["configurations"][run.configuration]["batch_size"] = run.settings.batch_size
+    trainer_class = trainer_class or federated_trainer(run.trainer)
+    try:
+        trainer = trainer_class(
+            plans=plans,
+            configuration=run.configuration,
+            fold=run.fold,
+            dataset_json=deepcopy(dataset.dataset_json),
+            device=torch.device(run.device),
+        )
+    except SettingsError:
+        raise
+    except OSError as error:  # nnU-Net's constructor makes its folder and log
+        raise results_not_writable(error) from error
+    except Exception as error:  # whatever a trainer makes of its plans or dataset
+        raise _refused(run, error) from error
+    if trainer.disable_checkpointing:
+        raise SettingsError(
+            f"trainer {run.trainer} saves no model, as nnU-Net's benchmarks do: there is nothing "
+            "to federate; give a trainer that does."
+        )
+    configure(trainer, run)
+    return trainer
+
+
+def initialize(trainer: FederatedRounds, run: Run) -> None:
+    """Let a trainer build its network and optimizer, and see what became of the settings.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot, or does not take a setting.
+    """
+    try:
+        trainer.initialize()
+    except FederationError:
+        raise
+    except Exception as error:  # whatever a trainer makes of its plans
+        raise _refused(run, error) from error
+    _check_taken(trainer, run)
+
+
+def _refused(run: Run, error: Exception) -> SettingsError:
+    if isinstance(error, ValueError):
+        return SettingsError(f"{run.trainer}: {error}")
+    said = clean(error, 300) or "it says no more"
+    kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+    return SettingsError(
+        f"trainer {run.trainer} cannot be built for {run.configuration} of {run.dataset} on "
+        f"{run.device}: {kind}{said}"
+    )
+
+
+def _check_taken(trainer: FederatedRounds, run: Run) -> None:
+    """Refuse a setting that a trainer with numbers of its own would pass over in silence."""
+    groups = trainer.optimizer.param_groups
+    rates = (*declared_rates(trainer.optimizer), *trainer.schedule.lrs)
+    decays = [group["weight_decay"] for group in groups if "weight_decay" in group]
+    for flag, given, found in (
+        ("--initial-lr", run.settings.initial_lr, rates),
+        ("--weight-decay", run.settings.weight_decay, decays),
+    ):
+        if given is None or any(math.isclose(given, value) for value in found):
+            continue
+        own = ", ".join(f"{value:g}" for value in dict.fromkeys(found[: len(groups)])) or "none"
+        raise SettingsError(
+            f"{flag} {given:g}: {type(trainer.optimizer).__name__} of trainer {run.trainer} has "
+            f"its own ({own}); leave the flag out, or let the trainer take it."
+        )
+
+
+def results_not_writable(error: OSError) -> SettingsError:
+    """Say that the results folder is the trouble."""
+    return SettingsError(
+        f"nnUNet_results cannot be written ({error}): point nnUNet_results at a folder you may "
+        "write to."
+    )
+
+
+def configure(trainer: FederatedRounds, run: Run) -> None:
+    """Apply the run's settings to a trainer that is not initialised yet."""
+    settings = run.settings
+    if settings.iterations_per_epoch is not None:
+        trainer.num_iterations_per_epoch = settings.iterations_per_epoch
+    if settings.val_iterations is not None:
+        trainer.num_val_iterations_per_epoch = settings.val_iterations
+    trainer.num_epochs = settings.rounds
+    trainer.momentum_of_run = settings.momentum
+    trainer.lr_schedule_of_run = settings.lr_schedule
+    # in the plans too: the plans.json of the result says what was trained
+    for content in (
+        trainer.plans_manager.plans["configurations"][run.configuration],
+        trainer.configuration_manager.configuration,
+    ):
+        if settings.batch_size is not None:
+            content["batch_size"] = settings.batch_size
+        if settings.batchnorm == "group":
+            _use_group_norm(content, run.configuration)
+    if settings.initial_lr is not None:
+        trainer.initial_lr = settings.initial_lr
+    if settings.weight_decay is not None:
+        trainer.weight_decay = settings.weight_decay
+
+
+def _use_group_norm(configuration: dict[str, Any], name: str) -> None:
+    arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
+    if "norm" not in arguments:
+        raise SettingsError(
+            f"--batchnorm group: the network of {name} has no choice of norm; use average or local."
+        )
+    arguments["norm"] = "group"
+
+
+def move_output(trainer: FederatedRounds, folder: Path) -> None:
+    """Let a trainer that was just constructed write into ``folder`` instead.
+
+    nnU-Net's constructor has already made its result folder and a log file; the log moves along and
+    folders left empty are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    old, log = Path(trainer.output_folder), Path(trainer.log_file)
+    trainer.output_folder = trainer.output_folder_base = str(folder)
+    trainer.log_file = str(folder / log.name)
+    log.replace(trainer.log_file)
+    for parent in (old, old.parent, old.parent.parent):
+        if any(parent.iterdir()):
+            break
+        parent.rmdir()

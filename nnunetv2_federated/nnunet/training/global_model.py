@@ -1,0 +1,325 @@
+"""The global model as a stock nnU-Net result folder, and the state a run resumes from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+from nnunetv2_federated.federation.aggregation import Vector, is_finite
+from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
+from nnunetv2_federated.federation.files import replacing, write_atomically
+from nnunetv2_federated.federation.history import round_numbers
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.summary import read_headline
+from nnunetv2_federated.nnunet.training import local_state
+from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, initialize
+from nnunetv2_federated.nnunet.training.checkpoint_file import (
+    as_file,
+    read_network_weights,
+    unreadable,
+)
+from nnunetv2_federated.nnunet.training.packages import defining_packages
+from nnunetv2_federated.nnunet.training.result_folder import STATE_FILE, drop_previous
+from nnunetv2_federated.nnunet.training.tracking import close_trackers, open_trackers, trackers_of
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
+from nnunetv2_federated.nnunet.training.weights import (
+    batchnorm_tensors,
+    load_vector,
+    network_hash,
+    num_values,
+    to_vector,
+)
+
+_TRAINER_SETTINGS = (
+    "initial_lr",
+    "weight_decay",
+    "oversample_foreground_percent",
+    "probabilistic_oversampling",
+    "num_iterations_per_epoch",
+    "num_val_iterations_per_epoch",
+    "num_epochs",
+    "enable_deep_supervision",
+)
+"""What nnU-Net tells its W&B logger."""
+_USUAL_EPOCHS = 1000
+"""Of ``nnUNetTrainer``, for which ``--rounds`` stands in anyway."""
+
+
+class GlobalModel:
+    """The server's trainer: it never trains, it holds the global weights and writes the result."""
+
+    def __init__(self, run: Run, trainer: FederatedRounds | None = None) -> None:
+        dataset = load_dataset(run.dataset, run.plans_name)
+        with quiet():
+            local_state.seed_everything(run.settings.seed)
+            self.trainer = trainer or build_trainer(run, dataset)
+            self.trainer.num_epochs = run.settings.rounds
+            self.trainer.disable_checkpointing = run.disable_checkpointing
+            if not self.trainer.was_initialized:
+                with _cases_elsewhere(self.trainer, elsewhere=bool(run.remote_sites)):
+                    initialize(self.trainer, run)
+            else:  # by nnU-Net's own command, for other settings
+                self.trainer.take_schedule()
+            if run.settings.batchnorm == "local" and not batchnorm_tensors(self.trainer.network):
+                raise SettingsError(
+                    f"--batchnorm local: the network of {run.configuration} has no BatchNorm; "
+                    "leave the flag out."
+                )
+            # called for what it remembers: the axes inference may mirror
+            self.trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.folder = Path(self.trainer.output_folder)
+        self.initial_lr: float = self.trainer.initial_lr
+        self.schedule = self.trainer.schedule
+        self.notes = _notes(run, self.trainer)
+        self.network_hash = network_hash(self.trainer.network)
+        self.val_iterations: int | None = self.trainer.num_val_iterations_per_epoch
+        self.plans_hash = dataset.plans_hash
+        self.declared = dataset.declared
+        self.packages = defining_packages(dataset.plans, run.trainer)
+        self.validated_classes = self.trainer.validated_classes
+        self.num_values = num_values(self.trainer.network)
+        self._fingerprint = dataset.folder / "dataset_fingerprint.json"
+
+    def load_pretrained(self, filename: str) -> None:
+        """Start from an nnU-Net checkpoint, like ``nnUNetv2_train -pretrained_weights``.
+
+        Raises
+        ------
+        SettingsError
+            If it cannot be read, is none, or has another network's weights.
+        """
+        path = Path(filename)
+        try:
+            with quiet():
+                weights = read_network_weights(path)
+                load_pretrained_weights(self.trainer.network, as_file(weights))
+        except AssertionError as error:  # nnU-Net's, with all numbers of the tensor at its end
+            what = clean(str(error).partition("; your network")[0])
+            raise SettingsError(
+                f"-pretrained_weights {filename}: of another network than this configuration's "
+                f"({what}); give weights of the same plans and configuration."
+            ) from error
+        except Exception as error:  # torch.load raises a dozen unrelated types
+            raise SettingsError(
+                f"-pretrained_weights {filename}: {unreadable(path, error)}"
+            ) from error
+        if not is_finite(self.vector):
+            raise SettingsError(
+                f"-pretrained_weights {filename}: has weights that are not finite: its training "
+                "diverged; give another checkpoint."
+            )
+
+    @property
+    def vector(self) -> Vector:
+        """The network's present weights."""
+        return to_vector(self.trainer.network)
+
+    def write_metadata(self) -> None:
+        """Write what inference needs beside the checkpoints."""
+        base = Path(self.trainer.output_folder_base)
+        _write_json(base / "plans.json", self.trainer.plans_manager.plans)
+        _write_json(base / "dataset.json", self.trainer.dataset_json)
+        with replacing(base / self._fingerprint.name) as temporary:
+            shutil.copyfile(self._fingerprint, temporary)
+
+    def open_trackers(self, settings: Mapping[str, Any]) -> list[str]:
+        """Start or continue the runs of trackers that are switched on; return where they are.
+
+        Whoever built the trainer closes them, after the validation.
+        """
+        trainer = self.trainer
+        title = (
+            f"{trainer.plans_manager.dataset_name} {type(trainer).__name__} "
+            f"{trainer.configuration_name} fold {trainer.fold}"
+        )
+        trainer_settings = {name: getattr(trainer, name) for name in _TRAINER_SETTINGS}
+        trainer_settings["batch_size"] = trainer.configuration_manager.batch_size
+        config = {**settings, "hparas": trainer_settings}  # nnU-Net's spelling
+        trackers = open_trackers(self.folder, title, config, trainer.current_epoch)
+        trainer.logger.loggers.extend(trackers)
+        return [tracker.place for tracker in trackers]
+
+    def close(self) -> None:
+        """End the runs of the trackers."""
+        close_trackers(self.trainer)
+
+    def log_round(
+        self, weights: Vector, record: Mapping[str, Any], validated: Mapping[str, Any]
+    ) -> None:
+        """Take one finished round into nnU-Net's log, plots, trackers and best checkpoint."""
+        trainer = self.trainer
+        epoch = trainer.current_epoch
+        values = {
+            "epoch_start_timestamps": record["started"],
+            "lrs": record["lr"],
+            "train_losses": record["train_loss"],
+            "val_losses": validated["loss"],
+            "mean_fg_dice": validated["dice"],
+            "dice_per_class_or_region": list(validated["dice_per_class"]),
+        }
+        with quiet():
+            load_vector(trainer.network, weights)
+            trainer.print_to_log_file(f"Round {epoch}, learning rate {record['lr']:.5f}")
+            for key, value in values.items():
+                trainer.logger.log(key, value, epoch)
+            trackers = trackers_of(trainer)
+            for key, value in round_numbers(record).items():
+                for tracker in trackers:  # nnU-Net's own log has a fixed set of keys
+                    tracker.log(key, value, epoch)
+            trainer.on_epoch_end()
+            for tracker in trackers:
+                tracker.flush()
+
+    def save_final(self, weights: Vector) -> None:
+        """Write ``checkpoint_final.pth``, and what inference needs beside it.
+
+        The last round's validation is not known yet: :meth:`finish` writes it again.
+        """
+        self.write_metadata()
+        with quiet():
+            load_vector(self.trainer.network, weights)
+            self.trainer.save_checkpoint(str(self.folder / "checkpoint_final.pth"))
+
+    def finish(self, weights: Vector) -> None:
+        """Write ``checkpoint_final.pth`` with the whole log, and end."""
+        self.write_metadata()
+        with quiet():
+            load_vector(self.trainer.network, weights)
+            self.trainer.on_train_end()
+        for tracker in trackers_of(self.trainer):
+            tracker.finished = True
+
+    def validate(self, *, best: bool = False, npz: bool = False) -> tuple[str, float]:
+        """Run the trainer's full validation of the fold; return :func:`read_headline`."""
+        self.load_checkpoint(best=best)
+        with quiet():
+            self.trainer.perform_actual_validation(npz)
+        return read_headline(self.folder)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``validation/summary.json``, of a validation done elsewhere."""
+        (self.folder / "validation").mkdir(exist_ok=True)
+        _write_json(self.folder / "validation" / "summary.json", summary)
+        self.log_headline()
+
+    def log_headline(self) -> tuple[str, float]:
+        """Tell trackers :func:`read_headline`, as nnU-Net does of its own validation; return it."""
+        metric, value = read_headline(self.folder)
+        name = "foreground_dice" if metric == "Dice" else metric
+        self.trainer.logger.log_summary(f"final_val/{name}", value)
+        return metric, value
+
+    def load_checkpoint(self, *, best: bool = False) -> None:
+        """Load the final or best weights, or keep the present ones where none are written.
+
+        Raises
+        ------
+        SettingsError
+            If training has not got that far.
+        """
+        if self.trainer.disable_checkpointing:
+            return
+        checkpoint = self.folder / ("checkpoint_best.pth" if best else "checkpoint_final.pth")
+        if not checkpoint.is_file():
+            raise SettingsError(f"{checkpoint} does not exist: train first, without --val.")
+        with quiet():
+            self.trainer.load_checkpoint(str(checkpoint))
+
+    def save_state(
+        self, weights: Vector, rounds: list[dict[str, Any]], strategy: dict[str, Any]
+    ) -> None:
+        """Save everything a resumed run needs, atomically; from then on it is what there is.
+
+        An earlier run's state and the description of its network give way only now.
+        """
+        if self.trainer.disable_checkpointing:
+            return
+        trainer = self.trainer
+        state = {
+            "network_hash": self.network_hash,
+            "weights": torch.tensor(weights),
+            "rounds": rounds,
+            "strategy": strategy,
+            "epoch": trainer.current_epoch,
+            "best_ema": trainer._best_ema,  # nnU-Net's own attribute
+            "logging": trainer.logger.get_checkpoint(),
+        }
+        federation = self.folder / "federation"
+        local_state.save(federation / STATE_FILE, state)
+        drop_previous(federation)
+        self.write_metadata()
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Read the state of an earlier run; ``None`` if no round was finished.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, or of another network.
+        """
+        path = self.folder / "federation" / STATE_FILE
+        if not path.is_file():
+            return None
+        state = local_state.load(path)
+        if state.get("network_hash") != self.network_hash:
+            raise CheckpointError(
+                f"{path} holds the weights of another network: the plans or the trainer changed; "
+                "start anew without --c."
+            )
+        self.trainer.current_epoch = state["epoch"]
+        self.trainer._best_ema = state["best_ema"]
+        self.trainer.logger.load_checkpoint(state["logging"])
+        state["weights"] = state["weights"].numpy()
+        return state
+
+
+def _notes(run: Run, trainer: FederatedRounds) -> list[str]:
+    """Say in lines what is not as in every federation."""
+    lines = []
+    lrs, shares = trainer.schedule.lrs, trainer.schedule.shares
+    if not trainer.schedule.is_poly(trainer.initial_lr):
+        peak = max(range(len(lrs)), key=lrs.__getitem__)
+        lines.append(
+            f"learning rate by {run.trainer}'s own schedule, in rounds: {lrs[0]:.3g} in round 1, "
+            f"at most {max(lrs):.3g} in round {peak + 1}, {lrs[-1]:.3g} in round {len(lrs)}, the "
+            "last"
+        )
+    if set(shares) != {1.0}:
+        listed = ", ".join(f"{share:.3g}" for share in shares)
+        lines.append(f"parameter groups of {run.trainer} learn with {listed} times that rate")
+    own = trainer.epochs_of_trainer
+    if own not in (_USUAL_EPOCHS, len(lrs)):
+        lines.append(
+            f"{run.trainer} has {own} epochs of its own; this federation has --rounds {len(lrs)}"
+        )
+    return lines
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write as nnU-Net does, but at once: a full disk must not cost the file that was there."""
+    write_atomically(path, json.dumps(content, indent=4))
+
+
+@contextlib.contextmanager
+def _cases_elsewhere(trainer: FederatedRounds, *, elsewhere: bool) -> Iterator[None]:
+    """Show nnU-Net, which looks at how cases are stored, a folder where none are here."""
+    if not elsewhere:
+        yield
+        return
+    before = trainer.preprocessed_dataset_folder
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "none.b2nd").touch()
+        trainer.preprocessed_dataset_folder = folder
+        yield
+    trainer.preprocessed_dataset_folder = before

@@ -1,0 +1,467 @@
+"""nnU-Net trainers whose epoch loop is driven from outside, a round at a time."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunetv2_federated.federation.disk import naming_the_disk
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.messages import Validation
+from nnunetv2_federated.federation.schedule import Schedule
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.dataset import find_trainer
+from nnunetv2_federated.nnunet.training.checkpoint_file import save_as_stock
+from nnunetv2_federated.nnunet.training.shared_memory import (
+    batch_bytes,
+    check_shared_memory,
+    naming_shared_memory,
+)
+from nnunetv2_federated.nnunet.training.steps import Steps, UntilDeadline
+from nnunetv2_federated.nnunet.training.tracking import untracked
+from nnunetv2_federated.nnunet.training.trainer_schedule import ABSENT, ServerLR, schedule_of
+
+if TYPE_CHECKING:
+
+    class _Base(nnUNetTrainer):
+        loss: Any
+        dataloader_train: Any
+
+else:
+    _Base = object
+
+SUFFIX = "Federated"
+_LOOKS_FOR_TRAINERS = "find_objects.py"
+"""nnU-Net's, which says that there is no such trainer."""
+_ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")
+
+
+class ProximalLoss(nn.Module):
+    """FedProx: ``loss + mu / 2 * ||w - w_received||^2`` (Li et al. 2018, arXiv:1812.06127, eq. 2).
+
+    The term is part of training only; under ``torch.no_grad`` the loss is nnU-Net's own.
+    """
+
+    def __init__(self, loss: nn.Module, network: nn.Module, mu: float) -> None:
+        super().__init__()
+        self.loss = loss
+        self.mu = mu
+        self._weights = [p for p in network.parameters() if p.requires_grad]
+        self._received = [p.detach().clone() for p in self._weights]
+
+    def forward(self, output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401  # nnU-Net's types
+        """Return the loss of a batch, a scalar."""
+        loss: torch.Tensor = self.loss(output, target)
+        if not torch.is_grad_enabled():
+            return loss
+        distance = sum(
+            (w - r).square().sum() for w, r in zip(self._weights, self._received, strict=True)
+        )
+        return loss + self.mu / 2 * distance
+
+
+def _no_benchmark(loader: object) -> None:
+    """Blur is timed to choose an algorithm; a choice made by a stopwatch cannot be repeated."""
+    if not isinstance(loader, SingleThreadedAugmenter):
+        return
+    pending = [loader.data_loader.transforms]
+    while pending:
+        transform = pending.pop()
+        if isinstance(transform, GaussianBlurTransform):
+            transform.benchmark = False
+        pending += getattr(transform, "transforms", None) or []
+        if getattr(transform, "transform", None) is not None:
+            pending.append(transform.transform)
+
+
+class FederatedRounds(_Base):
+    """Mixin for any ``nnUNetTrainer`` subclass: nnU-Net's own epochs, a round at a time.
+
+    nnU-Net's ``run_training`` and every hook it calls run unchanged. What differs: the learning
+    rate comes from the server, the cases may be a site's, and start and end of the training happen
+    once for all rounds.
+    """
+
+    site_cases: tuple[list[str], list[str]] | None = None
+    """Training and validation cases of a site; ``None`` for nnU-Net's own split."""
+    momentum_of_run: float | None = None
+    """Overrides the optimizer's momentum; ``None`` leaves the trainer's own."""
+    lr_schedule_of_run = "trainer"
+    """As ``--lr-schedule``."""
+    epochs_of_trainer: int
+    """What the trainer has in nnU-Net, where a federation has rounds."""
+    schedule: Schedule
+    """Learning rate of each round, once this is initialised."""
+    before_optimizer: dict[str, Any]
+    """Attributes that the trainer's ``configure_optimizers`` changes, as they were before."""
+    on_iteration: Callable[[], None] | None = None
+    """Called after every training and validation iteration."""
+    _started = False
+    _in_round = False
+    _reads_own = False
+    _steps = Steps()
+    _server_lr: ServerLR | None = None
+
+    last_validation = Validation(0, 0.0, [], [], [])
+    """Sums over the validation iterations of the last epoch."""
+
+    @property
+    def name_of_trainer(self) -> str:
+        """What this was made of, as ``-tr``."""
+        return type(self).__name__.removesuffix(SUFFIX)
+
+    @property
+    def completed(self) -> float:
+        """Share of the last round's training iterations that were done."""
+        return self._steps.completed
+
+    @property
+    def validated_classes(self) -> int | None:
+        """How many classes :attr:`last_validation` counts; ``None`` if only the trainer knows.
+
+        A trainer with a validation of its own may say it in an attribute of this name.
+        """
+        own: int | None = getattr(super(), "validated_classes", None)
+        if own is not None or super().validation_step.__func__ is not nnUNetTrainer.validation_step:
+            return own
+        manager = self.label_manager
+        found = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        return len(found)
+
+    def run_round(
+        self,
+        lr: float,
+        epochs: int = 1,
+        proximal_mu: float = 0.0,
+        seconds: float | None = None,
+    ) -> float:
+        """Train ``epochs`` epochs of nnU-Net at a fixed learning rate.
+
+        Parameters
+        ----------
+        lr
+            Learning rate of the round, from the server.
+        epochs
+            Local epochs, each with nnU-Net's training and validation iterations.
+        proximal_mu
+            Weight of FedProx's proximal term, relative to the weights at entry; 0 for none.
+        seconds
+            Train no longer than this; what was done then is in :attr:`completed`. At least one
+            iteration is.
+
+        Returns
+        -------
+        float
+            Mean training loss over the epochs. Validation counts are in :attr:`last_validation`.
+        """
+        self.on_train_start()
+        self._rate.lr = lr
+        self.num_epochs = last = self.current_epoch + epochs
+        plain_loss = self.loss
+        if proximal_mu > 0:
+            self.loss = ProximalLoss(plain_loss, self.network, proximal_mu)
+        self._in_round = True
+        self._steps = Steps(seconds)
+        loader = self.dataloader_train
+        if seconds is not None:
+            self.dataloader_train = UntilDeadline(loader, self._steps)
+        try:
+            super().run_training()
+        finally:
+            self._in_round = False
+            self.loss = plain_loss
+            self.dataloader_train = loader
+        if self.current_epoch != last or self._steps.done < epochs:
+            raise SiteError(
+                f"trainer {self.name_of_trainer} ended {last - self.current_epoch} of {epochs} "
+                "epochs too early: its run_training is no loop over epochs, or an error ended it "
+                "(see its log file)"
+            )
+        losses = self.logger.get_value("train_losses", step=None)[-epochs:]
+        return float(np.mean(losses))
+
+    @torch.no_grad()
+    def validate_iterations(self, iterations: int) -> Validation:
+        """Validate the present weights on patches, without a trace in nnU-Net's log."""
+        self.on_validation_epoch_start()
+        return _sum_validation(
+            [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)],
+            self.name_of_trainer,
+        )
+
+    def close(self) -> None:
+        """Stop the augmentation workers."""
+        if self._started:
+            self.on_train_end()
+            self._started = False
+
+    # seams of nnUNetTrainer
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
+    ) -> None:
+        with untracked():  # a federation is one run: GlobalModel starts it
+            super().__init__(
+                plans=plans,
+                configuration=configuration,
+                fold=fold,
+                dataset_json=dataset_json,
+                device=device,
+            )
+        self.epochs_of_trainer = self.num_epochs
+
+    def initialize(self) -> None:  # noqa: D102
+        super().initialize()
+        self.take_schedule()
+
+    def take_schedule(self) -> None:
+        """Read the trainer's schedule for as many rounds as ``num_epochs`` says now."""
+        self.schedule = schedule_of(self, self.num_epochs, self.lr_schedule_of_run)
+        self._rate.shares = self.schedule.shares
+
+    def own_optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Return a new optimizer and the scheduler that the trainer has in nnU-Net."""
+        self._reads_own = True
+        found: tuple[torch.optim.Optimizer, Any] = self.configure_optimizers()
+        return found
+
+    @property
+    def _rate(self) -> ServerLR:
+        if self._server_lr is None:
+            raise SettingsError(f"trainer {self.name_of_trainer} has no optimizer")
+        return self._server_lr
+
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401, D102  # trainers with stages say which
+        before = dict(vars(self))
+        optimizer, own = super().configure_optimizers(*args, **kwargs)
+        if self._reads_own:
+            return optimizer, own
+        if self._server_lr is None or self._server_lr.optimizer is not optimizer:
+            if self._started:
+                raise SettingsError(
+                    f"trainer {self.name_of_trainer} makes another optimizer while it trains: a "
+                    "federation has one; give a trainer with one stage."
+                )
+            self.before_optimizer = {
+                name: before.get(name, ABSENT)
+                for name, value in vars(self).items()
+                if before.get(name, ABSENT) is not value
+            }
+            self._set_momentum(optimizer)
+            self._server_lr = ServerLR(optimizer, self.initial_lr)
+        return optimizer, self._server_lr
+
+    def _set_momentum(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.momentum_of_run is None:
+            return
+        for group in optimizer.param_groups:
+            if "momentum" not in group:
+                raise SettingsError(
+                    f"--momentum {self.momentum_of_run}: {type(optimizer).__name__} of "
+                    f"{self.name_of_trainer} has no momentum; leave the flag out."
+                )
+            group["momentum"] = self.momentum_of_run
+
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, D102
+        super().on_train_epoch_start(*args, **kwargs)
+        if not self._reads_own:
+            self._rate.step()  # whatever else a hook of the trainer's set
+
+    def do_split(self) -> tuple[list[str], list[str]]:  # noqa: D102
+        return self.site_cases if self.site_cases is not None else super().do_split()
+
+    def get_dataloaders(self) -> tuple[Any, Any]:  # noqa: D102
+        check_workers(self)
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        for loader in loaders:
+            _no_benchmark(loader)
+        return loaders
+
+    def on_train_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, D102
+        if not self._started:
+            super().on_train_start(*args, **kwargs)
+            self._started = True
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, D102
+        if not self._in_round:
+            super().on_train_end(*args, **kwargs)
+
+    def on_validation_epoch_end(  # noqa: D102
+        self,
+        val_outputs: list[dict[str, Any]],
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        self.last_validation = _sum_validation(val_outputs, self.name_of_trainer)
+        super().on_validation_epoch_end(val_outputs, *args, **kwargs)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:  # noqa: D102
+        # others write, and pass on what they like; of shared memory first: that is no such disk
+        with naming_the_disk(Path(self.output_folder)), naming_shared_memory():
+            super().perform_actual_validation(save_probabilities)
+
+    def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, D102
+        if self._steps.over():
+            return self._counted(self._steps.skip())
+        outputs = self._steps.take(super().train_step(*args, **kwargs))
+        if not self._rate.is_kept:
+            raise SiteError(
+                f"trainer {self.name_of_trainer} changes its learning rate within an epoch: a "
+                "federation has one rate a round; give a trainer whose rate follows the epoch"
+            )
+        return self._counted(outputs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, D102
+        return self._counted(super().validation_step(*args, **kwargs))
+
+    def _counted(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        if self.on_iteration is not None:
+            self.on_iteration()
+        return outputs
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save like nnU-Net, atomically and under the name of the nearest stock trainer."""
+        if self.disable_checkpointing:
+            super().save_checkpoint(filename)
+        else:
+            save_as_stock(super().save_checkpoint, filename, stock_name(type(self)))
+
+
+def check_workers(trainer: FederatedRounds, trainers: int = 1) -> None:
+    """Raise ``SettingsError`` if shared memory is too small for its augmentation workers.
+
+    Parameters
+    ----------
+    trainer
+        Initialised.
+    trainers
+        How many such there will be at the same time.
+    """
+    batch = batch_bytes(
+        trainer.batch_size,
+        trainer.configuration_manager.patch_size,
+        trainer.num_input_channels,
+        trainer.label_manager,
+    )
+    check_shared_memory(batch, pinned=trainer.device.type == "cuda", trainers=trainers)
+
+
+def _sum_validation(outputs: list[dict[str, Any]], trainer: str) -> Validation:
+    wanted = ("loss", "tp_hard", "fp_hard", "fn_hard")
+    missing = [key for key in wanted if any(key not in output for output in outputs)]
+    if missing:
+        raise SiteError(
+            f"validation_step of trainer {trainer} returns no {missing[0]}: a federation sums what "
+            f"nnU-Net's returns ({', '.join(wanted)})"
+        )
+    tp, fp, fn = (
+        np.sum([output[key] for output in outputs], axis=0).astype(float).tolist()
+        for key in wanted[1:]
+    )
+    return Validation.of(len(outputs), float(np.sum([o["loss"] for o in outputs])), tp, fp, fn)
+
+
+class nnUNetTrainerFederated(FederatedRounds, nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
+    """``nnUNetTrainer``, federated."""
+
+
+def federate(trainer: type) -> type[FederatedRounds]:
+    """Return the federated sibling of any trainer, ``<Name>Federated``.
+
+    Raises
+    ------
+    SettingsError
+        If it is one that others are made from, or its constructor is not nnU-Net's.
+    """
+    if issubclass(trainer, FederatedRounds):
+        return trainer
+    if trainer is nnUNetTrainer:
+        return nnUNetTrainerFederated
+    build: Any = getattr(trainer, "build_network_architecture", None)
+    if getattr(build, "__isabstractmethod__", False):
+        raise SettingsError(
+            f"trainer {trainer.__name__} has no network of its own: it is what others are made "
+            "from; give one of them."
+        )
+    try:
+        inspect.signature(trainer).bind(**dict.fromkeys(_ARGUMENTS))
+    except TypeError as error:
+        raise SettingsError(
+            f"trainer {trainer.__name__}: its __init__ cannot be called as nnU-Net calls it "
+            f"({error}): it must take {', '.join(_ARGUMENTS)}, and need no more."
+        ) from error
+    return type(trainer.__name__ + SUFFIX, (FederatedRounds, trainer), {})
+
+
+def federated_trainer(name: str) -> type[FederatedRounds]:
+    """Find ``nnUNetTrainer``, ``nnUNetTrainerFederated`` or any other trainer, federated.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such trainer, or it cannot be federated.
+    """
+    if name == nnUNetTrainerFederated.__name__:
+        return nnUNetTrainerFederated
+    try:
+        found = _find(name)
+    except SettingsError:
+        if not name.endswith(SUFFIX):
+            raise
+        found = _find(name.removesuffix(SUFFIX))
+    return federate(found)
+
+
+def _find(name: str) -> type:
+    try:
+        return find_trainer(name)
+    except Exception as error:  # nnU-Net's search runs every file on its way
+        cause = error.__cause__ or error
+        if isinstance(error, SettingsError) and Path(_place(cause)).name == _LOOKS_FOR_TRAINERS:
+            raise
+        raise SettingsError(
+            f"trainer {clean(name, 80)} cannot be looked for: {_place(cause)} cannot be imported "
+            f"({type(cause).__name__}: {clean(cause, 200)}); install what is missing, mend the "
+            "file, or take it out of nnUNet_extTrainer."
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the file that failed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return error.filename
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return next(file for file in reversed(files) if not file.startswith("<frozen"))
+
+
+def stock_name(trainer: type) -> str:
+    """Name of the nearest trainer that inference can use without this package.
+
+    The first ancestor of nnU-Net's own that builds the same architecture; for an external trainer
+    with an architecture of its own, that trainer.
+    """
+    ancestors = [
+        c for c in trainer.__mro__ if not issubclass(c, FederatedRounds) and c is not object
+    ]
+    builds = [
+        c
+        for c in ancestors
+        if getattr(c, "build_network_architecture", None) is trainer.build_network_architecture  # type: ignore[attr-defined]
+    ]
+    stock = [c for c in builds if c.__module__.startswith("nnunetv2.")]
+    return (stock or builds or ancestors)[0].__name__

@@ -1,0 +1,197 @@
+"""What learning rates a trainer would give its optimizer, read from its own code.
+
+nnU-Net's trainers have schedulers of all kinds, and hooks that begin another stage at an epoch.
+Both are run for every epoch without a batch, and what they leave in the optimizer is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.schedule import Schedule, read_schedule
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.training import local_state
+
+if TYPE_CHECKING:
+    from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
+
+ABSENT = object()
+"""In place of the value of an attribute that was not there."""
+
+
+class ServerLR:
+    """Stands where nnU-Net expects an LR scheduler; the server says the rate."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        self.optimizer = optimizer
+        self.lr = lr
+        self.shares: tuple[float, ...] = (1.0,) * len(optimizer.param_groups)
+        """What each parameter group multiplies the rate with."""
+
+    def step(self, *_: object, **__: object) -> None:
+        """Apply the round's learning rate; local epochs share it."""
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = self.lr * share
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the optimizer still has the rates that were applied."""
+        groups = zip(self.optimizer.param_groups, self.shares, strict=True)
+        return all(float(group["lr"]) == self.lr * share for group, share in groups)
+
+
+def declared_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Rates the groups were built with; torch's schedulers write them down before they begin."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def schedule_of(trainer: FederatedRounds, rounds: int, choice: str) -> Schedule:
+    """Return the schedule of a federation of this trainer; the trainer stays as it is.
+
+    Parameters
+    ----------
+    trainer
+        Initialised.
+    rounds
+        Of the federation, in place of the trainer's epochs.
+    choice
+        As ``--lr-schedule``.
+
+    Raises
+    ------
+    SettingsError
+        If the trainer's own cannot be kept by a server that knows the number of the round, or it
+        trains something else from one epoch to the next.
+    """
+    name = f"trainer {trainer.name_of_trainer}"
+    try:
+        with _to_put_back(trainer):
+            rates, declared = _read(trainer, rounds)
+        own = read_schedule(rates, declared, trainer.initial_lr)
+    except SettingsError:
+        raise
+    except _Elsewhere as error:
+        if choice == "trainer":
+            raise SettingsError(
+                f"{name} {error}: a federation cannot keep that; --lr-schedule poly takes "
+                "nnU-Net's default decay in its place."
+            ) from error
+        groups = len(error.declared)
+        rates, declared = [[trainer.initial_lr] * groups] * rounds, error.declared
+        own = read_schedule(rates, declared, trainer.initial_lr)
+    except ValueError as error:
+        raise SettingsError(
+            f"{name} has {clean(error)}: a federation has one schedule; write the trainer so that "
+            "its groups keep their ratios."
+        ) from error
+    return own if choice == "trainer" else own.with_poly(trainer.initial_lr)
+
+
+class _Elsewhere(Exception):  # noqa: N818  # never leaves this module
+    """The rate does not follow from the number of the epoch alone."""
+
+    def __init__(self, what: str, declared: list[float]) -> None:
+        super().__init__(what)
+        self.declared = declared
+
+
+def _read(trainer: FederatedRounds, rounds: int) -> tuple[list[list[float]], list[float]]:
+    """Return the rates of every epoch and group, and what the groups were built with."""
+    trainer.optimizer, scheduler = trainer.own_optimizer()
+    trainer.lr_scheduler = scheduler
+    declared = declared_rates(trainer.optimizer)
+    kind = type(scheduler).__name__
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise _Elsewhere(f"lowers its learning rate by what it validates ({kind})", declared)
+    rates: list[list[float]] = []
+    first, before = _other_settings(trainer), dict(vars(scheduler)) if scheduler else {}
+    for epoch in range(max(rounds, 2)):  # one alone does not tell whether anything changes
+        trainer.current_epoch = epoch
+        try:
+            trainer.on_epoch_start()
+            trainer.on_train_epoch_start()
+            rates.append([float(group["lr"]) for group in trainer.optimizer.param_groups])
+        except Exception as error:
+            raise _Elsewhere(
+                f"has a learning rate that does not follow from the epoch alone "
+                f"({type(error).__name__}: {clean(error, 100)})",
+                declared,
+            ) from error
+        _require_same(trainer, first, epoch)
+    untouched = bool(before) and all(before.get(k) is v for k, v in vars(scheduler).items())
+    if untouched and all(epoch == rates[0] for epoch in rates):
+        raise _Elsewhere(
+            f"steps its scheduler ({kind}) elsewhere than at the start of an epoch", declared
+        )
+    return rates[:rounds], declared
+
+
+def _other_settings(trainer: FederatedRounds) -> dict[str, Any]:
+    """Return what an optimizer does and a network learns, but for the rate."""
+    ignored = ("params", "lr", "initial_lr")
+    groups = trainer.optimizer.param_groups
+    return {
+        "optimizer": id(trainer.optimizer),
+        "parameter groups": [[id(p) for p in group["params"]] for group in groups],
+        "frozen weights": [p.requires_grad for p in trainer.network.parameters()],
+        **{
+            f"{key} of its optimizer": [group.get(key) for group in groups]
+            for key in dict.fromkeys(k for group in groups for k in group if k not in ignored)
+        },
+    }
+
+
+def _require_same(trainer: FederatedRounds, first: dict[str, Any], epoch: int) -> None:
+    now = _other_settings(trainer)
+    for what in {**first, **now}:
+        if first.get(what, ABSENT) != now.get(what, ABSENT):
+            raise SettingsError(
+                f"trainer {trainer.name_of_trainer} changes the {what} in epoch {epoch}: a "
+                "federation trains the same weights in the same way in every round; give a trainer "
+                "with one stage."
+            )
+
+
+@contextlib.contextmanager
+def _to_put_back(trainer: FederatedRounds) -> Iterator[None]:
+    """Let a trainer be as before its optimizer was built, silent, and then as it is now."""
+    kept = dict(vars(trainer))
+    randomness = local_state.capture_randomness()
+    modes = [(module, module.training) for module in trainer.network.modules()]
+    frozen = [(p, p.requires_grad) for p in trainer.network.parameters()]
+    for name, value in trainer.before_optimizer.items():
+        if value is ABSENT:
+            delattr(trainer, name)
+        else:
+            setattr(trainer, name, value)
+    for name, value in dict(vars(trainer)).items():
+        if type(value) in (list, dict, set):  # a hook may count in it, or take out of it
+            setattr(trainer, name, copy.copy(value))
+    trainer.log_file = os.devnull
+    trainer.logger = copy.copy(trainer.logger)
+    trainer.logger.loggers = []
+    trainer.logger.local_logger = copy.deepcopy(trainer.logger.local_logger)
+    for values in trainer.logger.local_logger.my_fantastic_logging.values():
+        values.clear()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # torch's, of schedulers without batches
+            yield
+    finally:
+        trainer.__dict__.clear()
+        trainer.__dict__.update(kept)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, requires_grad in frozen:
+            parameter.requires_grad_(requires_grad)
+        local_state.restore_randomness(randomness)

@@ -1,0 +1,74 @@
+"""``report.html``: one file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from plotly.offline import get_plotlyjs
+
+from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
+from nnunetv2_federated.federation.text import one_line
+from nnunetv2_federated.report.comparison_data import Evidence
+from nnunetv2_federated.report.markdown import (
+    SMALL_PRINT,
+    difference_rows,
+    headline_rows,
+    held_back_rows,
+    matrix_rows,
+    sent_rows,
+    versions,
+)
+from nnunetv2_federated.report.matplotlib_figures import draw_example
+from nnunetv2_federated.report.plotly_figures import all_figures
+
+_LONGEST_VALUE = 4000
+"""Characters of one text in the page."""
+
+
+def write_html(evidence: Evidence, path: Path) -> Path:
+    """Write the page; figures, their code and pictures are within it."""
+    templates = Environment(
+        loader=PackageLoader(__package__ or __name__), autoescape=True, finalize=_shown
+    )
+    figures = {
+        name: figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{name}",
+            config={"responsive": True, "displaylogo": False},
+        )
+        for name, figure in all_figures(evidence).items()
+    }
+    text = templates.get_template("report.html.j2").render(
+        evidence=evidence,
+        small_print=SMALL_PRINT,
+        headline=headline_rows(evidence),
+        matrix=matrix_rows(evidence),
+        differences=difference_rows(evidence),
+        held_back=held_back_rows(evidence),
+        sent=sent_rows(evidence),
+        fields=[[f.name for f in fields(message)] for message in (SiteDescription, TrainReport)],
+        settings=[
+            (name, value if isinstance(value, str) else json.dumps(value))
+            for name, value in evidence.settings.items()
+        ],
+        versions=versions(evidence),
+        figures=figures,
+        examples=[
+            (example, base64.b64encode(draw_example(example)).decode())
+            for example in evidence.examples
+        ],
+        plotly=get_plotlyjs(),
+    )
+    write_atomically(path, text)
+    return path
+
+
+def _shown(value: object) -> object:
+    """Clean every text the template writes; what the template calls safe is made here."""
+    return value if hasattr(value, "__html__") else one_line(value, _LONGEST_VALUE)

@@ -1,0 +1,136 @@
+"""``report.md``: the tables of a comparison as text, with links to its PNGs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.update_bound import ACCEPTED
+from nnunetv2_federated.report.comparison_data import Evidence, what_left
+from nnunetv2_federated.report.matplotlib_figures import save_pictures
+from nnunetv2_federated.report.statistics import ALL_SITES, Difference
+from nnunetv2_federated.report.text import markdown
+
+
+def write_markdown(evidence: Evidence, folder: Path) -> Path:
+    """Write ``report.md`` and its PNGs."""
+    pictures = save_pictures(evidence, folder)
+    parts = [
+        f"# {markdown(evidence.title)}: local, federated, centralised",
+        "Mean ± standard deviation over seeds and folds. " + SMALL_PRINT,
+        "## All sites",
+        markdown_table(*headline_rows(evidence)),
+        f"## {markdown(evidence.headline)} at each site",
+        markdown_table(*matrix_rows(evidence)),
+        "## Paired differences",
+        markdown_table(*difference_rows(evidence)),
+        "## Updates that were refused or clipped",
+        markdown_table(*held_back_rows(evidence)),
+        "## What left each site",
+        markdown_table(*sent_rows(evidence)),
+        "## Settings",
+        "```json\n" + json.dumps(evidence.settings, indent=1) + "\n```",
+        "## Versions",
+        ", ".join(markdown(f"{k} {v}") for k, v in versions(evidence).items()) or "not known",
+        "## Pictures",
+        *(f"![{name}]({name})" for name in pictures),
+    ]
+    path = folder / "report.md"
+    write_atomically(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+SMALL_PRINT = (
+    "Differences are taken on the same cases, with 95 % bootstrap intervals over cases: they tell "
+    "how test cases vary, not trainings."
+)
+
+
+def headline_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Every arm, with every metric on all sites; a failed one says so."""
+    header = ["model", "runs", *evidence.metrics, "failed"]
+    rows = []
+    for arm in evidence.arms:
+        values = [evidence.cell(arm, ALL_SITES, metric) for metric in evidence.metrics]
+        failures = evidence.failures_of(arm)
+        why = f"{len(failures)}: {failures[0]}" if failures else ""
+        shown = ["-" if value is None else str(value) for value in values]
+        rows.append([arm, str(evidence.runs.get(arm, 0)), *shown, why])
+    return header, rows
+
+
+def matrix_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Headline metric of every arm at every site."""
+    names = [f"{g} (external)" if g in evidence.external else g for g in evidence.groups]
+    header = [
+        "model",
+        *(f"{n}, {evidence.tested[g]} cases" for n, g in zip(names, evidence.groups, strict=True)),
+    ]
+    rows = []
+    for arm in evidence.arms:
+        values = [evidence.cell(arm, group, evidence.headline) for group in evidence.groups]
+        rows.append([arm, *("failed" if value is None else str(value) for value in values)])
+    return header, rows
+
+
+def difference_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Paired differences of the headline metric."""
+    header = [
+        "model",
+        "minus",
+        "on",
+        "cases",
+        f"difference of {evidence.headline}",
+        "95 % interval",
+    ]
+    return header, [
+        [d.first, d.second, d.group, str(d.cases), f"{d.value:+.4f}", interval(d)]
+        for d in evidence.differences
+    ]
+
+
+def interval(difference: Difference) -> str:
+    """Write the interval, or that there are too few cases for one."""
+    if difference.low is None or difference.high is None:
+        return "too few cases"
+    return f"{difference.low:+.4f} to {difference.high:+.4f}"
+
+
+def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Name the sites whose updates ``--max-update-norm`` did not let through as they came."""
+    header = ["federation", "seed", "fold", "site", "outcome", "rounds", "largest norm"]
+    norms: dict[tuple[str, ...], list[float]] = {}
+    for (arm, seed, fold), history in evidence.histories.items():
+        for record in history["rounds"]:
+            for site, update in record.get("updates", {}).items():
+                if update["outcome"] != ACCEPTED:
+                    key = (arm, str(seed), str(fold), site, update["outcome"])
+                    norms.setdefault(key, []).append(update["norm"])
+    return header, [[*key, str(len(own)), f"{max(own):.3g}"] for key, own in norms.items()]
+
+
+def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Tell what each site of each federation sent, in its first run."""
+    header = ["federation", "site", "training cases", "rounds answered", "MiB sent", "versions"]
+    return header, [
+        [s.arm, s.site, str(s.training_cases), str(s.rounds), f"{s.mebibytes:.1f}", s.versions]
+        for s in what_left(evidence.histories)
+    ]
+
+
+def versions(evidence: Evidence) -> dict[str, str]:
+    """Versions of the packages at the server, of the first run."""
+    for history in evidence.histories.values():
+        return dict(history.get("versions", {}))
+    return {}
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table; whatever a cell holds is shown and does nothing."""
+    if not rows:
+        return "None."
+    lines = [header, *rows]
+    written = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
+    return "\n".join([written[0], "| --- " * len(header) + "|", *written[1:]])

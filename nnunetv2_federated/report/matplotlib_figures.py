@@ -1,0 +1,159 @@
+"""The report's PNGs: the table as a picture, curves by round, and example cases."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from nnunetv2_federated.report.comparison_data import Evidence, Example, Image, curve
+from nnunetv2_federated.report.plotly_figures import colours, repeats
+from nnunetv2_federated.report.text import picture_text
+
+REFERENCE, PREDICTION = "#56B4E9", "#E69F00"
+_MARKERS = ("", "o", "s", "^")
+_SIDES = {
+    "client side: models after local training, mean over sites": ("mean_site_{}",),
+    "server side: the global model": ("global_model", "{}"),
+}
+
+
+def save_pictures(evidence: Evidence, folder: Path) -> list[str]:
+    """Write the PNGs of ``report.md``; return their names."""
+    names = []
+    # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
+    with matplotlib.style.context("default"):
+        for name, figure in (("matrix", _matrix(evidence)), ("curves", _curves(evidence))):
+            if figure is not None:
+                figure.savefig(folder / f"report_{name}.png", dpi=110)
+                names.append(f"report_{name}.png")
+    for number, example in enumerate(evidence.examples, 1):
+        name = f"report_example_{number}.png"
+        (folder / name).write_bytes(draw_example(example))
+        names.append(name)
+    return names
+
+
+def draw_example(example: Example) -> bytes:
+    """Draw a case once for each arm, with outlines of reference and prediction; a PNG."""
+    with matplotlib.style.context("default"):
+        number = len(example.predictions)
+        height, width = example.image.shape
+        figure = Figure(figsize=(2.2 * number, 2.2 * height / width + 0.75), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, number, squeeze=False)[0]
+        for axes, (arm, (shown, mask)) in zip(panels, example.predictions.items(), strict=True):
+            axes.imshow(example.image, cmap="gray")
+            _outline(axes, example.reference, REFERENCE)
+            _outline(axes, mask, PREDICTION)
+            axes.set_title(f"{picture_text(arm)}\n{picture_text(shown)}", fontsize=8)
+            axes.set_axis_off()
+        if example.reference is not None:
+            handles = [
+                Line2D([], [], color=REFERENCE, label="reference"),
+                Line2D([], [], color=PREDICTION, label="prediction"),
+            ]
+            figure.legend(
+                handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False
+            )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _outline(axes: Axes, mask: Image | None, colour: str) -> None:
+    if mask is None:
+        return
+    for label in np.unique(mask[mask > 0]):
+        # a border of zeros closes outlines that reach the edge
+        padded = np.pad((mask == label).astype(float), 1)
+        y, x = (np.arange(n) - 1 for n in padded.shape)
+        axes.contour(x, y, padded, levels=[0.5], colors=colour, linewidths=1.2)
+
+
+def _matrix(evidence: Evidence) -> Figure | None:
+    arms = [arm for arm in evidence.arms if arm in evidence.cells]
+    if not arms:
+        return None
+    values = np.full((len(arms), len(evidence.groups)), np.nan)
+    for i, arm in enumerate(arms):
+        for j, group in enumerate(evidence.groups):
+            found = evidence.cell(arm, group, evidence.headline)
+            values[i, j] = np.nan if found is None else found.mean
+    figure = Figure(
+        figsize=(3 + 1.3 * len(evidence.groups), 1.4 + 0.42 * len(arms)), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    picture = axes.imshow(values, cmap="Blues", aspect="auto")
+    names = [
+        f"{picture_text(g)}\n(external)" if g in evidence.external else picture_text(g)
+        for g in evidence.groups
+    ]
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.set_yticks(range(len(arms)), [picture_text(a) for a in arms], fontsize=9)
+    low, high = np.nanmin(values), np.nanmax(values)
+    for (i, j), value in np.ndenumerate(values):
+        dark = not np.isnan(value) and value > (low + high) / 2
+        text = "-" if np.isnan(value) else f"{value:.3f}"
+        axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+    axes.set_title(
+        f"{picture_text(evidence.headline)} of each model (row) at each site (column)", fontsize=10
+    )
+    figure.colorbar(picture)
+    return figure
+
+
+def _spelled(keys: tuple[str, ...], name: str) -> list[str]:
+    return [key.format(name) for key in keys]
+
+
+def _curves(evidence: Evidence) -> Figure | None:
+    if not evidence.histories:
+        return None
+    sides = {
+        title: keys
+        for title, keys in _SIDES.items()
+        if any(
+            value is not None
+            for arm in evidence.arms
+            for value in curve(evidence.histories, arm, *_spelled(keys, "loss"))[1]
+        )
+    }
+    if not sides:
+        return None
+    figure = Figure(figsize=(1 + 5 * len(sides), 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(2, len(sides), sharex=True, squeeze=False)
+    again = repeats(evidence.arms)
+    for arm, colour in colours(evidence.arms).items():
+        style = "-" if arm.startswith("federated") else "--"
+        marker = _MARKERS[again[arm] % len(_MARKERS)]
+        for row, name in enumerate(("loss", "dice")):
+            for column, keys in enumerate(sides.values()):
+                x, means, _ = curve(evidence.histories, arm, *_spelled(keys, name))
+                y = [np.nan if v is None else v for v in means]
+                panels[row][column].plot(
+                    x, y, style, marker=marker, markersize=5, color=colour, label=picture_text(arm)
+                )
+    for axes, title in zip(panels[0], sides, strict=True):
+        axes.set_title(title)
+    for row, name in zip(panels, ("loss", "Dice"), strict=True):
+        for axes in row:
+            axes.set_ylabel(f"validation {name}")
+            axes.grid(visible=True, alpha=0.3)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in panels[1]:
+        axes.set_xlabel("round")
+        axes.set_ylim(0, 1)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(sides), fontsize=8)
+    return figure

@@ -1,1 +1,0 @@
-"""The only room that knows nnU-Net's training side."""
