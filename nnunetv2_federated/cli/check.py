@@ -12,7 +12,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.cli.console import print_findings
 from nnunetv2_federated.cli.options import fold_number, parse, run_command
-from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.finding import look
@@ -23,6 +22,7 @@ from nnunetv2_federated.nnunet.data.folds import fold_of_site, read_splits
 from nnunetv2_federated.nnunet.data.integrity import inspect
 from nnunetv2_federated.nnunet.environment import environment, quiet
 from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
+from nnunetv2_federated.nnunet.trainer_folders import use_trainer_folders
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federated_trainer
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(options: Options) -> None:
-    use_trainer_folder()
+    use_trainer_folders()
     dataset = load_dataset(options["dataset"], options.get("plans", "nnUNetPlans"))
     bad = []
     for configuration in _configurations(dataset, options.get("configuration")):

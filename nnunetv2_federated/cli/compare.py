@@ -14,18 +14,17 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_federated.cli.console import say
 from nnunetv2_federated.cli.options import add_partition_flags, fold_number, parse, run_command
-from nnunetv2_federated.cli.terminal import choose_device
 from nnunetv2_federated.cli.train_flags import add_federation_flags, add_nnunet_flags
-from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
 from nnunetv2_federated.experiment.comparison import Comparison, open_comparison
 from nnunetv2_federated.experiment.comparison_models import run_models
 from nnunetv2_federated.experiment.comparison_plan import build_comparison
 from nnunetv2_federated.experiment.comparison_report import write_report
 from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.experiment.process import prepare_process
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import STRATEGIES
 from nnunetv2_federated.nnunet.data.dataset import check_environment
-from nnunetv2_federated.nnunet.training.tracking import stay_local
+from nnunetv2_federated.nnunet.device import choose_device
 
 DESCRIPTION = """Train each site alone, the federation, and one model on all cases, with the same
 steps, seeds and data; test every model at every site; write report.html, report.md and PNGs. May be
@@ -82,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _compare(options: Options) -> None:
-    use_trainer_folder()
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    stay_local()
+    prepare_process()
     target = list(options.get("target", []))
     if len(target) < 3:
         raise SettingsError(

@@ -28,6 +28,7 @@ from rich.text import Text
 from nnunetv2_federated.federation.finding import Finding
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import LONGEST, clean, one_line
 from nnunetv2_federated.federation.update_bound import ACCEPTED, LARGEST_NORM
 
@@ -180,6 +181,20 @@ class ConsoleObserver(Observer):
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(Text(one_line(text, LONGEST_LINE)))
+
+    def note(self, text: str) -> None:
+        """Print a line to stderr, also with ``--quiet``."""
+        print(f"note: {one_line(text, LONGEST_LINE)}", file=sys.stderr)
+
+    def run_prepared(self, run: Run, folder: Path) -> None:
+        """Send logs to ``federation.log`` from here on, and list the sites of this machine."""
+        send_logs_to(folder.parent / "federation.log")
+        self.say(f"{run.dataset} {run.configuration} fold {run.fold}: {len(run.site_names)} sites")
+        for site in run.sites:
+            self.say(
+                f"  {site.name}: {len(site.training_cases)} training, "
+                f"{len(site.validation_cases)} validation cases"
+            )
 
     def sites_joined(self, sites: Sequence[SiteDescription]) -> None:
         """Print a table of them."""

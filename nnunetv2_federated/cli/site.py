@@ -15,8 +15,7 @@ from pathlib import Path
 
 from nnunetv2_federated.cli.console import print_findings, say, send_logs_to
 from nnunetv2_federated.cli.options import fold_number, parse, run_command
-from nnunetv2_federated.cli.terminal import choose_device, stopping_as_interrupt
-from nnunetv2_federated.cli.trainer_folder import use_trainer_folder
+from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
@@ -29,6 +28,8 @@ from nnunetv2_federated.flower.deployment.site.proposal_text import describe
 from nnunetv2_federated.flower.deployment.site.serve import serve
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile, read_site_file
 from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
+from nnunetv2_federated.nnunet.device import choose_device
+from nnunetv2_federated.nnunet.trainer_folders import use_trainer_folders
 from nnunetv2_federated.nnunet.training.packages import compare_packages
 from nnunetv2_federated.nnunet.training.tracking import stay_local
 
@@ -120,7 +121,7 @@ def _site(options: Options) -> None:
         _new_key(options)
         return
     _check_given(options)
-    use_trainer_folder()
+    use_trainer_folders()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     stay_local()
     settings = read_site_file(options["site"])

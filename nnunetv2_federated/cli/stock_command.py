@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nnunetv2_federated.cli.console import ConsoleObserver, send_logs_to
+from nnunetv2_federated.cli.console import ConsoleObserver
 from nnunetv2_federated.cli.options import read_settings_file
 from nnunetv2_federated.cli.train_flags import build_parser
 from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.experiment.resolve import build_run
-from nnunetv2_federated.flower.launch import check, launch, prepare
-from nnunetv2_federated.nnunet.training.build_trainer import configure
-from nnunetv2_federated.nnunet.training.result_folder import one_run, result_folder
+from nnunetv2_federated.experiment.train import train_rounds
 from nnunetv2_federated.nnunet.training.tracking import close_trackers
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
@@ -45,18 +43,8 @@ def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
             self.fold,
             self.device.type,
         )
-        if "c" not in options:
-            check(run)
-        with one_run(result_folder(run)):
-            folder = prepare(run, resume="c" in options)
-            send_logs_to(Path(self.output_folder) / "federation.log")
-            with ConsoleObserver(run.settings.rounds) as console:
-                configure(self, run)
-                try:
-                    launch(run, folder, observer=console, trainer=self)
-                except BaseException:
-                    close_trackers(self)
-                    raise
+        with ConsoleObserver(run.settings.rounds) as console:
+            train_rounds(run, self, resume="c" in options, observer=console)
 
     def perform_actual_validation(self: FederatedRounds, save_probabilities: bool = False) -> None:
         try:

@@ -7,10 +7,6 @@ import os
 import signal
 from collections.abc import Iterator
 
-import torch
-
-from nnunetv2_federated.federation.errors import SettingsError
-
 
 @contextlib.contextmanager
 def stopping_as_interrupt() -> Iterator[None]:
@@ -35,22 +31,3 @@ def stopping_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def choose_device(wanted: str | None) -> str:
-    """Return the device to train on, and set torch's threads as nnU-Net does.
-
-    Raises
-    ------
-    SettingsError
-        If the wanted device is absent.
-    """
-    if wanted not in (None, "cpu", "cuda", "mps"):
-        raise SettingsError(f"-device {wanted}: must be cuda, cpu or mps.")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("-device cuda: no CUDA device found; use -device cpu.")
-    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    torch.set_num_threads(1 if device == "cuda" else threads)
-    torch.backends.cudnn.benchmark = device == "cuda"
-    return device

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.messages import SiteDescription
+from nnunetv2_federated.federation.run import Run
 
 
 class Observer:
     """Ignores everything; override what is of interest."""
+
+    def note(self, text: str) -> None:
+        """Receive one line the user should know before training, such as a doubtful dataset."""
+
+    def run_prepared(self, run: Run, folder: Path) -> None:
+        """Announce that a run was checked and its ``federation`` folder is written."""
 
     def run_started(self, rounds_done: int, num_rounds: int) -> None:
         """Announce the first round, or the round at which a run continues."""

@@ -1,0 +1,307 @@
+"""Train a run, or validate it again: what the commands, a notebook and a comparison call."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunetv2_federated.experiment.process import prepare_process
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
+from nnunetv2_federated.flower.deployment.server.serve import (
+    ServerSettings,
+    check_credentials,
+    serve_run,
+)
+from nnunetv2_federated.flower.launch import check, launch, prepare
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.device import choose_device
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.evaluation.validation import validate as validate_fold
+from nnunetv2_federated.nnunet.summary import read_headline
+from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, configure
+from nnunetv2_federated.nnunet.training.cascade import check_stages
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.result_folder import (
+    federation_folder,
+    has_previous,
+    no_earlier_run,
+    one_run,
+    put_back,
+    result_folder,
+    way_back,
+)
+from nnunetv2_federated.nnunet.training.tracking import close_trackers
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
+
+CHANGEABLE = ("resident_trainers", "max_update_norm", "oversized_update")
+"""Settings that may change when a run continues. The bound of updates may, because a run that
+refused a site's update would otherwise refuse it again."""
+
+
+class Headline(NamedTuple):
+    """The metric a trained model is known by; nnU-Net's is Dice."""
+
+    metric: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained global model, in a result folder that ``nnUNetv2_predict`` uses as it is."""
+
+    folder: Path
+    """nnU-Net's result folder of the fold."""
+    run: Run
+    headline: Headline | None
+    """First metric of the full validation; ``None`` if no site has validated."""
+
+    @property
+    def history(self) -> tuple[Mapping[str, Any], ...]:
+        """Rounds of ``federation.json``, the first one first."""
+        return tuple(json.loads((self.folder / "federation.json").read_text())["rounds"])
+
+    @property
+    def curves(self) -> Path:
+        """PNG of loss and metric by round."""
+        return self.folder / "federation.png"
+
+
+def train(
+    run: Run,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    backend: str = "in-process",
+    server: ServerSettings | None = None,
+    best: bool = False,
+    npz: bool = False,
+) -> TrainedModel:
+    """Check a run, train all its rounds, and validate the global model.
+
+    An interrupted training (``KeyboardInterrupt`` in a notebook, a signal, a power cut) continues
+    after its last finished round with ``resume``.
+
+    Parameters
+    ----------
+    run
+        Run to train.
+    resume
+        Continue the run where an earlier call stopped.
+    observer
+        Receives notes and progress.
+    backend
+        ``in-process``, or ``ray`` for several GPUs.
+    server
+        Address and credentials of the server, for a run with ``remote_sites``.
+    best
+        Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
+    npz
+        Save the softmax outputs of the validation.
+
+    Returns
+    -------
+    TrainedModel
+        Result folder, history and headline metric.
+
+    Raises
+    ------
+    SettingsError
+        If the run cannot be trained as asked; an earlier run in its folder is as it was.
+    CheckpointError
+        If what an earlier call saved cannot be used.
+    RoundError
+        If too few sites answered in a round.
+    FederationError
+        If a federation over a network was stopped, or its SuperLink failed.
+    """
+    observer = observer or Observer()
+    with _begun(run, resume=resume, backend=backend, server=server, observer=observer) as folder:
+        observer.run_prepared(run, folder)
+        with _global_trainer(run) as trainer:
+            if server is not None:
+                serve_run(run, folder, server, observer, trainer)
+                headline = _headline_of_sites(folder.parent)
+            else:
+                launch(run, folder, backend=backend, observer=observer, trainer=trainer)
+                headline = _validate(run, GlobalModel(run, trainer), best=best, npz=npz)
+    return TrainedModel(folder.parent, run, headline)
+
+
+def train_rounds(
+    run: Run,
+    trainer: FederatedRounds,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> None:
+    """Train all rounds of a run on this machine with a trainer of the caller, who validates it.
+
+    Parameters
+    ----------
+    run
+        Run to train.
+    trainer
+        Uninitialised trainer that holds the global model. Its trackers stay open, unless the
+        training fails.
+    resume
+        Continue the run where an earlier call stopped.
+    observer
+        Receives notes and progress.
+
+    Raises
+    ------
+    FederationError
+        As :func:`train` does.
+    """
+    observer = observer or Observer()
+    with _begun(run, resume=resume, observer=observer) as folder:
+        observer.run_prepared(run, folder)
+        configure(trainer, run)
+        try:
+            launch(run, folder, observer=observer, trainer=trainer)
+        except BaseException:
+            close_trackers(trainer)
+            raise
+
+
+def prepare_run(
+    run: Run,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    backend: str = "in-process",
+) -> Path:
+    """Check a run and write its folder, for ``flwr run``; train nothing.
+
+    Returns
+    -------
+    Path
+        Folder that Flower's apps take as ``run-folder``.
+
+    Raises
+    ------
+    SettingsError
+        If the run cannot be trained as asked.
+    """
+    observer = observer or Observer()
+    with _begun(run, resume=resume, backend=backend, observer=observer) as folder:
+        return folder
+
+
+def validate(run: Run, *, best: bool = False, npz: bool = False) -> TrainedModel:
+    """Validate a trained run again.
+
+    Parameters
+    ----------
+    run
+        Run whose sites are on this machine.
+    best
+        Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
+    npz
+        Save the softmax outputs.
+
+    Raises
+    ------
+    SettingsError
+        If the run has no final checkpoint, or its cases are at sites on other machines.
+    """
+    if run.remote_sites:
+        raise SettingsError("--val with --server: the cases are at the sites; use --c.")
+    prepare_process()
+    choose_device(run.device)
+    folder = result_folder(run)
+    checkpoint = folder / "checkpoint_final.pth"
+    if not checkpoint.is_file():
+        raise SettingsError(f"--val: {checkpoint} does not exist; train first, without --val.")
+    check_stages(run)
+    with one_run(folder):
+        model = GlobalModel(run)
+        return TrainedModel(model.folder, run, _validate(run, model, best=best, npz=npz))
+
+
+@contextlib.contextmanager
+def _begun(
+    run: Run,
+    *,
+    resume: bool,
+    observer: Observer,
+    backend: str = "in-process",
+    server: ServerSettings | None = None,
+) -> Iterator[Path]:
+    """Check a run and hold its folder; leave the folder as it was if the training is refused."""
+    prepare_process()
+    choose_device(run.device)
+    if resume:  # it removes nothing, and the run was checked when it began
+        _check_continues(run)
+    else:
+        for line in check(run, backend):
+            observer.note(line)
+    _check_server(run, server)
+    with one_run(result_folder(run)):
+        folder = prepare(run, resume=resume)
+        if has_previous(folder) and not resume:
+            observer.note(
+                "the earlier run is kept until the first round of this one is saved; to go back "
+                f"before that: {way_back(folder)}"
+            )
+        try:
+            yield folder
+        except SettingsError:
+            put_back(folder)
+            raise
+
+
+@contextlib.contextmanager
+def _global_trainer(run: Run) -> Iterator[FederatedRounds]:
+    """Build the trainer that holds the global model; close its trackers at the end."""
+    with quiet():
+        trainer = build_trainer(run, load_dataset(run.dataset, run.plans_name))
+    try:
+        yield trainer
+    finally:
+        close_trackers(trainer)
+
+
+def _check_server(run: Run, server: ServerSettings | None) -> None:
+    """Refuse remote sites without a server, a server without them, and a site without a key."""
+    if bool(run.remote_sites) != (server is not None):
+        raise SettingsError(
+            "a run needs a server if its sites are on other machines, and only then: it has "
+            f"{len(run.remote_sites)} of them and {'a' if server else 'no'} server."
+        )
+    if server is not None:
+        check_credentials(server, run.remote_sites)
+
+
+def _check_continues(run: Run) -> None:
+    """Refuse to continue an earlier run as another one."""
+    folder = federation_folder(run)
+    if not (folder / RUN_FILE).is_file():
+        raise no_earlier_run(folder)
+    stored = read_run(folder)
+    kept = {name: getattr(stored.settings, name) for name in CHANGEABLE}
+    settings = dataclasses.replace(run.settings, **kept)
+    asked = dataclasses.replace(run, device=stored.device, settings=settings)
+    for field in dataclasses.fields(Run):
+        if getattr(asked, field.name) != getattr(stored, field.name):
+            raise SettingsError(
+                f"the run to continue in {folder} has other {field.name}; continue it as it was "
+                "begun (read_run), or start anew without resume (--c)."
+            )
+
+
+def _validate(run: Run, model: GlobalModel, *, best: bool, npz: bool) -> Headline:
+    return Headline(*validate_fold(run, model, best=best, npz=npz))
+
+
+def _headline_of_sites(folder: Path) -> Headline | None:
+    """Return the metric pooled over sites on other machines, which validated themselves."""
+    if not (folder / "validation" / "summary.json").is_file():
+        return None
+    return Headline(*read_headline(folder))

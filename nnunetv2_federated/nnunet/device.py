@@ -1,0 +1,35 @@
+"""The device to train on, and what torch is told about it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from nnunetv2_federated.federation.errors import SettingsError
+
+DEVICES = ("cuda", "cpu", "mps")
+
+
+def choose_device(wanted: str | None) -> str:
+    """Return the device to train on, and set torch's threads as nnU-Net does.
+
+    Parameters
+    ----------
+    wanted
+        ``cuda``, ``cpu``, ``mps``, or ``None`` for CUDA if there is a device, else the CPU.
+
+    Raises
+    ------
+    SettingsError
+        If the wanted device is absent.
+    """
+    if wanted not in (None, *DEVICES):
+        raise SettingsError(f"-device {wanted}: must be cuda, cpu or mps.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("-device cuda: no CUDA device found; use -device cpu.")
+    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    torch.set_num_threads(1 if device == "cuda" else threads)
+    torch.backends.cudnn.benchmark = device == "cuda"
+    return device
