@@ -91,8 +91,8 @@ class Consortium:
     def _prepare(self, name: str, dataset: Path, cases: list[str] | None) -> None:
         target = self.folder / name / "preprocessed" / dataset.name
         target.mkdir(parents=True)
-        for file in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
-            shutil.copyfile(dataset / file, target / file)
+        for name_of_file in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
+            shutil.copyfile(dataset / name_of_file, target / name_of_file)
         if cases is None:
             return
         images = next(dataset.glob("nnUNetPlans_*"))
@@ -200,9 +200,9 @@ class Consortium:
         wait_for(lambda: asked in self.said(site), f"{what} at {site}")
         found = self.said(site).split(asked)[-1][:12]
         bundle = self.credentials / "sites" / site / "site.toml"
-        command = [self.dataset, "--site", bundle, "--approve", found]
+        module = (sys.executable, "-m", "nnunetv2_federated.cli.site")
         subprocess.run(
-            [sys.executable, "-m", "nnunetv2_federated.cli.site", *command],
+            [*module, self.dataset, "--site", bundle, "--approve", found],
             env=self.environment(site),
             check=True,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import runpy
 import sys
+from typing import Any
 
 import httpx
 
@@ -16,7 +17,7 @@ _chance = random.Random(1)  # noqa: S311  # nothing secret
 _send = httpx.Client.send
 
 
-def send(client: httpx.Client, request: httpx.Request, **options: object) -> httpx.Response:
+def send(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
     fate = _chance.randrange(6)
     response = None if fate == 0 else _send(client, request, **options)
     if fate > 1 and response is not None:
@@ -25,7 +26,7 @@ def send(client: httpx.Client, request: httpx.Request, **options: object) -> htt
 
 
 def main() -> None:
-    httpx.Client.send = send
+    setattr(httpx.Client, "send", send)  # noqa: B010  # mypy: it replaces a method
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -7,12 +7,15 @@ import itertools
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flwr.app
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body
+from flwr.supercore.inflatable.inflatable_utils import push_objects
 
 from nnunetv2_federated.flower.deployment.site import serve as site
 from nnunetv2_federated.flower.deployment.site import supernode as fleet
@@ -45,7 +48,7 @@ def forged(reply: Message) -> Message:
         finally:
             metadata["_src_node_id"] = own
 
-    reply.deflate = deflate
+    setattr(reply, "deflate", deflate)  # noqa: B010  # mypy: it replaces a method
     return reply
 
 
@@ -54,17 +57,19 @@ def many_parts() -> ArrayRecord:
 
 
 def spoil(kind: str, content: RecordDict) -> RecordDict:
-    weights = next(iter(content[ARRAYS].values())).numpy()
+    arrays = content.array_records[ARRAYS]
+    weights = next(iter(arrays.values())).numpy()
     if kind == "nan":
         weights = weights.copy()
         weights[7] = np.nan
+    spoiled: dict[str, Callable[[], dict[str, ArrayRecord | MetricRecord | flwr.app.ConfigRecord]]]
     spoiled = {
         "short": lambda: {ARRAYS: pack_weights(weights[:-1])},
         "long": lambda: {ARRAYS: pack_weights(np.tile(weights, 2))},
         "huge": lambda: {ARRAYS: pack_weights(np.resize(weights, 20_000_000))},
         "nan": lambda: {ARRAYS: pack_weights(weights)},
         "float16": lambda: {ARRAYS: pack_weights(weights, "float16")},
-        "truncated": lambda: {ARRAYS: truncated(content[ARRAYS])},
+        "truncated": lambda: {ARRAYS: truncated(arrays)},
         "no payload": lambda: {CONFIG: pack_payload("{")},
         "unreadable": lambda: {CONFIG: ConfigRecord()},
         "forged": dict,
@@ -86,13 +91,13 @@ def main() -> None:
     desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
     say = functools.partial(print, flush=True)
     honest, kinds = site.Clerk.answer, itertools.chain(KINDS, itertools.repeat("nan"))
-    push, slow = fleet.push_objects, threading.Event()
+    slow = threading.Event()
 
-    def push_slowly(*arguments, **options) -> None:
+    def push_slowly(*arguments: Any, **options: Any) -> None:
         if slow.is_set():
             slow.clear()
             time.sleep(SLOW_SECONDS)
-        push(*arguments, **options)
+        push_objects(*arguments, **options)
 
     def answer(clerk: site.Clerk, message: Message) -> Message:
         reply = honest(clerk, message)
@@ -104,8 +109,9 @@ def main() -> None:
             return forged(reply) if kind == "forged" else reply
         return reply
 
-    site.Clerk.answer = answer
-    fleet.push_objects = push_slowly
+    # setattr, as mypy lets no method and no imported name be replaced
+    setattr(site.Clerk, "answer", answer)  # noqa: B010
+    setattr(fleet, "push_objects", push_slowly)  # noqa: B010
     site.serve(settings, desk, say, threading.Event())
 
 

@@ -16,6 +16,10 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def find(name: str, folder: Path) -> int | None:
@@ -43,9 +47,13 @@ def kill_next(victims: Path, folder: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def before(function: Callable, hook: Callable[[], None]) -> Callable:
+def before(
+    function: Callable[Parameters, Result], hook: Callable[[], None]
+) -> Callable[Parameters, Result]:
+    """Return the function, which calls the hook first."""
+
     @functools.wraps(function)
-    def hooked(*args, **kwargs):
+    def hooked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         hook()
         return function(*args, **kwargs)
 

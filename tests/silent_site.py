@@ -25,7 +25,7 @@ def main() -> None:
             threading.Event().wait()
         return honest(clerk, message)
 
-    site.Clerk.answer = answer
+    setattr(site.Clerk, "answer", answer)  # noqa: B010  # mypy: it replaces a method
     desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
     site.serve(settings, desk, say, threading.Event())
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
-from conftest import plan_and_preprocess
 from consortium import SHORT, SITES, Consortium, Network, free_port, run_all, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 from flwr.supercore.runtime import RuntimeHttpClient
+from helpers import Weights, assert_same, load_history, load_weights
+from small_datasets import plan_and_preprocess
 
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import FederationError
@@ -89,7 +89,7 @@ def trained_here(
     dataset: str,
     sites: dict[str, list[str]],
     *flags: str,
-) -> tuple[dict[str, torch.Tensor], Path]:
+) -> tuple[Weights, Path]:
     """Train the same federation in this process, undisturbed."""
     monkeypatch.setenv("nnUNet_results", str(folder / "here"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
@@ -97,18 +97,7 @@ def trained_here(
     sites_file.write_text(json.dumps(sites))
     main([dataset, "2d", "0", "--sites-file", str(sites_file), "-device", "cpu", *flags])
     result = next((folder / "here").glob("*/*/fold_0"))
-    return weights(result), result
-
-
-def weights(result: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(result / "checkpoint_final.pth", weights_only=False)
-    found: dict[str, torch.Tensor] = state["network_weights"]
-    return found
-
-
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return load_weights(result), result
 
 
 @pytest.mark.realdata
@@ -129,7 +118,7 @@ def test_three_real_centres_train_together_as_if_they_were_one_machine(
 
     theirs, here = trained_here(tmp_path, monkeypatch, "908", centres, *SHORT)
 
-    assert_same(weights(consortium.result), theirs)
+    assert_same(load_weights(consortium.result), theirs)
     pooled, together = (
         json.loads((folder / "validation" / "summary.json").read_text())
         for folder in (consortium.result, here)
@@ -207,8 +196,8 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     assert consortium.still_alive() == []
     theirs, _ = trained_here(tmp_path, monkeypatch, "901", sites, *rounds)
 
-    assert_same(weights(consortium.result), theirs)
-    history = json.loads((consortium.result / "federation.json").read_text())["rounds"]
+    assert_same(load_weights(consortium.result), theirs)
+    history = load_history(consortium.result)["rounds"]
     assert [record["round"] for record in history] == [0, 1, 2]
     assert not any(record["failed"] for record in history)
 
@@ -264,7 +253,7 @@ def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     finally:
         consortium.stop()
 
-    history = json.loads((consortium.result / "federation.json").read_text())
+    history = load_history(consortium.result)
     assert {name: site["training_cases"] for name, site in history["sites"].items()} == {
         "bern": 5,
         "lyon": 4,
@@ -311,14 +300,14 @@ def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     consortium.wait_until("oslo", "says nothing")
 
     consortium.wait_until("lyon", "says nothing")  # before it is asked, the weights are written
-    written = weights(consortium.result)
+    written = load_weights(consortium.result)
     assert consortium.wait_for_server() == 0, consortium.said("server")
 
     said = consortium.said("server")
     assert "beginning without all sites. oslo: asked, and silent" in said
     assert said.count("lyon did not validate: no answer in time") == 2
-    assert_same(weights(consortium.result), written)
-    rounds = json.loads((consortium.result / "federation.json").read_text())["rounds"]
+    assert_same(load_weights(consortium.result), written)
+    rounds = load_history(consortium.result)["rounds"]
     assert [sorted(record["sites"]) for record in rounds] == [["bern", "lyon"]] * 2
     assert all(record["seconds"]["round"] < 300 for record in rounds)
     summary = json.loads((consortium.result / "validation" / "summary.json").read_text())
@@ -344,7 +333,7 @@ def test_a_superlink_that_fails_now_and_then_is_asked_again_at_both_ends(
 
     assert "is this the address" not in consortium.said("bern") + consortium.said("oslo")
     theirs, _ = trained_here(tmp_path, monkeypatch, "901", sites, *SHORT)
-    assert_same(weights(consortium.result), theirs)
+    assert_same(load_weights(consortium.result), theirs)
 
 
 @pytest.mark.slow
@@ -377,7 +366,7 @@ def test_a_federation_goes_on_with_the_sites_that_are_well(
         consortium.stop()
         run_all(f"umount {bundles / 'rome' / 'work'}")
 
-    rounds = json.loads((consortium.result / "federation.json").read_text())["rounds"]
+    rounds = load_history(consortium.result)["rounds"]
     garbage = [record["failed"]["oslo"] for record in rounds]
     expected = (
         r"sent \d+ weights instead of",

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from conftest import plan_and_preprocess, write_dataset
+from small_datasets import plan_and_preprocess, write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nnunetv2_cls.cli.plan import main as plan_main

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from conftest import write_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_raw
+from small_datasets import write_dataset
 
 from nnunetv2_federated.cli.plan import main as plan
 

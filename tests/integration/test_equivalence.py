@@ -8,29 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from helpers import Train, assert_same, load_history, load_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_federated.nnunet.training.local_state import seed_everything
 from nnunetv2_federated.nnunet.training.trainer import _no_benchmark
-
-Train = Callable[..., Path]
-
-
-def final_weights(fold: Path) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
-    return checkpoint["network_weights"]
-
-
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert different == []
 
 
 def train_stock(folder: Path) -> dict[str, torch.Tensor]:
@@ -55,17 +42,17 @@ def test_one_site_equals_stock_training(
 ) -> None:
     fold = train(dataset_2d, "2d", 0, "--sites", 1, "--partition", "iid", "--rounds", 2)
     stock = train_stock(nnunet_folders / "preprocessed" / "Dataset901_Balls")
-    assert_same(final_weights(fold), stock)
+    assert_same(load_weights(fold), stock)
 
 
 def test_parking_trainers_changes_nothing(
     dataset_2d: str, train: Train, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resident = final_weights(train(dataset_2d, "2d", 0, "--rounds", 2))
+    resident = load_weights(train(dataset_2d, "2d", 0, "--rounds", 2))
     monkeypatch.setenv("nnUNet_results", str(results.parent / "parked"))
     train(dataset_2d, "2d", 0, "--rounds", 2, "--resident-trainers", 1)
     parked = next((results.parent / "parked").glob("*/*/fold_0"))
-    assert_same(resident, final_weights(parked))
+    assert_same(resident, load_weights(parked))
 
 
 @pytest.mark.slow
@@ -74,7 +61,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     dataset_2d: str, train: Train, results: Path, tmp_path: Path, options: list[str]
 ) -> None:
     command = [dataset_2d, "2d", "0", "--rounds", "4", *options]
-    uninterrupted = final_weights(train(*command))
+    uninterrupted = load_weights(train(*command))
     folder = tmp_path / "killed"
     environment = {**os.environ, "nnUNet_results": str(folder)}
     short = ["--iterations-per-epoch", "2", "--val-iterations", "2", "-device", "cpu"]
@@ -84,13 +71,13 @@ def test_a_killed_run_resumes_to_the_same_weights(
     wait_for_rounds(history / "federation.json", 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = len(json.loads((history / "federation.json").read_text())["rounds"])
+    done = len(load_history(history)["rounds"])
     assert done < 4
     resumed = [*python, *command[:3], "--c", "-device", "cpu", "--quiet"]
     subprocess.run(resumed, env=environment, check=True)
-    rounds = json.loads((history / "federation.json").read_text())["rounds"]
+    rounds = load_history(history)["rounds"]
     assert [record["round"] for record in rounds] == [0, 1, 2, 3]
-    assert_same(uninterrupted, final_weights(history))
+    assert_same(uninterrupted, load_weights(history))
     del results
 
 
@@ -108,8 +95,8 @@ def test_ray_gives_the_same_weights(
     dataset_2d: str, train: Train, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray", reason="needs the ray extra")
-    here = final_weights(train(dataset_2d, "2d", 0, "--rounds", 2))
+    here = load_weights(train(dataset_2d, "2d", 0, "--rounds", 2))
     monkeypatch.setenv("nnUNet_results", str(results.parent / "ray"))
     train(dataset_2d, "2d", 0, "--rounds", 2, "--backend", "ray")
     there = next((results.parent / "ray").glob("*/*/fold_0"))
-    assert_same(here, final_weights(there))
+    assert_same(here, load_weights(there))

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_dataset
 from consortium import wait_for
+from small_datasets import write_dataset
 
 from nnunetv2_federated.cli.plan import main as plan_main
 from nnunetv2_federated.cli.train import main

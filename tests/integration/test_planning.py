@@ -11,8 +11,8 @@ import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from conftest import plan_and_preprocess
 from flwr.app import Message
+from small_datasets import plan_and_preprocess
 
 from nnunetv2_federated.cli.plan import main
 from nnunetv2_federated.flower.in_process import InProcessGrid

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import write_dataset
 from skimage import io
+from small_datasets import write_dataset
 
 from nnunetv2_federated.cli.plan import main as plan
 from nnunetv2_federated.cli.train import main

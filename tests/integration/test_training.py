@@ -8,15 +8,16 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import plan_and_preprocess, write_dataset
+from helpers import Train, load_history
 from mlflow import MlflowClient
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
+from small_datasets import plan_and_preprocess, write_dataset
 
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.cli.trainer_folder import trainer_folders
@@ -27,12 +28,6 @@ from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.nnunet.evaluation.validation import join_summaries
 from nnunetv2_federated.nnunet.training.site import SitePool
 from nnunetv2_federated.nnunet.training.weights import to_vector
-
-Train = Callable[..., Path]
-
-
-def history(fold: Path) -> dict:
-    return json.loads((fold / "federation.json").read_text())
 
 
 def test_a_federation_leaves_what_nnunet_leaves(dataset_2d: str, train: Train) -> None:
@@ -51,7 +46,7 @@ def test_a_federation_leaves_what_nnunet_leaves(dataset_2d: str, train: Train) -
     assert "foreground_mean" in json.loads((fold / "validation/summary.json").read_text())
     checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
-    content = history(fold)
+    content = load_history(fold)
     assert [r["lr"] for r in content["rounds"]] == pytest.approx([0.01, 0.01 * 0.5**0.9])
     for record in content["rounds"]:
         assert sorted(record["sites"]) == ["site_01", "site_02", "site_03"]
@@ -84,7 +79,7 @@ def test_variants_run(name: str, dataset_2d: str, train: Train) -> None:
     if name == "another trainer":
         assert folder.parent.name.startswith("nnUNetTrainerDA5Federated__")
     if name == "16 bits":
-        content = history(folder)
+        content = load_history(folder)
         assert content["rounds"][0]["bytes_up"] / 3 <= 1.01 * 2 * content["parameters"]
     if name == "reset momentum":
         plans = json.loads((folder.parent / "plans.json").read_text())
@@ -94,7 +89,7 @@ def test_variants_run(name: str, dataset_2d: str, train: Train) -> None:
 @pytest.mark.slow
 def test_3d_runs(dataset_3d: str, train: Train) -> None:
     fold = train(dataset_3d, "3d_fullres", 0, "--rounds", 1, "--sites", 2)
-    assert history(fold)["rounds"][0]["dice"] is not None
+    assert load_history(fold)["rounds"][0]["dice"] is not None
 
 
 @pytest.mark.slow
@@ -103,7 +98,7 @@ def test_regions_with_an_ignore_label(nnunet_folders: Path, train: Train) -> Non
     write_dataset(nnunet_folders / "raw", "Dataset903_Regions", (32, 32), labels=labels, ignore=3)
     plan_and_preprocess(903, ["2d"])
     fold = train("903", "2d", 0, "--rounds", 1, "--sites", 2)
-    assert len(history(fold)["rounds"][0]["dice_per_class"]) == 2
+    assert len(load_history(fold)["rounds"][0]["dice_per_class"]) == 2
 
 
 @pytest.mark.slow
@@ -157,7 +152,7 @@ def test_sites_that_are_datasets(
     short = ["--iterations-per-epoch", "2", "--val-iterations", "2", "-device", "cpu", "--quiet"]
     main(["--site-datasets", dataset_2d, "904", "2d", "0", "--rounds", "1", *short])
     fold = next(results.glob("Dataset901_Balls/*/fold_0"))
-    assert sorted(history(fold)["sites"]) == ["Dataset901_Balls", "Dataset904_Second"]
+    assert sorted(load_history(fold)["sites"]) == ["Dataset901_Balls", "Dataset904_Second"]
     cases = json.loads((fold / "validation/summary.json").read_text())["metric_per_case"]
     assert len(cases) == 3 + 2
     assert [path.name for path in results.iterdir()] == ["Dataset901_Balls"]
@@ -232,7 +227,7 @@ def test_stock_train_command_runs_the_federation(
     argv = [dataset_2d, "2d", "0", "-tr", "nnUNetTrainerFederated", "-device", "cpu"]
     subprocess.run([sys.executable, "-c", stock, *argv], env=environment, check=True)
     fold = next(results.glob("*/*/fold_0"))
-    assert len(history(fold)["sites"]) == 2
+    assert len(load_history(fold)["sites"]) == 2
     assert (fold / "validation" / "summary.json").is_file()
     client = MlflowClient(tracking_uri=f"sqlite:///{results / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("nnunet").experiment_id])
@@ -329,5 +324,5 @@ def test_a_run_that_its_bound_ended_goes_on_with_another(
     assert "site_02: its update has a norm of" in error
     assert "at most 1e-06 is allowed by --max-update-norm 1e-06" in error
     fold = train(dataset_2d, "2d", 0, "--c", "--max-update-norm", "auto")
-    assert history(fold)["settings"]["max_update_norm"] == "auto"
-    assert len(history(fold)["rounds"]) == 2
+    assert load_history(fold)["settings"]["max_update_norm"] == "auto"
+    assert len(load_history(fold)["rounds"]) == 2
