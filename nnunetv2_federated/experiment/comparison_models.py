@@ -29,7 +29,8 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
     tester_of,
     training_images,
 )
-from nnunetv2_federated.nnunet.training.trainer import SUFFIX, federated_trainer
+from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
+from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 STATE_FILE, TESTS_FILE = "state.json", "tests.json"
 _TRAINED, _FAILED = "trained", "failed"

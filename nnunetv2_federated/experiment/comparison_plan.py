@@ -45,7 +45,8 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
     validates_segmentations,
 )
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
-from nnunetv2_federated.nnunet.training.trainer import SUFFIX, federated_trainer
+from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
+from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 _DEFAULT_SEED = 12345
 TEST_SET = "test set"

@@ -23,7 +23,7 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
     tester_of,
     training_images,
 )
-from nnunetv2_federated.nnunet.training.trainer import SUFFIX
+from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
 from nnunetv2_federated.report.comparison_data import Evidence, Example, gather
 from nnunetv2_federated.report.html import write_html
 from nnunetv2_federated.report.markdown import write_markdown

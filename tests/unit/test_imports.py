@@ -1,12 +1,18 @@
-"""What a command imports, which is what a hospital waits for and reads."""
+"""What imports what: no circle between modules, and nothing heavy in light commands."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
+PACKAGES = ("nnunetv2_federated",)
+"""Packages without a circle between their modules."""
 HEAVY = ("torch", "nnunetv2", "timm", "scipy", "matplotlib")
 
 
@@ -20,3 +26,98 @@ def test_a_command_that_only_reads_and_writes_files_is_there_at_once(command: st
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def imports_of(package: str) -> dict[str, set[str]]:
+    """Return, for each module of a package, the modules of the package that it imports.
+
+    Imports within functions and under ``TYPE_CHECKING`` count as well.
+    """
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    root = Path(spec.origin).parent
+    files = {
+        ".".join((package, *path.relative_to(root).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in root.rglob("*.py")
+    }
+    return {
+        name: {
+            module
+            for node in ast.walk(ast.parse(path.read_text()))
+            for module in imported_modules(node, files)
+            if module != name
+        }
+        for name, path in files.items()
+    }
+
+
+def imported_modules(node: ast.AST, modules: Mapping[str, Path]) -> Iterator[str]:
+    """Yield the modules, of those given, that an import statement names."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if alias.name in modules)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "relative imports are not resolved here"
+        for alias in node.names:
+            submodule = f"{node.module}.{alias.name}"
+            if submodule in modules:
+                yield submodule
+            elif node.module in modules:
+                yield str(node.module)
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """Return the strongly connected components of more than one module (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for imported in sorted(graph[module]):
+            if imported not in order:
+                visit(imported)
+                lowest[module] = min(lowest[module], lowest[imported])
+            elif imported in stack:
+                lowest[module] = min(lowest[module], order[imported])
+        if lowest[module] == order[module]:
+            start = stack.index(module)
+            component = set(stack[start:])
+            del stack[start:]
+            if len(component) > 1:
+                found.append(component)
+
+    for module in sorted(graph):
+        if module not in order:
+            visit(module)
+    return found
+
+
+def test_a_circle_is_found_by_every_road_between_its_modules() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert circles(graph) == [{"d", "e"}, {"a", "b", "c"}]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_deferred_imports_and_those_for_types_alone_count() -> None:
+    source = """
+if TYPE_CHECKING:
+    from p.first import Thing
+def later():
+    from p import second
+    import p.third
+"""
+    modules = dict.fromkeys(("p", "p.first", "p.second", "p.third"), Path())
+    found = {m for node in ast.walk(ast.parse(source)) for m in imported_modules(node, modules)}
+    assert found == {"p.first", "p.second", "p.third"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    graph = imports_of(package)
+    assert len(graph) > 20
+    assert circles(graph) == []

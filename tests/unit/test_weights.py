@@ -22,13 +22,13 @@ from nnunetv2_federated.federation.history import client_side, server_side, writ
 from nnunetv2_federated.federation.messages import TrainReport, Validation
 from nnunetv2_federated.nnunet.training import local_state
 from nnunetv2_federated.nnunet.training.checkpoint_file import read_network_weights
+from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
+from nnunetv2_federated.nnunet.training.server_lr import ServerLR
 from nnunetv2_federated.nnunet.training.trainer import (
-    ProximalLoss,
     federate,
     nnUNetTrainerFederated,
     stock_name,
 )
-from nnunetv2_federated.nnunet.training.trainer_schedule import ServerLR
 from nnunetv2_federated.nnunet.training.weights import (
     federated_tensors,
     load_vector,

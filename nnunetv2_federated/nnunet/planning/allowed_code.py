@@ -45,6 +45,7 @@ _TRAINERS = (
     "nnunetv2_cls",
 )
 _MAKES_TRAINERS = (
+    "nnunetv2_federated.nnunet.training.server_lr",
     "nnunetv2_federated.nnunet.training.trainer",
     "nnunetv2_federated.cli.stock_command",
 )

@@ -6,14 +6,13 @@ import inspect
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
 
 from nnunetv2_federated.federation.disk import naming_the_disk
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
@@ -22,6 +21,8 @@ from nnunetv2_federated.federation.schedule import Schedule
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer
 from nnunetv2_federated.nnunet.training.checkpoint_file import save_as_stock
+from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
+from nnunetv2_federated.nnunet.training.server_lr import SUFFIX, ServerRate
 from nnunetv2_federated.nnunet.training.shared_memory import (
     batch_bytes,
     check_shared_memory,
@@ -29,45 +30,11 @@ from nnunetv2_federated.nnunet.training.shared_memory import (
 )
 from nnunetv2_federated.nnunet.training.steps import Steps, UntilDeadline
 from nnunetv2_federated.nnunet.training.tracking import untracked
-from nnunetv2_federated.nnunet.training.trainer_schedule import ABSENT, ServerLR, schedule_of
+from nnunetv2_federated.nnunet.training.trainer_schedule import schedule_of
 
-if TYPE_CHECKING:
-
-    class _Base(nnUNetTrainer):
-        loss: Any
-        dataloader_train: Any
-
-else:
-    _Base = object
-
-SUFFIX = "Federated"
 _LOOKS_FOR_TRAINERS = "find_objects.py"
 """nnU-Net's, which says that there is no such trainer."""
 _ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")
-
-
-class ProximalLoss(nn.Module):
-    """FedProx: ``loss + mu / 2 * ||w - w_received||^2`` (Li et al. 2018, arXiv:1812.06127, eq. 2).
-
-    The term is part of training only; under ``torch.no_grad`` the loss is nnU-Net's own.
-    """
-
-    def __init__(self, loss: nn.Module, network: nn.Module, mu: float) -> None:
-        super().__init__()
-        self.loss = loss
-        self.mu = mu
-        self._weights = [p for p in network.parameters() if p.requires_grad]
-        self._received = [p.detach().clone() for p in self._weights]
-
-    def forward(self, output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401  # nnU-Net's types
-        """Return the loss of a batch, a scalar."""
-        loss: torch.Tensor = self.loss(output, target)
-        if not torch.is_grad_enabled():
-            return loss
-        distance = sum(
-            (w - r).square().sum() for w, r in zip(self._weights, self._received, strict=True)
-        )
-        return loss + self.mu / 2 * distance
 
 
 def _no_benchmark(loader: object) -> None:
@@ -84,7 +51,7 @@ def _no_benchmark(loader: object) -> None:
             pending.append(transform.transform)
 
 
-class FederatedRounds(_Base):
+class FederatedRounds(ServerRate):
     """Mixin for any ``nnUNetTrainer`` subclass: nnU-Net's own epochs, a round at a time.
 
     nnU-Net's ``run_training`` and every hook it calls run unchanged. What differs: the learning
@@ -94,31 +61,19 @@ class FederatedRounds(_Base):
 
     site_cases: tuple[list[str], list[str]] | None = None
     """Training and validation cases of a site; ``None`` for nnU-Net's own split."""
-    momentum_of_run: float | None = None
-    """Overrides the optimizer's momentum; ``None`` leaves the trainer's own."""
     lr_schedule_of_run = "trainer"
     """As ``--lr-schedule``."""
     epochs_of_trainer: int
     """What the trainer has in nnU-Net, where a federation has rounds."""
     schedule: Schedule
     """Learning rate of each round, once this is initialised."""
-    before_optimizer: dict[str, Any]
-    """Attributes that the trainer's ``configure_optimizers`` changes, as they were before."""
     on_iteration: Callable[[], None] | None = None
     """Called after every training and validation iteration."""
-    _started = False
     _in_round = False
-    _reads_own = False
     _steps = Steps()
-    _server_lr: ServerLR | None = None
 
     last_validation = Validation(0, 0.0, [], [], [])
     """Sums over the validation iterations of the last epoch."""
-
-    @property
-    def name_of_trainer(self) -> str:
-        """What this was made of, as ``-tr``."""
-        return type(self).__name__.removesuffix(SUFFIX)
 
     @property
     def completed(self) -> float:
@@ -233,54 +188,6 @@ class FederatedRounds(_Base):
         """Read the trainer's schedule for as many rounds as ``num_epochs`` says now."""
         self.schedule = schedule_of(self, self.num_epochs, self.lr_schedule_of_run)
         self._rate.shares = self.schedule.shares
-
-    def own_optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Return a new optimizer and the scheduler that the trainer has in nnU-Net."""
-        self._reads_own = True
-        found: tuple[torch.optim.Optimizer, Any] = self.configure_optimizers()
-        return found
-
-    @property
-    def _rate(self) -> ServerLR:
-        if self._server_lr is None:
-            raise SettingsError(f"trainer {self.name_of_trainer} has no optimizer")
-        return self._server_lr
-
-    def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401, D102  # trainers with stages say which
-        before = dict(vars(self))
-        optimizer, own = super().configure_optimizers(*args, **kwargs)
-        if self._reads_own:
-            return optimizer, own
-        if self._server_lr is None or self._server_lr.optimizer is not optimizer:
-            if self._started:
-                raise SettingsError(
-                    f"trainer {self.name_of_trainer} makes another optimizer while it trains: a "
-                    "federation has one; give a trainer with one stage."
-                )
-            self.before_optimizer = {
-                name: before.get(name, ABSENT)
-                for name, value in vars(self).items()
-                if before.get(name, ABSENT) is not value
-            }
-            self._set_momentum(optimizer)
-            self._server_lr = ServerLR(optimizer, self.initial_lr)
-        return optimizer, self._server_lr
-
-    def _set_momentum(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.momentum_of_run is None:
-            return
-        for group in optimizer.param_groups:
-            if "momentum" not in group:
-                raise SettingsError(
-                    f"--momentum {self.momentum_of_run}: {type(optimizer).__name__} of "
-                    f"{self.name_of_trainer} has no momentum; leave the flag out."
-                )
-            group["momentum"] = self.momentum_of_run
-
-    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, D102
-        super().on_train_epoch_start(*args, **kwargs)
-        if not self._reads_own:
-            self._rate.step()  # whatever else a hook of the trainer's set
 
     def do_split(self) -> tuple[list[str], list[str]]:  # noqa: D102
         return self.site_cases if self.site_cases is not None else super().do_split()
@@ -455,9 +362,7 @@ def stock_name(trainer: type) -> str:
     The first ancestor of nnU-Net's own that builds the same architecture; for an external trainer
     with an architecture of its own, that trainer.
     """
-    ancestors = [
-        c for c in trainer.__mro__ if not issubclass(c, FederatedRounds) and c is not object
-    ]
+    ancestors = [c for c in trainer.__mro__ if not issubclass(c, ServerRate) and c is not object]
     builds = [
         c
         for c in ancestors

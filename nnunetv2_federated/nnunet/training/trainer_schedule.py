@@ -12,7 +12,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -21,33 +21,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.schedule import Schedule, read_schedule
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.training import local_state
-
-if TYPE_CHECKING:
-    from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
-
-ABSENT = object()
-"""In place of the value of an attribute that was not there."""
-
-
-class ServerLR:
-    """Stands where nnU-Net expects an LR scheduler; the server says the rate."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
-        self.optimizer = optimizer
-        self.lr = lr
-        self.shares: tuple[float, ...] = (1.0,) * len(optimizer.param_groups)
-        """What each parameter group multiplies the rate with."""
-
-    def step(self, *_: object, **__: object) -> None:
-        """Apply the round's learning rate; local epochs share it."""
-        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
-            group["lr"] = self.lr * share
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the optimizer still has the rates that were applied."""
-        groups = zip(self.optimizer.param_groups, self.shares, strict=True)
-        return all(float(group["lr"]) == self.lr * share for group, share in groups)
+from nnunetv2_federated.nnunet.training.server_lr import ABSENT, ServerRate
 
 
 def declared_rates(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -55,7 +29,7 @@ def declared_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
-def schedule_of(trainer: FederatedRounds, rounds: int, choice: str) -> Schedule:
+def schedule_of(trainer: ServerRate, rounds: int, choice: str) -> Schedule:
     """Return the schedule of a federation of this trainer; the trainer stays as it is.
 
     Parameters
@@ -105,7 +79,7 @@ class _Elsewhere(Exception):  # noqa: N818  # never leaves this module
         self.declared = declared
 
 
-def _read(trainer: FederatedRounds, rounds: int) -> tuple[list[list[float]], list[float]]:
+def _read(trainer: ServerRate, rounds: int) -> tuple[list[list[float]], list[float]]:
     """Return the rates of every epoch and group, and what the groups were built with."""
     trainer.optimizer, scheduler = trainer.own_optimizer()
     trainer.lr_scheduler = scheduler
@@ -136,7 +110,7 @@ def _read(trainer: FederatedRounds, rounds: int) -> tuple[list[list[float]], lis
     return rates[:rounds], declared
 
 
-def _other_settings(trainer: FederatedRounds) -> dict[str, Any]:
+def _other_settings(trainer: ServerRate) -> dict[str, Any]:
     """Return what an optimizer does and a network learns, but for the rate."""
     ignored = ("params", "lr", "initial_lr")
     groups = trainer.optimizer.param_groups
@@ -151,7 +125,7 @@ def _other_settings(trainer: FederatedRounds) -> dict[str, Any]:
     }
 
 
-def _require_same(trainer: FederatedRounds, first: dict[str, Any], epoch: int) -> None:
+def _require_same(trainer: ServerRate, first: dict[str, Any], epoch: int) -> None:
     now = _other_settings(trainer)
     for what in {**first, **now}:
         if first.get(what, ABSENT) != now.get(what, ABSENT):
@@ -163,7 +137,7 @@ def _require_same(trainer: FederatedRounds, first: dict[str, Any], epoch: int) -
 
 
 @contextlib.contextmanager
-def _to_put_back(trainer: FederatedRounds) -> Iterator[None]:
+def _to_put_back(trainer: ServerRate) -> Iterator[None]:
     """Let a trainer be as before its optimizer was built, silent, and then as it is now."""
     kept = dict(vars(trainer))
     randomness = local_state.capture_randomness()
