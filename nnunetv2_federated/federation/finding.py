@@ -1,4 +1,4 @@
-"""What a look at something found, for a table."""
+"""Result of one check, a row of a table of checks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from nnunetv2_federated.federation.errors import FederationError
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of a table: what was looked at, whether it is good, and what was seen."""
+    """Result of one check: what was checked, whether it is good, and what was seen."""
 
     what: str
     good: bool
     seen: str
-    aloud: bool = False
-    """Whether it is good, but more than one would expect, so that a training says it too."""
+    """What was seen; if that is not good, how to fix it."""
+    notable: bool = False
+    """Whether a training reports it too, although it is good: few users expect it."""
 
 
 def look(what: str, find: Callable[[], str]) -> Finding:
-    """Return what was found, or what it could not be found for."""
+    """Make a check: good with the text that ``find`` returns, not good with the error it raises."""
     try:
         return Finding(what, True, find())
     except (FederationError, OSError, RuntimeError) as error:

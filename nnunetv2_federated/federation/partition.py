@@ -1,15 +1,15 @@
 """Partition the cases of one dataset into sites: seeded, disjoint and complete.
 
-What is dealt out is a group: the cases of one patient, or a single case where patients are not
-known. Each method hands every group to exactly one site, so no case is lost, doubled or separated
-from its patient.
+The unit that is dealt is a group: the cases of one patient, or a single case where patients are not
+known. Each method gives every group to exactly one site, so that no case is lost, doubled or
+separated from its patient.
 
 ==========  ========================================================================================
 iid         groups shuffled and dealt out one by one; sites of equal size
 stratified  the same within every class, so that each site has the same mix
 dirichlet   per class, the shares of the sites are drawn from Dirichlet(alpha)
 hybrid      a stratified share of every class for every site first, the rest by Dirichlet(alpha)
-column      as a column of the case table says, for instance the hospital
+column      the site of each case stands in a column of the case table, for instance the hospital
 ==========  ========================================================================================
 """
 
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.text import few
 
 Sites = dict[str, list[str]]
 """Site name to its cases, both sorted."""
@@ -75,7 +76,7 @@ class PartitionSettings:
 
 
 class _Group(NamedTuple):
-    """Cases that stay together, and the class they count for."""
+    """Cases that stay together, and the class for which they count."""
 
     cases: tuple[str, ...]
     label: str
@@ -94,14 +95,14 @@ def partition_cases(
 ) -> Sites:
     """Assign every case to one site.
 
-    The result depends on the settings and on what is passed, never on its order.
+    The result depends on the settings and on the arguments, never on the order of their items.
 
     Parameters
     ----------
     cases
         Case identifiers, each once.
     settings
-        Method, number of sites, seed.
+        Method, number of sites, seed and the other parameters.
     classes
         Case to class; needed by stratified, dirichlet and hybrid. A patient counts for the most
         frequent class among its cases, on a tie for the alphabetically first.
@@ -118,12 +119,14 @@ def partition_cases(
     Raises
     ------
     SettingsError
-        More sites than cases or patients, a case without class, patient or site, or no draw with
-        `min_cases` at every site.
+        If there are more sites than cases or patients, a case has no class, patient or site, or no
+        draw gave every site `min_cases`.
     """
     repeated = sorted(case for case, count in Counter(cases).items() if count > 1)
     if repeated:
-        raise SettingsError(f"cases are listed twice: {_some(repeated)}; list each case once")
+        raise SettingsError(
+            f"cases are listed twice: {few(map(repr, repeated))}; list each case once"
+        )
     if settings.method == "column":
         return _partition_by_column(sorted(cases), settings, patients, column)
     if settings.method == "iid":
@@ -142,19 +145,20 @@ def partition_cases(
 
 
 def check_sites(sites: Mapping[str, Sequence[str]], known: Iterable[str]) -> None:
-    """Refuse sites that somebody wrote by hand and that cannot be trained on.
+    """Refuse sites, as written by hand in a sites file, on which no training is possible.
 
     Parameters
     ----------
     sites
         Site name to its cases.
     known
-        The cases of the dataset; they need not all be used.
+        All cases of the dataset; not all of them need a site.
 
     Raises
     ------
     SettingsError
-        No sites, an unusable name, an empty site, an unknown case, or a case given out twice.
+        If there are no sites, or a site has an unusable name, no cases, an unknown case, or a case
+        that another site has as well.
     """
     if not sites:
         raise SettingsError("there are no sites; name at least one site with its cases")
@@ -167,8 +171,9 @@ def check_sites(sites: Mapping[str, Sequence[str]], known: Iterable[str]) -> Non
         unknown = [case for case in cases if case not in known]
         if unknown:
             raise SettingsError(
-                f"site '{site}' has cases that the dataset does not have: {_some(unknown)}; "
-                f"use the identifiers of the dataset's {len(known)} cases"
+                f"site '{site}' has cases that the dataset does not have: "
+                f"{few(map(repr, unknown))}; use the identifiers of the dataset's {len(known)} "
+                "cases"
             )
         for case in cases:
             if case in owner:
@@ -180,14 +185,14 @@ def check_sites(sites: Mapping[str, Sequence[str]], known: Iterable[str]) -> Non
 
 
 def _draw_until_filled(groups: Sequence[_Group], settings: PartitionSettings) -> _Assignment:
-    """Draw again, from the same generator, while a site has fewer than `min_cases`."""
+    """Draw partitions from one generator until every site has at least `min_cases`."""
     draws: dict[str, _Draw] = {
         "iid": _stratified,  # the caller put all cases into one class
         "stratified": _stratified,
         "dirichlet": _dirichlet,
         "hybrid": _hybrid,
     }
-    # PCG64 by name: default_rng may change its bit generator, a saved seed must not change meaning.
+    # PCG64 by name: NumPy may change what default_rng uses, and a seed must keep its meaning
     rng = np.random.Generator(np.random.PCG64(settings.seed))
     fullest = 0
     for _ in range(MAX_DRAWS):
@@ -201,7 +206,8 @@ def _draw_until_filled(groups: Sequence[_Group], settings: PartitionSettings) ->
         remedy += f", or raise --alpha above {settings.alpha:g}"
     raise SettingsError(
         f"{MAX_DRAWS} draws of the {settings.method} partition into {settings.sites} sites gave "
-        f"the smallest site at most {fullest} cases, wanted are {settings.min_cases}; {remedy}"
+        f"the smallest site at most {fullest} cases, but each site needs {settings.min_cases}; "
+        f"{remedy}"
     )
 
 
@@ -226,10 +232,10 @@ def _dirichlet(
 def _hybrid(
     groups: Sequence[_Group], settings: PartitionSettings, rng: np.random.Generator
 ) -> _Assignment:
-    """Stratified share first, rest by Dirichlet: the partition of the source presentation.
+    """Deal a stratified share of every class first, then scatter the rest by Dirichlet(alpha).
 
-    The share is at least one group per site where the class has so many, whatever the fraction:
-    no class is to be missing anywhere.
+    The share is at least one group per site where the class has so many, whatever the fraction, so
+    that no class is missing at any site.
     """
     sites: _Assignment = [[] for _ in range(settings.sites)]
     rests: list[list[_Group]] = []
@@ -244,10 +250,11 @@ def _hybrid(
 
 
 def _deal(members: Sequence[_Group], sites: _Assignment) -> None:
-    """Deal groups of one class out evenly: round robin, but by cases, for patients differ in size.
+    """Deal the groups of one class to the sites so that each gets about as many cases.
 
-    Large patients come first, so that small ones can level them out. Each group goes to the site
-    that has the fewest cases of these, then the fewest of all, then the lowest number; so the
+    Patients have different numbers of cases, so cases are counted, not groups. Large patients come
+    first, so that small ones can level them out. Each group goes to the site with the fewest cases
+    of this class, on a tie to the one with the fewest of all classes, then to the first: the
     left-over cases of several classes do not pile up at the first sites.
     """
     dealt = [0] * len(sites)
@@ -269,7 +276,7 @@ def _scatter(
     cases are used; Hsu et al. draw the mix of classes of each site.
     """
     shares = rng.dirichlet(np.full(len(sites), alpha))
-    # Rounding the borders, not the shares, makes the parts add up to all groups.
+    # the borders are rounded, not the shares: so the parts add up to all groups
     borders = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(int).tolist()
     starts, stops = [0, *borders], [*borders, len(members)]
     for site, start, stop in zip(sites, starts, stops, strict=True):
@@ -293,13 +300,13 @@ def _partition_by_column(
             if len(visited) > 1:
                 raise SettingsError(
                     f"patient '{patients[group.cases[0]]}' has cases at several sites "
-                    f"({_some(visited)}), allowed is one; correct the column that --by names "
-                    "or the column patient"
+                    f"({few(map(repr, visited))}), allowed is one; correct the column that --by "
+                    "names or the column patient"
                 )
     small = [site for site, members in sites.items() if len(members) < settings.min_cases]
     if small:
         raise SettingsError(
-            f"sites with fewer than {settings.min_cases} cases: {_some(small)}; "
+            f"sites with fewer than {settings.min_cases} cases: {few(map(repr, small))}; "
             "lower --min-cases or merge sites in the case table"
         )
     return sites
@@ -308,7 +315,7 @@ def _partition_by_column(
 def _group(
     cases: Sequence[str], classes: Mapping[str, str], patients: Mapping[str, str] | None
 ) -> list[_Group]:
-    """Cases of one patient together, sorted by patient."""
+    """Put the cases of each patient together, sorted by patient."""
     if patients is None:
         return [_Group((case,), classes[case]) for case in sorted(cases)]
     patients = _complete(patients, cases, "patient", "the column patient, or remove that column")
@@ -316,9 +323,11 @@ def _group(
     for case in sorted(cases):
         members.setdefault(patients[case], []).append(case)
     groups = []
-    for _, own in sorted(members.items()):
-        votes = Counter(classes[case] for case in own)
-        groups.append(_Group(tuple(own), min(votes, key=lambda label: (-votes[label], label))))
+    for _, of_patient in sorted(members.items()):
+        votes = Counter(classes[case] for case in of_patient)
+        groups.append(
+            _Group(tuple(of_patient), min(votes, key=lambda label: (-votes[label], label)))
+        )
     return groups
 
 
@@ -326,7 +335,7 @@ def _by_class(groups: Sequence[_Group]) -> list[list[_Group]]:
     members: dict[str, list[_Group]] = {}
     for group in groups:
         members.setdefault(group.label, []).append(group)
-    return [own for _, own in sorted(members.items())]
+    return [of_class for _, of_class in sorted(members.items())]
 
 
 def _shuffled(members: Sequence[_Group], rng: np.random.Generator) -> list[_Group]:
@@ -340,12 +349,13 @@ def _num_cases(site: Iterable[_Group]) -> int:
 def _complete(
     values: Mapping[str, str] | None, cases: Iterable[str], what: str, source: str
 ) -> dict[str, str]:
-    """Return the values of exactly these cases; a blank value is a missing one."""
+    """Return the values of exactly these cases; a blank value counts as missing."""
     values = values or {}
     missing = sorted(case for case in cases if not values.get(case, "").strip())
     if missing:
         raise SettingsError(
-            f"{len(missing)} cases have no {what}: {_some(missing)}; give each one by {source}"
+            f"{len(missing)} cases have no {what}: {few(map(repr, missing))}; give each one by "
+            f"{source}"
         )
     return {case: values[case] for case in cases}
 
@@ -364,7 +374,7 @@ def _check_enough(num_cases: int, num_groups: int, settings: PartitionSettings) 
 
 
 def _check_site_name(name: str) -> None:
-    # A site's name becomes the name of its folder.
+    # the name of a site becomes the name of its folder
     if not name.strip() or name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
         raise SettingsError(
             f"site name {name!r} cannot be a folder name; use letters, digits, '_' and '-'"
@@ -380,8 +390,3 @@ def _check_whole(flag: str, value: object, minimum: int) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f"'{name}'" for name in names[:limit]) + more

@@ -1,8 +1,8 @@
-"""``dataset.json`` as nnU-Net will read it: what it cannot do with one is said in a line."""
+"""Check that nnU-Net can use a ``dataset.json``, and say in one line why it cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -18,14 +18,14 @@ def check_declaration(dataset_json: Any, where: str = "dataset.json") -> None:  
     Parameters
     ----------
     dataset_json
-        Its content, of whomever.
+        Content of the file, from any source.
     where
-        For the message: which file it is.
+        Name of the file in the message.
 
     Raises
     ------
     SettingsError
-        Naming the key and what is allowed, or giving nnU-Net's own reason.
+        If it cannot: names the key and what is allowed, or gives nnU-Net's own reason.
     """
     if not isinstance(dataset_json, dict):
         raise SettingsError(f"{where}: give an object with channel_names, labels and file_ending.")
@@ -65,8 +65,7 @@ def _check_labels(dataset_json: Mapping[str, Any], where: str) -> None:
             '"background": 0, or convert the dataset with nnUNetv2_convert_old_nnUNet_dataset.'
         )
     order = dataset_json.get("regions_class_order")
-    numbers = [*(order or []), *labels.values()] if has_regions(labels) else []
-    if any(isinstance(n, str) or (isinstance(n, list) and str in map(type, n)) for n in numbers):
+    if _has_text_in_regions(labels, order):
         raise SettingsError(
             f"{where}: labels and regions_class_order have numbers in quotation marks, which "
             "nnU-Net does not read where there are regions: leave the marks out."
@@ -80,3 +79,12 @@ def _check_labels(dataset_json: Mapping[str, Any], where: str) -> None:
             f"{where}: labels {clean(labels, 80)}: nnU-Net needs the numbers 0, 1, 2 and so on, "
             "none left out."
         )
+
+
+def _has_text_in_regions(labels: Mapping[str, Any], order: Sequence[Any] | None) -> bool:
+    """Whether labels with regions, or their order, have a number that is written as text."""
+    if not has_regions(labels):
+        return False
+    values = [*(order or ()), *labels.values()]
+    numbers = [n for value in values for n in (value if isinstance(value, list) else [value])]
+    return any(isinstance(number, str) for number in numbers)

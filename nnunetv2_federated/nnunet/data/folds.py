@@ -1,9 +1,9 @@
-"""Folds: which cases are trained on and which are validated, as nnU-Net has them."""
+"""Folds: the training and validation cases of each, as nnU-Net chooses them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nnunetv2_federated.federation.case_table import (
 )
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing
+from nnunetv2_federated.federation.text import some_cases
 from nnunetv2_federated.nnunet.data.dataset import (
     Dataset,
     check_configuration,
@@ -28,32 +29,33 @@ from nnunetv2_federated.nnunet.data.dataset import (
 
 SPLITS_FILE = "splits_final.json"
 CASE_TABLE = "cases.csv"
-"""See :mod:`nnunetv2_federated.federation.case_table`; beside ``dataset.json``, raw or copied."""
+"""File of the case table (:mod:`nnunetv2_federated.federation.case_table`), beside
+``dataset.json`` in the raw or in the preprocessed dataset."""
 
 Split = dict[str, list[str]]
-"""``train`` and ``val``, as in nnU-Net's ``splits_final.json``."""
+"""Cases of a fold under ``train`` and ``val``, as in nnU-Net's ``splits_final.json``."""
 
-_FOLDS = 5
-_SEED = 12345  # both nnU-Net's
+_FOLDS = 5  # nnU-Net's number
+_SEED = 12345  # nnU-Net's seed
 
 
 def find_case_table(dataset: Dataset) -> Path | None:
     """Return the case table of a dataset, in ``nnUNet_raw`` or else beside its plans."""
     raw = nnUNet_raw.get()
     folders = [Path(raw) / dataset.name] if raw else []
-    found = [folder / CASE_TABLE for folder in (*folders, dataset.folder)]
-    return next((path for path in found if path.is_file()), None)
+    tables = [folder / CASE_TABLE for folder in (*folders, dataset.folder)]
+    return next((path for path in tables if path.is_file()), None)
 
 
 def known_patients(dataset: Dataset, table: Path | None = None) -> dict[str, str] | None:
-    """Return the patient of each case, ``None`` where nobody has said.
+    """Return the patient of each case; ``None`` if no case table has patients.
 
     Parameters
     ----------
     dataset
-        Whose own case table counts if no other is given.
+        Dataset whose own case table is read if ``table`` is ``None``.
     table
-        Another one.
+        Case table to read in place of the dataset's own.
 
     Raises
     ------
@@ -65,13 +67,13 @@ def known_patients(dataset: Dataset, table: Path | None = None) -> dict[str, str
 
 
 def _patients_to_draw_by(dataset: Dataset, table: Path | None) -> dict[str, str] | None:
-    """Return the known patients; refuse to draw by case where a table seems to know more."""
+    """Return the known patients; refuse a table that seems to have them under another name."""
     path = table or find_case_table(dataset)
-    others = like_patients(read_case_table(path)) if path is not None else []
-    if others:
+    similar = like_patients(read_case_table(path)) if path is not None else []
+    if similar:
         raise SettingsError(
-            f"{path} has no column patient, but {', '.join(others)}: name it patient to have folds "
-            f"drawn by patient, or write {SPLITS_FILE} yourself."
+            f"{path} has no column patient, but {', '.join(similar)}: name it patient to have "
+            f"folds drawn by patient, or write {SPLITS_FILE} yourself."
         )
     return known_patients(dataset, table)
 
@@ -104,17 +106,18 @@ def _is_split(split: Any) -> bool:  # noqa: ANN401  # JSON
 def fold_split(
     dataset: Dataset, configuration: str, fold: int | str
 ) -> tuple[list[str], list[str]]:
-    """Training and validation cases of a fold, as nnU-Net's ``do_split`` chooses them.
+    """Return training and validation cases of a fold, as nnU-Net's ``do_split`` chooses them.
 
-    Creates ``splits_final.json`` where nnU-Net would: as nnU-Net does, but with a patient's cases
-    in one fold where the case table has patients. A fold that nnU-Net would replace by a random
-    80:20 split is refused, because two commands would then disagree about the fold.
+    Creates ``splits_final.json`` where nnU-Net would: as nnU-Net does, but with all cases of a
+    patient in one fold where the case table has patients. nnU-Net replaces a fold that the file
+    does not have by a random 80:20 split. Here it is refused, because two commands would then
+    disagree about the fold.
 
     Raises
     ------
     SettingsError
         If the fold does not exist, names cases that are not preprocessed or are in both of its
-        parts, or there are too few cases for nnU-Net's five.
+        parts, or there are too few cases for nnU-Net's five folds.
     """
     cases = preprocessed_cases(check_configuration(dataset, configuration))
     if fold == "all":
@@ -130,34 +133,42 @@ def fold_split(
     training, validation = sorted(splits[fold]["train"]), sorted(splits[fold]["val"])
     unknown = {*training, *validation} - set(cases)
     if unknown:
+        are = "is" if len(unknown) == 1 else "are"
         raise SettingsError(
-            f"{SPLITS_FILE} of {dataset.name} names {some(unknown)} in fold {fold} that "
-            f"{_are(unknown)} not preprocessed for {configuration}: preprocess again, or take them "
-            "out of the file."
+            f"{SPLITS_FILE} of {dataset.name} names {some_cases(unknown)} in fold {fold} that "
+            f"{are} not preprocessed for {configuration}: preprocess again, or take them out of "
+            "the file."
         )
+    _check_once(dataset, fold, training, validation)
+    return training, validation
+
+
+def _check_once(
+    dataset: Dataset, fold: int, training: Sequence[str], validation: Sequence[str]
+) -> None:
+    """Refuse a fold that has a case twice, in one of its parts or in both."""
     twice = {case for part in (training, validation) for case in part if part.count(case) > 1}
     if twice:
         raise SettingsError(
-            f"{SPLITS_FILE} of {dataset.name} has {some(twice)} more than once in a part of fold "
-            f"{fold}: correct it, or delete it to have folds drawn."
+            f"{SPLITS_FILE} of {dataset.name} has {some_cases(twice)} more than once in a part of "
+            f"fold {fold}: correct it, or delete it to have folds drawn."
         )
     both = set(training) & set(validation)
     if both:
         raise SettingsError(
-            f"{SPLITS_FILE} of {dataset.name} has {some(both)} in training and in validation of "
-            f"fold {fold}: correct it, or delete it to have folds drawn."
+            f"{SPLITS_FILE} of {dataset.name} has {some_cases(both)} in training and in validation "
+            f"of fold {fold}: correct it, or delete it to have folds drawn."
         )
-    return training, validation
 
 
 def fold_of_site(
     dataset: Dataset, configuration: str, fold: int | str
 ) -> tuple[list[str], list[str]]:
-    """Training and validation cases of a site's dataset in a fold, as :func:`fold_split`.
+    """Return training and validation cases of a site's dataset in a fold, as :func:`fold_split`.
 
-    A site with too few cases or patients for nnU-Net's five folds, and none of its own in
-    ``splits_final.json``, trains with all of them in every fold and validates none: the other
-    sites' cases judge the model.
+    A site that has too few cases or patients for nnU-Net's five folds, and no
+    ``splits_final.json`` of its own, trains with all cases in every fold and validates none: the
+    model is validated on the cases of the other sites.
 
     Raises
     ------
@@ -175,16 +186,16 @@ def fold_of_site(
 def draw_by_table(
     dataset: Dataset, configuration: str, folds: Iterable[int | str], table: Path | None
 ) -> None:
-    """Draw the folds by the patients of a case table, if one of them is needed and none are drawn.
+    """Draw the folds by the patients of a case table, unless they exist or none is needed.
 
     Parameters
     ----------
     dataset, configuration
-        Whose preprocessed cases are drawn.
+        Dataset and configuration whose preprocessed cases are drawn.
     folds
-        That will be used.
+        Folds that will be used.
     table
-        ``None`` to leave it to the dataset's own.
+        Case table; ``None`` if the user gave none: :func:`fold_split` then draws the folds.
 
     Raises
     ------
@@ -212,23 +223,24 @@ def _write_folds(
             save_json(splits, str(temporary))
     except OSError as error:
         raise SettingsError(
-            f"{path} cannot be written ({error.strerror}), and says which cases a fold has: let "
-            "it be written once, as nnU-Net does before its first training, or use fold all."
+            f"{path} cannot be written ({error.strerror}), which lists the cases of each "
+            "fold: let it be written once, as nnU-Net does before its first training, or use fold "
+            "all."
         ) from error
 
 
 def draw_folds(cases: Sequence[str], patients: Mapping[str, str] | None) -> list[Split]:
-    """Draw nnU-Net's five folds, with the cases of a patient in one.
+    """Draw nnU-Net's five folds, with all cases of a patient in one fold.
 
-    Where each case is a patient of its own the folds are nnU-Net's. Otherwise they are of the same
-    seed, and of sizes that differ by no more than the patients make necessary.
+    Where each case is a patient of its own the folds are nnU-Net's. Otherwise they are drawn with
+    nnU-Net's seed, and their sizes differ by no more than the patients make necessary.
 
     Parameters
     ----------
     cases
-        In nnU-Net's order, sorted.
+        Cases in nnU-Net's order, sorted.
     patients
-        Patient of each; ``None`` if they are not known.
+        Case to patient; ``None`` if the patients are not known.
 
     Raises
     ------
@@ -237,39 +249,32 @@ def draw_folds(cases: Sequence[str], patients: Mapping[str, str] | None) -> list
     """
     if len(cases) < _FOLDS:
         raise ValueError(f"has {len(cases)} cases, nnU-Net's five folds need five")
-    groups = list(cases)
-    if patients is not None:
-        without = [case for case in cases if not patients.get(case)]
-        if without:
-            raise ValueError(f"the case table has no patient for {some(without)}")
-        groups = [patients[case] for case in cases]
-    count = len(set(groups))
+    patient_of_each = list(cases) if patients is None else _patient_of_each(cases, patients)
+    count = len(set(patient_of_each))
     if count == len(cases):
         return [dict(split) for split in generate_crossval_split(list(cases), _SEED, _FOLDS)]
     if count < _FOLDS:
         raise ValueError(f"has cases of {count} patients, five folds by patient need five")
-    drawn = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=_SEED)
+    # one class for all cases: only the sizes of the folds are balanced
+    splitter = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=_SEED)
     return [
         {"train": [cases[i] for i in train], "val": [cases[i] for i in val]}
-        for train, val in drawn.split(cases, [0] * len(cases), groups)
+        for train, val in splitter.split(cases, [0] * len(cases), patient_of_each)
     ]
 
 
-def some(names: Collection[str]) -> str:
-    """Count cases and name up to three: ``2 cases (a, b)``."""
-    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} case{'s' if len(names) != 1 else ''} ({shown})"
-
-
-def _are(names: Collection[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+def _patient_of_each(cases: Sequence[str], patients: Mapping[str, str]) -> list[str]:
+    without = [case for case in cases if not patients.get(case)]
+    if without:
+        raise ValueError(f"the case table has no patient for {some_cases(without)}")
+    return [patients[case] for case in cases]
 
 
 def shared_patients(
     training: Iterable[str], validation: Iterable[str], patients: Mapping[str, str]
 ) -> set[str]:
-    """Return the patients who have cases in both."""
-    ours, theirs = (
+    """Return the patients who have cases both in training and in validation."""
+    trained, validated = (
         {patients[case] for case in part if case in patients} for part in (training, validation)
     )
-    return ours & theirs
+    return trained & validated

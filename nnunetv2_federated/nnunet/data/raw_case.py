@@ -1,4 +1,4 @@
-"""One case of a raw dataset, read with nnU-Net and held against what the dataset declares."""
+"""One case of a raw dataset, read with nnU-Net and compared with what the dataset declares."""
 
 from __future__ import annotations
 
@@ -33,24 +33,26 @@ _MOST_SHOWN = 3
 _LARGEST_LABEL = 255
 
 Work = tuple[Sequence[str], str, type, int, int, tuple[int, ...]]
-"""Image files, label file, reader, voxels to sample, channels and labels that are declared."""
+"""Image files, label file, reader/writer, number of voxels to sample, declared number of channels
+and declared labels of a case."""
 
 
 def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """List images and mask of each training case, as nnU-Net does.
+    """Return ``images`` and ``label`` of each training case, as nnU-Net finds them.
 
     Raises
     ------
     SettingsError
-        If a file in ``imagesTr`` has no channel number; its text names no file.
+        If a file in ``imagesTr`` has no channel number. Its text may leave the site: it names no
+        file.
     """
     cases = training_files(raw, dataset_json)
     if "dataset" in dataset_json:
         return cases
     ending = dataset_json["file_ending"]
-    known = {image for case in cases.values() for image in case["images"]}
+    numbered = {image for case in cases.values() for image in case["images"]}
     files = (raw / "imagesTr").iterdir()
-    lacking = sum(path.name.endswith(ending) and str(path) not in known for path in files)
+    lacking = sum(path.name.endswith(ending) and str(path) not in numbered for path in files)
     if lacking:
         raise SettingsError(
             f"{lacking} files in imagesTr have no channel number: nnU-Net needs names such as "
@@ -67,7 +69,7 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[st
 
 
 def declared_values(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return what may stand in a mask."""
+    """Return all values that a mask may have."""
     manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
     ignored = [manager.ignore_label] if manager.has_ignore_label else []
     return tuple(int(value) for value in (*manager.all_labels, *ignored))
@@ -76,38 +78,39 @@ def declared_values(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
 def choose_reader(
     dataset_json: dict[str, Any], example: str
 ) -> tuple[type[BaseReaderWriter] | None, str]:
-    """Choose a reader as nnU-Net does, which may look at an image.
+    """Choose a reader/writer as nnU-Net does, which may try it on an image.
 
     Parameters
     ----------
     dataset_json
-        Of the dataset.
+        ``dataset.json`` of the dataset.
     example
-        One of its images.
+        File of one of its images.
 
     Returns
     -------
     tuple
-        The reader, ``None`` if none can read the image; and why the last that was tried could not.
+        Class of the reader/writer, ``None`` if none can read the image; and why the last one that
+        was tried could not.
     """
     said = io.StringIO()
     try:
-        # nnU-Net prints the traceback of a reader that cannot
+        # nnU-Net prints the traceback of a reader that fails
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            found: type[BaseReaderWriter] = determine_reader_writer_from_dataset_json(
+            reader: type[BaseReaderWriter] = determine_reader_writer_from_dataset_json(
                 dataset_json, example, verbose=False
             )
     except RuntimeError as error:
         return None, clean(_last_line(said.getvalue()) or error)
-    return found, clean(_last_line(said.getvalue()))
+    return reader, clean(_last_line(said.getvalue()))
 
 
 @contextlib.contextmanager
 def keeping_output() -> Iterator[Callable[[], str]]:
-    """Keep what this process and its children print; yields what returns it.
+    """Collect what this process and its children print; yields a function that returns the text.
 
-    Of the file descriptor: nnU-Net's worker processes are spawned, and know nothing of
-    ``sys.stdout``.
+    The file descriptor is redirected: nnU-Net's worker processes are spawned, and do not inherit a
+    replaced ``sys.stdout``.
     """
     sys.stdout.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as kept:
@@ -133,11 +136,14 @@ def _last_line(text: str) -> str:
 
 
 class _UnusableError(Exception):
-    """A case that cannot be used: what is wrong, and after a colon what only the site may know."""
+    """A case that cannot be used.
+
+    Its text says what is wrong; only what stands before the first colon may leave the site.
+    """
 
 
 class _CheckingReader:
-    """Reads a case for nnU-Net's extractor, and refuses what the dataset does not declare."""
+    """Reader for nnU-Net's extractor that refuses images and masks the dataset does not declare."""
 
     def __init__(
         self, reader: type[BaseReaderWriter], channels: int, labels: Sequence[int]
@@ -164,10 +170,11 @@ class _CheckingReader:
             raise _UnusableError(
                 f"mask of another size than the image: {mask.shape[1:]}, {self._shape}"
             )
-        found = pd.unique(mask.ravel())  # as nnU-Net; NumPy's sorts, which takes ten times as long
-        if np.any(np.isnan(found)):
+        # as nnU-Net; NumPy's unique sorts, which takes ten times as long
+        values = pd.unique(mask.ravel())
+        if np.any(np.isnan(values)):
             raise _UnusableError("NaN")
-        others = sorted(float(value) for value in found if value not in self._labels)
+        others = sorted(float(value) for value in values if value not in self._labels)
         if others:
             raise _UnusableError(_undeclared(others))
         return mask, properties
@@ -185,7 +192,10 @@ class _CheckingReader:
 
 
 def _undeclared(values: Sequence[float]) -> str:
-    """Name labels that are not declared; one that is no label but an intensity stays here."""
+    """Say which labels are not declared.
+
+    Values that look like intensities come after a colon: they must not leave the site.
+    """
     shown = clean(", ".join(f"{value:g}" for value in values[:_MOST_SHOWN]))
     whole = all(value.is_integer() and abs(value) <= _LARGEST_LABEL for value in values)
     if len(values) > _MOST_SHOWN or not whole:
@@ -194,20 +204,24 @@ def _undeclared(values: Sequence[float]) -> str:
 
 
 def analyse_case(work: Work) -> CaseFingerprint | str:
-    """Summarise a case as nnU-Net's extractor reads it; what is wrong with it, as text."""
-    images, label, reader_writer, samples, channels, labels = work
+    """Return the fingerprint of a case as nnU-Net's extractor reads it, or why it has none."""
     try:
-        shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
-            images, label, lambda: _CheckingReader(reader_writer, channels, labels), samples
-        )
+        return _fingerprint_of(work)
     except _UnusableError as error:
         return str(error)
     except AssertionError as error:
         return "NaN" if "NaN" in str(error) else f"{type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001  # whatever a reader raises, for the site's log
         return f"{type(error).__name__}: {error}"
+
+
+def _fingerprint_of(work: Work) -> CaseFingerprint:
+    images, label, reader_writer, samples, channels, labels = work
+    shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
+        images, label, lambda: _CheckingReader(reader_writer, channels, labels), samples
+    )
     if not all(np.all(np.isfinite(channel)) for channel in intensities):
-        return "infinite intensities"
+        raise _UnusableError("infinite intensities")
     return CaseFingerprint(
         tuple(float(s) for s in spacing),
         tuple(int(s) for s in shape),

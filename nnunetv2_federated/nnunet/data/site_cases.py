@@ -1,4 +1,4 @@
-"""Which cases of a fold belong to which site."""
+"""The cases of each site in a fold, of one partitioned dataset or of several datasets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nnunetv2_federated.nnunet.data.dataset import (
 from nnunetv2_federated.nnunet.data.folds import fold_of_site, fold_split, known_patients
 
 SAVED_PARTITION = "federated_sites.json"
-"""In the preprocessed dataset's folder; ``{site: [case, ...]}``, as a sites file."""
+"""Sites file of a saved partition, in the preprocessed dataset's folder."""
 
 
 def partition_dataset(
@@ -43,14 +43,14 @@ def partition_dataset(
     Parameters
     ----------
     dataset, configuration
-        Whose preprocessed cases are dealt.
+        Dataset and configuration whose preprocessed cases are dealt.
     settings
-        The method and its parameters.
+        Method of the partition and its parameters.
     table
-        CSV with a column ``case``; a column ``patient`` keeps a patient's cases together, as does
-        that of the dataset's own case table where none is given.
+        Case table, a CSV file with a column ``case``; ``None`` for the dataset's own. A column
+        ``patient`` keeps all cases of a patient at one site.
     by
-        Column of the table with the class (or, for ``column``, the site) of a case.
+        Column of the case table with the class (or, for ``column``, the site) of a case.
 
     Returns
     -------
@@ -77,12 +77,12 @@ def partition_dataset(
 
 
 def count_classes(sites: Sites, classes: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Cases of each class at each site."""
+    """Count the cases of each class at each site."""
     return {site: dict(Counter(classes[case] for case in cases)) for site, cases in sites.items()}
 
 
 def read_sites_file(path: Path) -> Sites:
-    """Read ``{site: [case, ...]}``.
+    """Read a sites file, ``{site: [case, ...]}``.
 
     Raises
     ------
@@ -103,12 +103,12 @@ def read_sites_file(path: Path) -> Sites:
 
 
 def saved_partition(dataset: Dataset) -> Path:
-    """Where ``nnUNetv2_partition`` saves a partition."""
+    """Return the file in which ``nnUNetv2_partition`` saves a partition."""
     return dataset.folder / SAVED_PARTITION
 
 
 def save_partition(dataset: Dataset, sites: Sites) -> Path:
-    """Save a partition for later trainings."""
+    """Save a partition for later trainings; return its file."""
     path = saved_partition(dataset)
     write_atomically(path, json.dumps(sites, indent=1))
     return path
@@ -117,7 +117,7 @@ def save_partition(dataset: Dataset, sites: Sites) -> Path:
 def sites_of_fold(
     dataset: Dataset, configuration: str, fold: int | str, sites: Sites
 ) -> tuple[SiteCases, ...]:
-    """Intersect a partition of the dataset with a fold.
+    """Return the training and validation cases in a fold of each site of a partition.
 
     Raises
     ------
@@ -141,28 +141,17 @@ def sites_of_fold(
 def sites_from_datasets(
     names: Sequence[str], configuration: str, fold: int | str, plans: str
 ) -> tuple[SiteCases, ...]:
-    """Make one site of each dataset; channels, labels and plans must agree.
+    """Return one site for each dataset; channels, labels and plans must agree.
 
     Raises
     ------
     SettingsError
-        If a dataset differs from the first, naming both and the field.
+        If a dataset differs from the first (names both and the field), is named twice, or no site
+        has a validation case.
     """
     datasets = [load_dataset(name, plans) for name in names]
-    first = datasets[0]
     for other in datasets[1:]:
-        difference = find_difference(other.declared, first.declared)
-        if difference is not None:
-            reason = f"; {difference.hint}" if difference.hint else ""
-            raise SettingsError(
-                f"--site-datasets: {difference.field} of {other.name} is {difference.ours}, of "
-                f"{first.name} {difference.theirs}{reason}; they must be the same."
-            )
-        if other.plans_hash != first.plans_hash:
-            raise SettingsError(
-                f"--site-datasets: the plans {plans} of {other.name} differ from those of "
-                f"{first.name}; all sites need the same (nnUNetv2_move_plans_between_datasets)."
-            )
+        _check_same(other, datasets[0], plans)
     sites = []
     for dataset in datasets:
         check_configuration(dataset, configuration)
@@ -176,3 +165,19 @@ def sites_from_datasets(
             "nnU-Net's five folds need: use fold all."
         )
     return tuple(sites)
+
+
+def _check_same(other: Dataset, first: Dataset, plans: str) -> None:
+    """Raise ``SettingsError`` unless two datasets declare the same and have the same plans."""
+    difference = find_difference(other.declared, first.declared)
+    if difference is not None:
+        reason = f"; {difference.hint}" if difference.hint else ""
+        raise SettingsError(
+            f"--site-datasets: {difference.field} of {other.name} is {difference.ours}, of "
+            f"{first.name} {difference.theirs}{reason}; they must be the same."
+        )
+    if other.plans_hash != first.plans_hash:
+        raise SettingsError(
+            f"--site-datasets: the plans {plans} of {other.name} differ from those of "
+            f"{first.name}; all sites need the same (nnUNetv2_move_plans_between_datasets)."
+        )
