@@ -19,7 +19,7 @@ from pathlib import Path
 real_context = multiprocessing.get_context
 _FORKS = real_context("forkserver")
 _FORKS.set_forkserver_preload(
-    [f"nnunetv2_federated.cli.{name}" for name in ("server", "site", "plan", "train")]
+    [f"nnunetv2_federated.cli.{name}" for name in ("server", "site_process", "plan", "train")]
 )
 
 

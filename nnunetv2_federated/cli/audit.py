@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,10 +36,19 @@ def build_parser() -> argparse.ArgumentParser:
         "what left. Exit status 1 if the log was changed.",
     )
     add = parser.add_argument
-    add("site", type=Path, metavar="site.toml", help="of the site, as for nnUNetv2_federated_site")
+    add(
+        "site",
+        type=Path,
+        metavar="site.toml",
+        help="file of the site, as for nnUNetv2_federated_site --site",
+    )
     add("--csv", type=Path, metavar="FILE", help="write a table to this file, print none")
-    add("--since", metavar="DATE", help="only from then on: 2026-03-01, or 2026-03-01T08:00 (UTC)")
-    add("--event", nargs="+", metavar="NAME", help=f"only these: {', '.join(EVENTS)}")
+    add(
+        "--since",
+        metavar="DATE",
+        help="only lines of this time and later: 2026-03-01, or 2026-03-01T08:00 (UTC)",
+    )
+    add("--event", nargs="+", metavar="NAME", help=f"only these events: {', '.join(EVENTS)}")
     add(
         "--head",
         metavar="HASH",
@@ -53,24 +63,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(lambda: _audit(parse(parser, argv)))
 
 
+@dataclass(frozen=True)
+class _Selection:
+    """Which lines of a log are shown."""
+
+    since: datetime | None
+    events: frozenset[str]
+    """Names of events; all if empty."""
+
+    def period(self, lines: Iterable[Line]) -> list[Line]:
+        """Return the lines of the period, whatever their event."""
+        return [line for line in lines if self.since is None or line.moment >= self.since]
+
+    def shown(self, period: Iterable[Line]) -> list[Line]:
+        """Return the lines of the events that were asked for."""
+        return [line for line in period if not self.events or line.event in self.events]
+
+
 def _audit(options: Options) -> None:
-    since, events = _since(options.get("since")), _events(options.get("event"))
+    selection = _Selection(_since(options.get("since")), _events(options.get("event")))
     noted = _noted(options.get("head"))
     path = read_site_file(options["site"]).work / AUDIT_FILE
-    report = check(path)
-    if report.problem:
-        raise FederationError(f"audit log {path} was changed or damaged: {report.problem}.")
-    if not report.lines:
-        raise SettingsError(f"{path} has no line: the site has not run with this site.toml yet.")
-    period = [line for line in _whole(path, report) if since is None or line.moment >= since]
-    shown = [line for line in period if not events or line.event in events]
-    if "csv" in options:
-        _write_csv(shown, options["csv"])
-        say(f"wrote {len(shown)} lines to {options['csv']}")
-    else:
-        rows = [(str(line.number), _time(line), line.event, _told(line)) for line in shown]
-        columns = ("line", "time (UTC)", "event", "what")
-        Console(highlight=False).print(as_table("", columns, rows, LONGEST_LINE))
+    report = _checked(path)
+    period = selection.period(_whole(path, report))
+    _show(selection.shown(period), options.get("csv"))
     say(what_left(period))
     if report.note:
         say(f"a process was interrupted: {report.note}")
@@ -79,8 +95,28 @@ def _audit(options: Options) -> None:
         _find(noted, path, report)
 
 
+def _checked(path: Path) -> Report:
+    report = check(path)
+    if report.problem:
+        raise FederationError(f"audit log {path} was changed or damaged: {report.problem}.")
+    if not report.lines:
+        raise SettingsError(f"{path} has no line: the site has not run with this site.toml yet.")
+    return report
+
+
+def _show(lines: Sequence[Line], table: Path | None) -> None:
+    """Write the lines to a CSV file, or print them as a table if there is none."""
+    if table is not None:
+        _write_csv(lines, table)
+        say(f"wrote {len(lines)} lines to {table}")
+        return
+    rows = [(str(line.number), _time(line), line.event, _told(line)) for line in lines]
+    columns = ("line", "time (UTC)", "event", "what")
+    Console(highlight=False).print(as_table("", columns, rows, LONGEST_LINE))
+
+
 def _whole(path: Path, report: Report) -> Iterable[Line]:
-    """Yield the lines that were checked; a running site may have appended since."""
+    """Yield the lines that were checked, without those a running site has appended since."""
     return (line for line in read(path) if line.number <= report.lines)
 
 
@@ -90,7 +126,7 @@ def what_left(lines: Sequence[Line]) -> str:
     Parameters
     ----------
     lines
-        Of the period, of every event.
+        All lines of the period, whatever their event.
     """
     if not lines:
         return "nothing was recorded in this period"
@@ -98,12 +134,19 @@ def what_left(lines: Sequence[Line]) -> str:
     left = [line.fields for line in lines if line.event == "left"]
     if not left:
         return f"{period} nothing left"
-    kinds = Counter(str(fields.get("message")) for fields in left)
-    sizes = [fields.get("bytes") for fields in left]
-    total = sum(size for size in sizes if isinstance(size, int))
-    listed = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
     number = "1 message" if len(left) == 1 else f"{len(left)} messages"
-    return f"{period} {number} left, {total / 1e6:.1f} MB: {listed}"
+    return f"{period} {number} left, {_megabytes(left):.1f} MB: {_kinds(left)}"
+
+
+def _megabytes(messages: Iterable[Mapping[str, Value]]) -> float:
+    sizes = (fields.get("bytes") for fields in messages)
+    return sum(size for size in sizes if isinstance(size, int)) / 1e6
+
+
+def _kinds(messages: Iterable[Mapping[str, Value]]) -> str:
+    """Count messages by kind, as in ``1 evaluate, 3 train``."""
+    counted = Counter(str(fields.get("message")) for fields in messages)
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(counted.items()))
 
 
 def _find(noted: str, path: Path, report: Report) -> None:
@@ -119,11 +162,7 @@ def _find(noted: str, path: Path, report: Report) -> None:
 
 
 def _write_csv(lines: Sequence[Line], path: Path) -> None:
-    known = dict.fromkeys(name for line in lines for name in line.fields)
-    names = [
-        *(n for n in _FIRST_FIELDS if n in known),
-        *(n for n in known if n not in _FIRST_FIELDS),
-    ]
+    names = _field_names(lines)
     try:
         with replacing(path, private=True) as temporary, temporary.open("w", newline="") as file:
             table = csv.writer(file, quoting=csv.QUOTE_ALL)
@@ -133,6 +172,13 @@ def _write_csv(lines: Sequence[Line], path: Path) -> None:
                 table.writerow([line.number, _time(line), csv_cell(line.event), *cells])
     except OSError as error:
         raise SettingsError(f"--csv {path} cannot be written: {error}") from error
+
+
+def _field_names(lines: Sequence[Line]) -> list[str]:
+    """Return the names of all fields of these lines, the well-known ones first."""
+    found = dict.fromkeys(name for line in lines for name in line.fields)
+    first = [name for name in _FIRST_FIELDS if name in found]
+    return [*first, *(name for name in found if name not in _FIRST_FIELDS)]
 
 
 def _cell(value: Value) -> str:

@@ -45,7 +45,7 @@ class _Round(_Checked):
 
 
 class _History(_Checked):
-    """What is shown of ``federation.json``, which may come from anywhere."""
+    """Part of ``federation.json`` that is shown; the file may come from anywhere."""
 
     dataset: str
     configuration: str
@@ -61,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Show rounds and sites of a federation, running or ended, from its "
         "federation.json.",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLD_FOLDER", help="nnU-Net's, .../fold_0")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLD_FOLDER", help="nnU-Net's folder of the fold, .../fold_0"
+    )
     return parser
 
 
@@ -102,7 +104,7 @@ def site_rows(history: dict[str, Any], now: float) -> list[Row]:
     history
         Content of ``federation.json``.
     now
-        Seconds since the epoch.
+        Present time, in seconds since the epoch.
     """
     rows = []
     for name, site in history["sites"].items():

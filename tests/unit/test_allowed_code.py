@@ -36,6 +36,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint, Channel, summarise_site
+from nnunetv2_federated.federation.package_versions import compare_packages
 from nnunetv2_federated.nnunet.data.dataset import Dataset
 from nnunetv2_federated.nnunet.planning.allowed_arguments import REGISTER, Code
 from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer, definition, resolve
@@ -46,7 +47,7 @@ from nnunetv2_federated.nnunet.planning.memory_estimate import (
     resampled_voxels,
 )
 from nnunetv2_federated.nnunet.planning.planner import PlanSettings, find_planner, plan
-from nnunetv2_federated.nnunet.training.packages import compare_packages, defining_packages
+from nnunetv2_federated.nnunet.training.packages import defining_packages
 
 DATASET_JSON = {
     "channel_names": {"0": "image"},

@@ -7,25 +7,105 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from nnunetv2_federated.federation.messages import PlanProposal, Proposal
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.address import Address
+from nnunetv2_federated.flower.deployment.server.credentials import provision
+from nnunetv2_federated.flower.deployment.site.consent import Agreement, Consent, NotApprovedError
+
 PACKAGES = ("nnunetv2_federated",)
 """Packages without a circle between their modules."""
 HEAVY = ("torch", "nnunetv2", "timm", "scipy", "matplotlib")
+PLANNING = PlanProposal(
+    "Dataset901_Balls", {"planner": "ExperimentPlanner"}, ["2d"], 5, False, False
+)
+TRAINING = Proposal(
+    run_id="first",
+    dataset="Dataset777_OfTheServer",
+    configuration="2d",
+    fold=0,
+    trainer="nnUNetTrainerFederated",
+    plans_name="nnUNetPlans",
+    plans_hash="0" * 64,
+    site_index=0,
+    settings=asdict(FederationSettings(rounds=2)),
+)
+
+
+def run_python(program: str, folder: Path | None = None) -> str:
+    """Run a program in a Python of its own; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder
+    )
+    return done.stdout
+
+
+def imported(names: tuple[str, ...]) -> str:
+    return f"print([name for name in {names} if name in __import__('sys').modules])"
 
 
 @pytest.mark.parametrize("command", ["audit", "provision", "status", "trainer_folder"])
 def test_a_command_that_only_reads_and_writes_files_is_there_at_once(command: str) -> None:
+    program = f"import nnunetv2_federated.cli.{command}; {imported(HEAVY)}"
+    assert run_python(program) == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["audit", "check", "site", "status", "trainer_folder"])
+def test_help_needs_neither_torch_nor_nnunet_nor_flower(command: str) -> None:
+    module = f"nnunetv2_federated.cli.{command}"
     program = (
-        f"import sys, nnunetv2_federated.cli.{command}; "
-        f"print([name for name in {HEAVY} if name in sys.modules])"
+        f"import contextlib, {module}\n"
+        f"with contextlib.suppress(SystemExit): {module}.main(['--help'])\n"
+        f"{imported((*HEAVY, 'flwr'))}"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    said = run_python(program)
+    assert said.startswith("usage: nnUNetv2_federated_")
+    assert said.endswith("\n[]\n")
+
+
+def test_a_key_is_made_without_torch_nnunet_or_flower(tmp_path: Path) -> None:
+    program = (
+        "import nnunetv2_federated.cli.site as site\n"
+        f"site.main(['--new-key', 'bern'])\n{imported((*HEAVY, 'flwr'))}"
     )
-    assert done.stdout == "[]\n"
+    said = run_python(program, tmp_path)
+    assert said.startswith("made bern/site.key")
+    assert said.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("agreement", [TRAINING, PLANNING], ids=["training", "planning"])
+def test_an_approval_reads_files_and_imports_no_framework(
+    tmp_path: Path, agreement: Agreement
+) -> None:
+    provision(tmp_path, Address("localhost"), ["bern"])
+    bundle = tmp_path / "sites" / "bern"
+    consent = Consent("bern", bundle / "work")
+    with pytest.raises(NotApprovedError):
+        consent.require(agreement)
+    flags = ["901", "--site", str(bundle / "site.toml"), "--approve", agreement.approval()[:12]]
+    heavy = ("torch", "timm", "scipy", "matplotlib", "flwr")
+    program = (
+        f"import nnunetv2_federated.cli.site as site\nsite.main({flags})\n{imported(heavy)}\n"
+        f"site.main({[*flags[:3], '--withdraw', agreement.approval()[:12]]})\n{imported(heavy)}"
+    )
+
+    said = run_python(program).splitlines()
+
+    # in words first, then the decision
+    assert said[0].startswith(("training of 2d, fold 0, with", "planning together; the coord"))
+    decided = said.index(f"approved {agreement.approval()[:12]}")
+    assert said[decided - 1] == f"approval hash: {agreement.approval()}"
+    assert said[decided + 1 :] == [
+        "[]",
+        f"withdrawn {agreement.approval()}; the site takes no part in it from the next message on",
+        "[]",
+    ]
+    assert not consent.is_approved(agreement)
 
 
 def imports_of(package: str) -> dict[str, set[str]]:

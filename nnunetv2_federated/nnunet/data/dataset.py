@@ -9,21 +9,21 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.names import check_dataset_name, check_name
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
 from nnunetv2_federated.nnunet.data.preprocessed import check_files
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 _OF_PLANS = ("plans_name", "image_reader_writer", "transpose_forward", "transpose_backward")
 """What all configurations share."""
@@ -118,8 +118,34 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
     SettingsError
         If the dataset is unknown, or not planned with these plans.
     """
+    # imported here: it imports torch, which takes seconds and read_plans does not need
+    from nnunetv2_federated.nnunet.data.dataset_json import check_declaration  # noqa: PLC0415
+
+    folder = _preprocessed_folder(name_or_id)
+    plans_file = _plans_file(folder, plans_identifier)
+    dataset_json = read_json(folder / "dataset.json")
+    check_declaration(dataset_json, f"{folder / 'dataset.json'}")
+    return Dataset(folder.name, folder, _read_plans(plans_file), dataset_json)
+
+
+def read_plans(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> dict[str, Any]:
+    """Read the plans of a preprocessed dataset, and nothing else of it.
+
+    Parameters
+    ----------
+    name_or_id, plans_identifier
+        As of :func:`load_dataset`.
+
+    Raises
+    ------
+    SettingsError
+        If the dataset is unknown, or not planned with these plans.
+    """
+    return _read_plans(_plans_file(_preprocessed_folder(name_or_id), plans_identifier))
+
+
+def _preprocessed_folder(name_or_id: str) -> Path:
     check_environment()
-    check_name("plans", plans_identifier)
     name = find_name(name_or_id)
     if name is None:
         raise SettingsError(
@@ -133,18 +159,25 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
             f"dataset {name} is not preprocessed: run "
             f"nnUNetv2_plan_and_preprocess -d {name_or_id} first."
         )
+    return folder
+
+
+def _plans_file(folder: Path, plans_identifier: str) -> Path:
+    check_name("plans", plans_identifier)
     plans_file = folder / f"{plans_identifier}.json"
     if not plans_file.is_file():
         known = sorted(path.stem for path in folder.glob("*Plans*.json"))
         raise SettingsError(
-            f"plans {plans_identifier} do not exist for {name}: choose -p from "
+            f"plans {plans_identifier} do not exist for {folder.name}: choose -p from "
             f"{', '.join(known) or 'none'}, or run nnUNetv2_plan_and_preprocess."
         )
-    dataset_json = read_json(folder / "dataset.json")
-    check_declaration(dataset_json, f"{folder / 'dataset.json'}")
-    plans = read_json(plans_file)
-    _check_plans(plans, plans_file)
-    return Dataset(name, folder, plans, dataset_json)
+    return plans_file
+
+
+def _read_plans(path: Path) -> dict[str, Any]:
+    plans = read_json(path)
+    _check_plans(plans, path)
+    return dict(plans)
 
 
 def _check_plans(plans: Any, path: Path) -> None:  # noqa: ANN401  # JSON
@@ -191,6 +224,10 @@ def check_planned(dataset: Dataset, configuration: str) -> None:
 
 def _configuration(dataset: Dataset, name: str) -> ConfigurationManager:
     """Resolve a configuration, with what nnU-Net asks of each."""
+    from nnunetv2.utilities.plans_handling.plans_handler import (  # noqa: PLC0415  # as above
+        PlansManager,
+    )
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of plans of an older nnU-Net, which it completes
@@ -238,6 +275,10 @@ def preprocessed_cases(folder: Path) -> list[str]:
     SettingsError
         If there is something else in it, see :func:`.preprocessed.check_files`.
     """
+    from nnunetv2.training.dataloading.nnunet_dataset import (  # noqa: PLC0415  # as above
+        infer_dataset_class,
+    )
+
     if not check_files(folder):
         return []
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
@@ -264,6 +305,10 @@ def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict
 
 def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
     """Class of each case: which foreground labels it contains, for example ``edema+tumour``."""
+    from nnunetv2.utilities.plans_handling.plans_handler import (  # noqa: PLC0415  # as above
+        PlansManager,
+    )
+
     folder = check_configuration(dataset, configuration)
     label_names = {
         tuple(v) if isinstance(v, list) else v: k for k, v in dataset.dataset_json["labels"].items()

@@ -198,16 +198,6 @@ class Desk:
             logger.exception("the site cannot be built")
             raise SiteError(f"site {self.site}: cannot train; the site's log says more") from error
 
-    def plans_of(self, agreement: Agreement) -> dict[str, Any] | None:
-        """Return the plans that a federation proposes, if this site has them by now."""
-        if not isinstance(agreement, Proposal):
-            return None
-        try:
-            dataset = load_dataset(self.dataset, agreement.plans_name)
-        except SettingsError:
-            return None
-        return dataset.plans if dataset.plans_hash == agreement.plans_hash else None
-
     def rewind(self, run: str, server_round: int, how: str) -> None:
         """Let a server that was restored from a backup ask for a round again.
 

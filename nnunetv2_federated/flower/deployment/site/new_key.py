@@ -19,7 +19,6 @@ from nnunetv2_federated.flower.deployment.keyfiles import (
     private_key_text,
     public_line,
 )
-from nnunetv2_federated.flower.deployment.signing import load_verifying_key
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 
 
@@ -78,6 +77,11 @@ def identity(settings: SiteSettingsFile) -> dict[str, str]:
     SettingsError
         If a key or certificate cannot be used.
     """
+    # imported here: it imports Flower, which making a key need not wait for
+    from nnunetv2_federated.flower.deployment.signing import (  # noqa: PLC0415
+        load_verifying_key,
+    )
+
     return {
         "authority": authority_fingerprint(settings.ca),
         "coordinator's key": fingerprint(load_verifying_key(settings.coordinator)),

@@ -5,11 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import PlanProposal, Proposal
+from nnunetv2_federated.federation.package_versions import compare_packages
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.flower.deployment.site.consent import Agreement
+from nnunetv2_federated.nnunet.data.dataset import read_plans
+
+
+def describe_here(agreement: Agreement, dataset: str) -> list[str]:
+    """Say in lines what an approval agrees to, as it looks from this site.
+
+    Parameters
+    ----------
+    agreement
+        Proposal of a training or of planning together.
+    dataset
+        Id or name of the site's dataset, whose plans are described if they are those proposed.
+    """
+    return describe(
+        agreement, _plans_here(agreement, dataset), compare_packages(agreement.packages)
+    )
+
+
+def _plans_here(agreement: Agreement, dataset: str) -> dict[str, Any] | None:
+    if not isinstance(agreement, Proposal):
+        return None
+    try:
+        plans = read_plans(dataset, agreement.plans_name)
+    except SettingsError:
+        return None
+    return plans if hash_plans(plans) == agreement.plans_hash else None
 
 
 def describe(

@@ -1,0 +1,169 @@
+"""A hospital's side of a federation at work, and the check before it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+from nnunetv2_federated.cli.console import print_findings, say, send_logs_to
+from nnunetv2_federated.cli.options import fold_number
+from nnunetv2_federated.cli.site_questions import ask
+from nnunetv2_federated.cli.terminal import stopping_as_interrupt
+from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.flower.deployment.site.consent import Agreement
+from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.new_key import identity
+from nnunetv2_federated.flower.deployment.site.preflight import Wanted, check_site
+from nnunetv2_federated.flower.deployment.site.proposal_text import describe_here
+from nnunetv2_federated.flower.deployment.site.serve import serve
+from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
+from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
+from nnunetv2_federated.nnunet.device import choose_device
+from nnunetv2_federated.nnunet.trainer_folders import use_trainer_folders
+from nnunetv2_federated.nnunet.training.tracking import stay_local
+
+_RUNS_ALREADY = "this site runs already; stop the other process first."
+
+
+def prepare() -> None:
+    """Let nnU-Net find the trainers of installed packages, and turn telemetry off."""
+    use_trainer_folders()
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    stay_local()
+
+
+def check(settings: SiteSettingsFile, options: Options) -> None:
+    """Print a table of all that the site needs.
+
+    Raises
+    ------
+    FederationError
+        If anything is missing, naming it.
+    """
+    check_environment()
+    target = [*options["check"], *("2d", "0")[len(options["check"]) :]]
+    if len(target) > 2:
+        raise SettingsError(f"--check {' '.join(target)}: give CONFIGURATION FOLD, as in 2d 0.")
+    wanted = Wanted(
+        dataset=options["dataset"],
+        plans_name=options.get("plans", "nnUNetPlans"),
+        configuration=target[0],
+        fold=fold_number(target[1]),
+        trainer=options.get("trainer", "nnUNetTrainer"),
+        device=choose_device(options.get("device")),
+    )
+    bad = print_findings(f"site {settings.name}", check_site(settings, wanted))
+    if bad:
+        raise FederationError(f"not ready: {', '.join(bad)}")
+
+
+def take_part(settings: SiteSettingsFile, options: Options) -> None:
+    """Take part in federations until the process is stopped.
+
+    Raises
+    ------
+    SettingsError
+        If the dataset is unknown, a flag's value is not allowed, the site runs already, or the
+        server's certificate is not trusted.
+    """
+    desk = open_desk(settings, options)
+    check_environment()
+    if find_name(options["dataset"]) is None:
+        raise SettingsError(
+            f"dataset {options['dataset']} is unknown here: give the id or name of a dataset under "
+            "nnUNet_preprocessed, or under nnUNet_raw to be planned for."
+        )
+    desk.device = choose_device(options.get("device"))
+    desk.consent.ask = _who_agrees(options)
+    log = settings.work / "site.log"
+    send_logs_to(log)
+    with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
+        _say(f"site {settings.name}, dataset {options['dataset']}, {desk.device}; log in {log}")
+        desk.record("started", dataset=options["dataset"], version=version("nnunetv2-federated"))
+        for what, mark in identity(settings).items():
+            _say(f"{what}: {mark}")
+        try:
+            serve(settings, desk, _say, threading.Event())
+        except KeyboardInterrupt:
+            _say("stopped")
+        finally:
+            desk.record("stopped")
+            desk.pool.close()
+            desk.release()
+
+
+def open_desk(settings: SiteSettingsFile, options: Options) -> Desk:
+    """Open the site's decisions, ledger and trainers; nothing is trained yet.
+
+    Raises
+    ------
+    SettingsError
+        If the number of processes is not allowed.
+    """
+    processes: int | None = options.get("np")
+    if processes is not None and processes < 1:
+        raise SettingsError(f"-np {processes}: must be at least 1.")
+    return Desk(
+        settings.name,
+        options["dataset"],
+        settings.work,
+        "cpu",
+        settings.limits,
+        processes=processes,
+        allowed_modules=settings.allowed_modules,
+        record=AuditLog(settings.work / AUDIT_FILE).record,
+    )
+
+
+def _who_agrees(options: Options) -> Callable[[Agreement], bool]:
+    """Return what decides about a proposal; each shows it in words before anything else."""
+    dataset: str = options["dataset"]
+    if "approve_all" in options:
+        return lambda agreement: _agree(agreement, dataset)
+    if sys.stdin.isatty():
+        return lambda agreement: _ask(agreement, dataset)
+    return _ShowOnce(dataset)
+
+
+def _agree(agreement: Agreement, dataset: str) -> bool:
+    _say_lines(agreement, dataset)
+    _say(f"agrees to {agreement.what} {agreement.approval()[:12]}, as --approve-all says")
+    return True
+
+
+def _ask(agreement: Agreement, dataset: str) -> bool:
+    try:
+        return ask(agreement, dataset)
+    except SettingsError:  # Ctrl-D: somebody may still run --approve
+        print()
+        return False
+
+
+class _ShowOnce:
+    """Shows what is proposed where nobody can be asked; the server asks again every minute."""
+
+    def __init__(self, dataset: str) -> None:
+        self._dataset = dataset
+        self._shown: set[str] = set()
+
+    def __call__(self, agreement: Agreement) -> bool:
+        if agreement.approval() not in self._shown:
+            self._shown.add(agreement.approval())
+            _say_lines(agreement, self._dataset)
+        return False
+
+
+def _say_lines(agreement: Agreement, dataset: str) -> None:
+    for line in describe_here(agreement, dataset):
+        _say(line)
+
+
+def _say(text: str) -> None:
+    say(f"{time.strftime('%H:%M:%S')}  {text}")
