@@ -1,8 +1,8 @@
-"""Bootstrap of a classifier's metrics: all resamples at once.
+"""Bootstrap of a classifier's metrics, computed for all resamples at once.
 
-A resample is how often each case was drawn, so that a metric of it is a weighted metric of the
-cases. scikit-learn's functions would have to be called a thousand times, which took longer than a
-training epoch. The formulas are theirs; a test holds both together.
+A resample is represented by how often it draws each case: a metric of the resample is then a
+weighted metric of the cases. Calling scikit-learn once per resample would take longer than an epoch
+of training. The formulas are scikit-learn's, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from numpy.typing import NDArray
 Weights: TypeAlias = NDArray[np.float64]
 """Shape (resamples, cases): how often each case was drawn."""
 Values: TypeAlias = NDArray[np.float64]
-"""Shape (resamples,)."""
+"""One metric of every resample, shape (resamples,)."""
 
 _NUMBERS_AT_ONCE = 2_000_000
-"""Of resamples times cases: 16 MB, a few times over."""
+"""Limit of resamples times cases in one array of weights: 16 MB, of which a few are held."""
 
 
 def draw(
     targets: NDArray[np.int64], resamples: int, seed: int, patients: Sequence[int] | None = None
 ) -> Iterator[Weights]:
-    """Draw patients with replacement, as many as there are of each class; all cases come along.
+    """Draw patients with replacement, as many of each class as there are, with all their cases.
 
     Parameters
     ----------
     targets
-        Class of each case.
+        Class index of each case, shape (cases,).
     resamples
-        How many.
+        Number of resamples.
     seed
-        Of the draws.
+        Seed of the draws.
     patients
-        Number of each case's patient, who counts to the class that most of the cases have; ``None``
-        if each case is a patient of its own.
+        Number of each case's patient. A patient belongs to the class of most of their cases, or to
+        the first of these classes. ``None`` if each case is a patient of its own.
 
     Yields
     ------
     ndarray
-        As many resamples as fit into memory.
+        Weights of as many resamples as fit into memory, shape (some resamples, cases).
     """
     rng = np.random.default_rng(seed)
     _, of_case = np.unique(
@@ -76,35 +76,40 @@ def scores(
     Parameters
     ----------
     targets, predicted
-        Class of each case.
+        True and predicted class index of each case, shape (cases,).
     probabilities
-        Of all classes.
+        Probability of each class, shape (cases, classes).
     weights
-        The resamples.
+        Number of times that each resample draws each case.
     bins
-        Of the calibration error.
+        Number of equal bins of the calibration error.
+
+    Returns
+    -------
+    dict
+        Metric to its value in every resample; NaN where a class that it needs was not drawn.
     """
     num_classes = probabilities.shape[1]
     total = weights.sum(1)
     hits = (predicted == targets).astype(float)
-    recalls, ranks, precisions, f1s, specificities = [], [], [], [], []
+    recalls, areas, precisions, f1s, specificities = [], [], [], [], []
     for c in range(num_classes):
-        true, found = (targets == c).astype(float), (predicted == c).astype(float)
+        true, called = (targets == c).astype(float), (predicted == c).astype(float)
         positives = weights @ true
-        recalls.append(_divide(weights @ (true * found), positives))
+        recalls.append(_divide(weights @ (true * called), positives))
         if num_classes == 2 and c == 0:
             continue
-        f1s.append(_divide(2 * (weights @ (true * found)), positives + weights @ found))
-        specificities.append(_divide(weights @ ((1 - true) * (1 - found)), total - positives))
+        f1s.append(_divide(2 * (weights @ (true * called)), positives + weights @ called))
+        specificities.append(_divide(weights @ ((1 - true) * (1 - called)), total - positives))
         area, precision = _ranked(true, probabilities[:, c], weights)
-        ranks.append(area)
+        areas.append(area)
         precisions.append(precision)
     if num_classes == 2:
         brier = np.square(probabilities[:, 1] - targets)
     else:
         brier = np.square(probabilities - np.eye(num_classes)[targets]).sum(1)
     return {
-        "AUROC": _mean(ranks),
+        "AUROC": _mean(areas),
         "average_precision": _mean(precisions),
         "accuracy": weights @ hits / total,
         "balanced_accuracy": _mean(recalls),
@@ -119,17 +124,22 @@ def scores(
 def _ranked(
     true: NDArray[np.float64], scores_: NDArray[np.float64], weights: Weights
 ) -> tuple[Values, Values]:
-    """Area under the ROC curve and average precision; NaN without positives or negatives."""
+    """Return the area under the ROC curve and the average precision of every resample.
+
+    NaN where a resample has no positive or no negative case.
+    """
     order = np.argsort(-scores_, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores_[order]) != 0])  # ties count as one
+    starts = np.flatnonzero(
+        np.r_[True, np.diff(scores_[order]) != 0]
+    )  # cases of equal score form one step of the curve
     sorted_weights = weights[:, order]
     hits = np.add.reduceat(sorted_weights * true[order], starts, axis=1)
     misses = np.add.reduceat(sorted_weights * (1 - true[order]), starts, axis=1)
     above = np.cumsum(hits, 1)
     positives, negatives = above[:, -1], misses.sum(1)
     area = (misses * (above - hits / 2)).sum(1)
-    called = above + np.cumsum(misses, 1)
-    precision = np.divide(above, called, out=np.zeros_like(above), where=called > 0)
+    ranked = above + np.cumsum(misses, 1)
+    precision = np.divide(above, ranked, out=np.zeros_like(above), where=ranked > 0)
     average = np.where(negatives > 0, (hits * precision).sum(1), np.nan)
     return _divide(area, positives * negatives), _divide(average, positives)
 
@@ -152,7 +162,7 @@ def _divide(numerator: Values, denominator: Values) -> Values:
 
 
 def _mean(values: Sequence[Values]) -> Values:
-    """Mean over the classes that have one; NaN where none has."""
+    """Return the mean over the classes for which a value is defined; NaN where there is none."""
     stacked = np.array(values)
     known = np.isfinite(stacked)
     return _divide(np.where(known, stacked, 0).sum(0), known.sum(0).astype(float))

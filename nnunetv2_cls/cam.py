@@ -1,4 +1,4 @@
-"""Class-activation maps: where in an image the evidence for its class was seen."""
+"""Class-activation maps, which show where in an image the evidence for a class is."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def check_captum() -> None:
 
 
 def activation_map(network: nn.Module, image: torch.Tensor, target: int) -> NDArray[np.float32]:
-    """Grad-CAM of the network's last features (Selvaraju et al. 2017, arXiv:1610.02391, eq. 2).
+    """Compute Grad-CAM of the last features (Selvaraju et al. 2017, arXiv:1610.02391, eq. 2).
 
     Parameters
     ----------
     network
         A timm classifier in evaluation mode.
     image
-        Shape (1, channels, y, x), on the network's device.
+        Image of shape (1, channels, y, x), on the network's device.
     target
-        Class whose evidence is mapped.
+        Index of the class whose evidence is mapped.
 
     Returns
     -------

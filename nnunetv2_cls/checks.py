@@ -1,4 +1,4 @@
-"""Everything that a training and its end will need, looked at before it begins."""
+"""Check, before a training begins, all that it and its validation will need."""
 
 from __future__ import annotations
 
@@ -33,17 +33,29 @@ from nnunetv2_cls.splits import (
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 100
-"""Preprocessed cases that are opened, spread over all."""
+_OPENED = 100
+"""Number of preprocessed cases that are opened, evenly spread over all."""
 
 
 def check_training(
     plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: Mapping[str, Any]
 ) -> ImageLabels:
-    """Return the labels of the preprocessed cases, after a look at all that training needs.
+    """Check all that a training needs, and return the labels of the preprocessed cases.
 
-    Labels, cases, folds and patients; channels and dimensions; test cases and their images. Where
-    no case is, a model is only kept, as on a federation's server: no label then.
+    Checked are labels, cases, folds and patients, channels and dimensions, and the test cases with
+    their images. A federation's server, which only keeps a model, has no preprocessed folder: there
+    nothing is checked, and no case has a label.
+
+    Parameters
+    ----------
+    plans
+        Content of the plans file.
+    configuration
+        Configuration to train, such as ``2d_cls``.
+    fold
+        Fold to train, or ``all``.
+    dataset_json
+        Content of ``dataset.json``.
 
     Raises
     ------
@@ -81,12 +93,12 @@ def check_training(
 
 @lru_cache(maxsize=64)  # a federation builds a trainer for each of its sites
 def _warn(message: str) -> None:
-    """Say it once."""
+    """Log a warning once, whatever the number of trainers."""
     logger.warning("%s", message)
 
 
 def check_dimensions(plans: Mapping[str, Any], configuration: str) -> None:
-    """Refuse a 2D configuration of volumes, of which a classifier would see one slice.
+    """Refuse a 2D configuration for volumes, of which a classifier would see one slice.
 
     Raises
     ------
@@ -114,50 +126,69 @@ def _one_slice(dataset_name: str, what: str) -> ClsError:
 
 @lru_cache(maxsize=64)
 def _check_preprocessed(folder: Path, _changed: int, flat: bool, channels: int) -> None:
-    """Open some of the preprocessed cases, and see that all are complete."""
+    """Check that all preprocessed cases are complete, and open some of them."""
     dataset_class = infer_dataset_class(str(folder))
     cases = sorted(dataset_class.get_identifiers(str(folder)))
-    blosc2 = issubclass(dataset_class, nnUNetDatasetBlosc2)
+    _check_files(folder, cases, blosc2=issubclass(dataset_class, nnUNetDatasetBlosc2))
+    opened = cases[:: max(1, len(cases) // _OPENED)]
+    dataset = dataset_class(str(folder), list(opened))
+    properties = {
+        case: _check_case(dataset, folder, case, flat=flat, channels=channels) for case in opened
+    }
+    not_left_right = [case for case in opened if not (flat or x_is_left_right(properties[case]))]
+    if not_left_right:
+        logger.warning(
+            "the x axis of %d of %d volumes that were checked is not left-right (%s): mirroring "
+            "flips another axis; nnUNetTrainerClsNoMirroring does not mirror",
+            len(not_left_right), len(opened), some(not_left_right),
+        )  # fmt: skip
+
+
+def _check_files(folder: Path, cases: Sequence[str], *, blosc2: bool) -> None:
+    """Refuse a folder in which a case lacks one of its files."""
     present = {path.name for path in folder.iterdir()}
     ends = (".b2nd", "_seg.b2nd", ".pkl") if blosc2 else (".npz", ".pkl")
     if missing := [f"{c}{end}" for c in cases for end in ends if f"{c}{end}" not in present]:
         raise ClsError(
             f"{folder} lacks {len(missing)} files ({some(missing)}): run nnUNetv2_preprocess again."
         )
-    looked_at = cases[:: max(1, len(cases) // _LOOKED_AT)]
-    dataset = dataset_class(str(folder), list(looked_at))
-    not_left_right = []
-    for case in looked_at:
-        try:
-            image, *_, properties = dataset.load_case(case)
-        except Exception as error:
-            raise ClsError(
-                f"{folder}: case {case} cannot be read ({type(error).__name__}): run "
-                "nnUNetv2_preprocess again."
-            ) from error
-        if image.shape[0] != channels:
-            raise ClsError(
-                f"{folder}: case {case} has {image.shape[0]} channels, channel_names of "
-                f"dataset.json {channels}: mend them, then plan and preprocess again."
-            )
-        if flat and image.shape[1] != 1:
-            raise _one_slice(folder.parent.name, f"{case} has {image.shape[1]} slices")
-        if not (flat or x_is_left_right(properties)):
-            not_left_right.append(case)
-    if not_left_right:
-        logger.warning(
-            "the x axis of %d of %d volumes looked at is not left-right (%s): mirroring flips "
-            "another axis; nnUNetTrainerClsNoMirroring does not mirror",
-            len(not_left_right), len(looked_at), some(not_left_right),
-        )  # fmt: skip
+
+
+def _check_case(
+    dataset: Any,  # noqa: ANN401  # nnU-Net's dataset class
+    folder: Path,
+    case: str,
+    *,
+    flat: bool,
+    channels: int,
+) -> Mapping[str, Any]:
+    """Open a case, check its channels and slices, and return its properties."""
+    try:
+        image, *_, properties = dataset.load_case(case)
+    except Exception as error:
+        raise ClsError(
+            f"{folder}: case {case} cannot be read ({type(error).__name__}): run "
+            "nnUNetv2_preprocess again."
+        ) from error
+    if image.shape[0] != channels:
+        raise ClsError(
+            f"{folder}: case {case} has {image.shape[0]} channels, channel_names of "
+            f"dataset.json {channels}: fix them, then plan and preprocess again."
+        )
+    if flat and image.shape[1] != 1:
+        raise _one_slice(folder.parent.name, f"{case} has {image.shape[1]} slices")
+    of_image: Mapping[str, Any] = properties
+    return of_image
 
 
 def x_is_left_right(properties: Mapping[str, Any]) -> bool:
-    """Whether the first axis of an image file runs along x of the patient, more or less."""
+    """Return whether the first axis of an image file runs along the patient's x, more or less."""
     direction: Sequence[float] = properties.get("sitk_stuff", {}).get("direction", ())
     if len(direction) != 9:
-        return True  # not told
-    along = [abs(direction[row * 3]) for row in range(3)]  # first column: of the file's x axis
+        return True  # the file does not say
+    along = [
+        abs(direction[row * 3]) for row in range(3)
+    ]  # first column: direction of the file's x axis
     return along[0] == max(along)
 
 
@@ -172,12 +203,13 @@ def labelled_tests(
     Returns
     -------
     tuple
-        Class index, and files, of each.
+        Class index of each case, and files of each case.
 
     Raises
     ------
     ClsError
-        If one has no image, or one of other channels or dimensions than the configuration takes.
+        If a case has no image, or its image has other channels or dimensions than the
+        configuration takes.
     """
     name = plans["dataset_name"]
     labels = read_test_labels(name, classes)

@@ -1,4 +1,4 @@
-"""The cases of a folder that is to be predicted: named as nnU-Net names them, or in any way."""
+"""Find the cases of a folder to predict, whether named as nnU-Net names them or in any way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import some
 from nnunetv2_cls.preprocess import Expected
 
-_OF_IMAGES = "NaturalImage2DIO"
-"""nnU-Net's reader of what conversion writes."""
+_READER_OF_CONVERTED = "NaturalImage2DIO"
+"""nnU-Net's reader of the images that conversion writes."""
 
 
 @dataclass
@@ -22,12 +22,13 @@ class Inputs:
     """Cases to predict."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
-    """Of each case, by channel."""
+    """Files of each case, by channel."""
     converted: set[str] = field(default_factory=set)
-    """Cases to read as conversion reads them, not with nnU-Net's reader."""
+    """Cases that are read as conversion reads them, not with nnU-Net's reader."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Case to what is wrong with its file."""
-    _wrong: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Cases whose files cannot be read, and why."""
+    _refused: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Names of the files that have a problem, by problem."""
 
     def add(self, case: str, files: Sequence[Path], *, converted: bool = False) -> None:
         """Add a case.
@@ -35,7 +36,7 @@ class Inputs:
         Raises
         ------
         ClsError
-            If another has this name.
+            If another case has this name.
         """
         if case in self.files:
             raise ClsError(
@@ -47,29 +48,29 @@ class Inputs:
 
     def refuse(self, file: Path, problem: str) -> None:
         """Note a file that the model does not take."""
-        self._wrong[problem].append(file.name)
+        self._refused[problem].append(file.name)
 
     def check(self, folder: Path) -> None:
         """Raise ``ClsError`` if a file was refused, or there is no case."""
-        if self._wrong:
-            kinds = "; ".join(f"{len(n)} files {p} ({some(n)})" for p, n in self._wrong.items())
-            raise ClsError(f"-i {folder}: {kinds}.")
+        if self._refused:
+            kinds = "; ".join(f"{len(n)} files {p} ({some(n)})" for p, n in self._refused.items())
+            raise ClsError(f"{folder}: {kinds}.")
         if not self.files and not self.unreadable:
-            raise ClsError(f"-i {folder}: no image in it.")
+            raise ClsError(f"{folder} has no image in it.")
 
 
 def find_inputs(folder: Path, ending: str, expected: Expected) -> Inputs:
-    """Find the cases of a folder, and look at the headers of their files.
+    """Find the cases of a folder, and check the headers of their files.
 
-    Files named ``CASE_0000`` and so on, one for each channel, are read by nnU-Net. A model of PNG
-    images also takes what conversion takes, one file for a case, of any name.
+    nnU-Net's reader reads files named ``CASE_0000`` and so on, one for each channel. A model of PNG
+    images also takes what conversion takes: one file for a case, of any name.
 
     Parameters
     ----------
     folder
-        Of images.
+        Folder of images.
     ending
-        Of the dataset's files, ``file_ending`` of ``dataset.json``.
+        File ending of the dataset, ``file_ending`` of ``dataset.json``.
     expected
         What the model takes.
 
@@ -80,29 +81,39 @@ def find_inputs(folder: Path, ending: str, expected: Expected) -> Inputs:
         no case.
     """
     if not folder.is_dir():
-        raise ClsError(f"-i {folder} is no folder.")
-    natural = expected.reader == _OF_IMAGES
-    paths = (
-        list_images(folder)
-        if natural
-        else sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    )
-    found = Inputs()
+        raise ClsError(f"{folder} is no folder: give the folder of the images.")
+    inputs = Inputs()
+    if expected.reader == _READER_OF_CONVERTED:
+        _find_natural(inputs, folder, ending, expected)
+    else:
+        _find_other(inputs, folder, ending, expected)
+    inputs.check(folder)
+    return inputs
+
+
+def _find_natural(inputs: Inputs, folder: Path, ending: str, expected: Expected) -> None:
+    """Add PNG files that are named by case and channel, and images of any other name and format."""
+    groups, others = _group(list_images(folder), ending)
+    for case, files in groups.items():
+        if _problem(expected, files) is None:
+            inputs.add(case, files)
+        else:
+            others += files
+    for path in others:
+        _add_image(inputs, path, expected.channels, ending)
+
+
+def _find_other(inputs: Inputs, folder: Path, ending: str, expected: Expected) -> None:
+    """Add files of the dataset's ending, named by case and channel, or by case alone."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     groups, others = _group(paths, ending)
     for case, files in groups.items():
-        if natural and _problem(expected, files) is not None:
-            others += files
-        else:
-            _add_files(found, case, files, expected, ending)
+        _add_files(inputs, case, files, expected, ending)
     for path in others:
-        if natural:
-            _add_image(found, path, expected.channels, ending)
-        elif path.name.endswith(ending):
-            _add_files(found, path.name.removesuffix(ending), [path], expected, ending)
+        if path.name.endswith(ending):
+            _add_files(inputs, path.name.removesuffix(ending), [path], expected, ending)
         else:
-            found.refuse(path, f"are not {ending}, which the model was trained on")
-    found.check(folder)
-    return found
+            inputs.refuse(path, f"are not {ending}, which the model was trained on")
 
 
 def _group(paths: Sequence[Path], ending: str) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -128,29 +139,29 @@ def _problem(expected: Expected, files: Sequence[Path]) -> str | None:
 
 
 def _add_files(
-    found: Inputs, case: str, files: Sequence[Path], expected: Expected, ending: str
+    inputs: Inputs, case: str, files: Sequence[Path], expected: Expected, ending: str
 ) -> None:
     problem = _problem(expected, files)
     if problem is None:
-        found.add(case, files)
+        inputs.add(case, files)
     elif problem.startswith("cannot be read"):
-        found.unreadable[case] = problem
+        inputs.unreadable[case] = problem
     else:
         for file in files:
-            found.refuse(file, problem + _how_to_name(expected.channels, ending))
+            inputs.refuse(file, problem + _how_to_name(expected.channels, ending))
 
 
-def _add_image(found: Inputs, path: Path, channels: int, ending: str) -> None:
+def _add_image(inputs: Inputs, path: Path, channels: int, ending: str) -> None:
     case = stem(path).removesuffix("_0000")
     try:
         present = common_channels([path])
     except ClsError as error:
-        found.unreadable[case] = str(error)
+        inputs.unreadable[case] = str(error)
         return
     if present == channels:
-        found.add(case, [path], converted=True)
+        inputs.add(case, [path], converted=True)
     else:
-        found.refuse(
+        inputs.refuse(
             path, f"have {present} channels, not {channels}{_how_to_name(channels, ending)}"
         )
 

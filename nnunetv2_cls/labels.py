@@ -1,8 +1,8 @@
-"""Image-level labels beside an nnU-Net dataset: ``classes`` and ``labelsTr.json``.
+"""Labels of whole images beside an nnU-Net dataset: ``classes`` and ``labelsTr.json``.
 
-In ``nnUNet_raw`` the file says ``{case: class index}``, the layout of DKFZ's image classification.
-The copy in ``nnUNet_preprocessed`` says ``{case: class name}``: an index means another class when
-classes are numbered anew, a name does not.
+In ``nnUNet_raw`` the file holds ``{case: class index}``, as in DKFZ's image classification. The
+copy in ``nnUNet_preprocessed`` holds ``{case: class name}``: an index would mean another class
+after the classes are numbered anew, a name does not.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TEST_LABELS_FILE = "labelsTs.json"
 
 
 def find_name(dataset: str) -> str:
-    """Return the name of a dataset, given as name or id.
+    """Return the name of a dataset, given by name or id.
 
     Raises
     ------
     ClsError
-        If nnU-Net's folders have no such dataset, or several of this id.
+        If nnU-Net's folders have no such dataset, or several with this id.
     """
     if dataset.startswith("Dataset"):
         names = [dataset]
@@ -59,7 +59,7 @@ def read_classes(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
     Raises
     ------
     ClsError
-        If there are none, or the indices are not 0, 1, 2, ...
+        If there are no classes, or the indices are not 0, 1, 2, ...
     """
     classes = dataset_json.get("classes")
     if not isinstance(classes, dict) or len(classes) < 2:
@@ -77,47 +77,49 @@ def read_classes(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ImageLabels:
-    """Class of every case."""
+    """Class of every case of a dataset."""
 
     classes: tuple[str, ...]
+    """Class names by index."""
     of_case: Mapping[str, int]
+    """Class index of each case."""
 
     def of(self, cases: Sequence[str]) -> NDArray[np.int64]:
-        """Class indices of cases, shape (cases,)."""
+        """Return the class indices of cases, shape (cases,)."""
         return np.asarray([self.of_case[case] for case in cases], np.int64)
 
     def check(self, cases: Iterable[str]) -> None:
         """Make sure that every preprocessed case has a label, and every label a case.
 
-        A class may be without a case: another site may have it.
+        A class may have no case here: another site may have it.
 
         Raises
         ------
         ClsError
-            Naming up to three that have not.
+            Naming up to three cases that lack the one or the other.
         """
         known = set(cases)
-        for names, what, mend in (
+        for names, what, remedy in (
             (known - set(self.of_case), "images without label", f"add them to {LABELS_FILE}"),
             (set(self.of_case) - known, "labels without image", "preprocess them, or remove them"),
         ):
             if names:
-                raise ClsError(f"{len(names)} {what} ({some(names)}): {mend}.")
+                raise ClsError(f"{len(names)} {what} ({some(names)}): {remedy}.")
 
     @property
     def absent(self) -> list[str]:
-        """Names of the classes that no case has."""
+        """Class names that no case has."""
         present = set(self.of_case.values())
         return [name for index, name in enumerate(self.classes) if index not in present]
 
     @property
     def names(self) -> dict[str, str]:
-        """Name of the class of every case."""
+        """Class name of each case."""
         return {case: self.classes[index] for case, index in self.of_case.items()}
 
 
 def some(names: Iterable[str]) -> str:
-    """Name the first three, for a message."""
+    """List the first three names, for a message."""
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (", ..." if len(ordered) > 3 else "")
 
@@ -128,7 +130,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
     Raises
     ------
     ClsError
-        If it is absent or damaged.
+        If the file is absent or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -137,12 +139,12 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
 
 
 def read_labels(path: Path, classes: tuple[str, ...]) -> ImageLabels:
-    """Read ``{case: class index}``, as in ``nnUNet_raw``.
+    """Read ``{case: class index}``, the file in ``nnUNet_raw``.
 
     Raises
     ------
     ClsError
-        If the file is absent, of another form, or has an index that is no class.
+        If the file is absent, has another form, or holds an index that is no class.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -157,19 +159,19 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> ImageLabels:
 
 
 def raw_folder(dataset_name: str, labels_file: str = LABELS_FILE) -> Path | None:
-    """Return the dataset's folder under ``nnUNet_raw`` if it holds this file of labels."""
+    """Return the folder of a dataset in ``nnUNet_raw`` if it holds this file of labels."""
     raw = nnUNet_raw.get()
     folder = Path(raw) / dataset_name if raw else None
     return folder if folder and (folder / labels_file).is_file() else None
 
 
 def raw_labels(folder: Path, labels_file: str = LABELS_FILE) -> ImageLabels:
-    """Read the labels of a raw dataset, by the classes of its own ``dataset.json``.
+    """Read the labels of a raw dataset, whose own ``dataset.json`` numbers the classes.
 
     Raises
     ------
     ClsError
-        If they are not usable.
+        If the labels are not usable.
     """
     return read_labels(folder / labels_file, read_classes(read_json(folder / "dataset.json")))
 
@@ -180,7 +182,7 @@ def read_test_labels(dataset_name: str, classes: tuple[str, ...]) -> ImageLabels
     Raises
     ------
     ClsError
-        If they are not usable, or of other classes than these.
+        If the labels are not usable, or of other classes than these.
     """
     raw = raw_folder(dataset_name, TEST_LABELS_FILE)
     if raw is None:
@@ -193,8 +195,8 @@ def read_test_labels(dataset_name: str, classes: tuple[str, ...]) -> ImageLabels
 def labels_to_plan(dataset_name: str) -> ImageLabels:
     """Read the labels that planning puts into ``nnUNet_preprocessed``: those of ``nnUNet_raw``.
 
-    Without the raw dataset these are the present ones; in a copy of an older version, which has
-    indices, they are taken as ``dataset.json`` numbers the classes.
+    Without the raw dataset, the labels that are in ``nnUNet_preprocessed`` stay. If an older
+    version wrote them, as indices, ``dataset.json`` tells which classes they mean.
 
     Raises
     ------
@@ -220,11 +222,11 @@ def labels_to_plan(dataset_name: str) -> ImageLabels:
 
 
 def write_labels(dataset_name: str, labels: ImageLabels) -> None:
-    """Put labels, and the classes that they mean, into ``nnUNet_preprocessed``."""
+    """Write labels, and the classes that they mean, to ``nnUNet_preprocessed``."""
     folder = Path(nnUNet_preprocessed.require()) / dataset_name
     content = read_json(folder / "dataset.json")
     raw = raw_folder(dataset_name)
-    # in its order: a federation compares what sites declare, and raw with preprocessed
+    # in the order of this file: a federation compares it between sites, and with the raw one
     classes = read_json((raw or folder) / "dataset.json")["classes"]
     if json.dumps(content.get("classes")) != json.dumps(classes):
         write_json(folder / "dataset.json", {**content, "classes": classes})
@@ -232,14 +234,14 @@ def write_labels(dataset_name: str, labels: ImageLabels) -> None:
 
 
 def preprocessed_labels(dataset_name: str, dataset_json: Mapping[str, Any]) -> ImageLabels:
-    """Read the labels of a preprocessed dataset, which ``nnUNet_raw``, if there, must confirm.
+    """Read the labels of a preprocessed dataset, which ``nnUNet_raw`` must confirm if it has any.
 
-    Where there is no copy yet, it is made: a federation deals cases to sites by it.
+    A missing copy in ``nnUNet_preprocessed`` is written: a federation partitions cases by it.
 
     Raises
     ------
     ClsError
-        If they are in neither place, not usable, or others than those of ``nnUNet_raw``.
+        If the labels are in neither place, not usable, or differ from those in ``nnUNet_raw``.
     """
     classes = read_classes(dataset_json)
     path = Path(nnUNet_preprocessed.require()) / dataset_name / LABELS_FILE
@@ -276,7 +278,7 @@ def _is_named(path: Path) -> bool:
 
 
 def _read_copy(path: Path, classes: tuple[str, ...]) -> ImageLabels:
-    """Read ``{case: class name}``, the copy."""
+    """Read ``{case: class name}``, the copy in ``nnUNet_preprocessed``."""
     if not _is_named(path):
         raise ClsError(
             f"{path} has no class names, as older versions wrote it: {_again(path.parent.name)}, "
@@ -294,7 +296,7 @@ def _read_copy(path: Path, classes: tuple[str, ...]) -> ImageLabels:
 def check_same_classes(
     dataset_name: str, raw: tuple[str, ...], preprocessed: tuple[str, ...]
 ) -> None:
-    """Raise ``ClsError`` unless classes are the same, in the same order."""
+    """Raise ``ClsError`` unless both have the same classes, in the same order."""
     if raw != preprocessed:
         raise ClsError(
             f"the classes of {dataset_name} are {', '.join(raw)} in nnUNet_raw and "
@@ -305,18 +307,18 @@ def check_same_classes(
 def _check_same_labels(
     dataset_name: str, source: Path, raw: Mapping[str, str], copy: Mapping[str, str]
 ) -> None:
-    other = sorted(case for case in raw.keys() | copy.keys() if raw.get(case) != copy.get(case))
-    if other:
-        first = other[0]
+    changed = sorted(case for case in raw.keys() | copy.keys() if raw.get(case) != copy.get(case))
+    if changed:
+        first = changed[0]
         raise ClsError(
-            f"{len(other)} labels of {dataset_name} are others in {source} than in the copy in "
-            f"nnUNet_preprocessed ({some(other)}; {first} is {raw.get(first, 'without label')} "
+            f"{len(changed)} labels of {dataset_name} are others in {source} than in the copy in "
+            f"nnUNet_preprocessed ({some(changed)}; {first} is {raw.get(first, 'without label')} "
             f"there and {copy.get(first, 'without label')} in the copy): {_again(dataset_name)}."
         )
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write at once, and through to the disk: sites may share a dataset."""
+    """Replace a JSON file atomically, and sync it to the disk: sites may share a dataset."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

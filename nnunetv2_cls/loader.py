@@ -1,10 +1,10 @@
-"""Whole images and their class, through nnU-Net's dataset class and transforms."""
+"""Load whole images with their class, through nnU-Net's dataset class and transforms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.nn.functional import interpolate
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import ImageLabels
 
+NamedImage: TypeAlias = tuple[str, NDArray[Any]]
+"""Case name, and preprocessed image of shape (channels, z, y, x)."""
+
 
 def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
     """Bring a whole image to a size: scale it to fit, keeping its proportions, then pad.
@@ -24,14 +27,15 @@ def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
     Parameters
     ----------
     image
-        Shape (channels, z, y, x); for a 2D size z is 1 and is dropped.
+        Image of shape (channels, z, y, x); for a 2D size z is 1 and is dropped.
     size
-        (y, x) or (z, y, x).
+        Size to reach, (y, x) or (z, y, x) in voxels.
 
     Returns
     -------
     torch.Tensor
-        float32, shape (channels, size...), padded with 0, the mean of a normalised image.
+        Shape (channels, size...), float32, padded with 0, the mean of an image that is normalised
+        by z-score.
 
     Raises
     ------
@@ -47,8 +51,8 @@ def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
     if len(size) == 2:
         tensor = tensor[:, 0]
     shape = tensor.shape[1:]
-    scale = min(wanted / present for wanted, present in zip(size, shape, strict=True))
-    fitted = [min(wanted, max(1, round(n * scale))) for n, wanted in zip(shape, size, strict=True)]
+    scale = min(target / n for target, n in zip(size, shape, strict=True))
+    fitted = [min(target, max(1, round(n * scale))) for target, n in zip(size, shape, strict=True)]
     if tuple(fitted) != tuple(shape):
         two_d = len(size) == 2
         tensor = interpolate(
@@ -58,29 +62,29 @@ def fit_image(image: NDArray[Any], size: Sequence[int]) -> torch.Tensor:
             antialias=two_d,
             align_corners=False,
         )[0]
-    starts = [-((wanted - n) // 2) for wanted, n in zip(size, fitted, strict=True)]
-    box = [[start, start + wanted] for start, wanted in zip(starts, size, strict=True)]
+    starts = [-((target - n) // 2) for target, n in zip(size, fitted, strict=True)]
+    box = [[start, start + target] for start, target in zip(starts, size, strict=True)]
     padded: torch.Tensor = crop_and_pad_nd(tensor, box, 0)
     return padded
 
 
 def batches(
-    images: Iterable[tuple[str, NDArray[Any]]],
+    images: Iterable[NamedImage],
     configuration_manager: Any,  # noqa: ANN401  # nnU-Net's ConfigurationManager
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Fit preprocessed images to a configuration's size, and stack as many as its batch size.
+    """Fit preprocessed images to a configuration's size, and stack them to its batch size.
 
     Parameters
     ----------
     images
-        Name, and image as for :func:`fit_image`.
+        Name and image of each case.
     configuration_manager
-        Of the classifier.
+        Configuration of the classifier.
 
     Yields
     ------
     tuple
-        Names, and a tensor of shape (names, channels, size...).
+        Case names, and a tensor of shape (cases, channels, size...).
     """
     remaining = iter(images)
     while batch := list(islice(remaining, configuration_manager.batch_size)):
@@ -89,27 +93,27 @@ def batches(
 
 
 class ImageLoader(DataLoader):
-    """Yields ``{"data": (b, c, *size), "target": (b,), "keys": [case, ...]}`` for ever.
+    """Yield ``{"data": (b, c, *size), "target": (b,), "keys": [case, ...]}`` without end.
 
     Parameters
     ----------
     data
         nnU-Net's dataset of the cases.
     labels
-        Class of each of them.
+        Class of each case.
     batch_size
-        Images of a batch.
+        Number of images in a batch.
     size
-        Of an image in the batch.
+        Size of an image in a batch, (y, x) or (z, y, x) in voxels.
     transforms
-        nnU-Net's, for single images.
+        nnU-Net's transforms of a single image; ``None`` for no augmentation.
     shuffle
-        Training: each pass in a new order, batches always full. Otherwise in order, and the last
-        batch of a pass may be smaller.
+        For training: each pass has a new order, and batches are always full. Otherwise cases come
+        in order, and the last batch of a pass may be smaller.
     balanced
         Draw each class equally often, with replacement, in place of passes.
     workers
-        Processes that share a pass.
+        Number of processes that share a pass.
     """
 
     def __init__(

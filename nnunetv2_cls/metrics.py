@@ -1,4 +1,4 @@
-"""What a classifier is judged by: scikit-learn's metrics, with bootstrap intervals."""
+"""Metrics of a classifier: scikit-learn's, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from sklearn import metrics as sk
 from nnunetv2_cls import bootstrap
 
 Probabilities = NDArray[np.float64]
-"""Shape (cases, classes); rows sum to 1."""
+"""Probability of each class, shape (cases, classes); rows sum to 1."""
 Classes = NDArray[np.int64]
-"""Shape (cases,)."""
+"""Class index of each case, shape (cases,)."""
 
 _BINS = 15
-RESAMPLES = 1000
 METRICS = (
     *("AUROC", "average_precision", "accuracy", "balanced_accuracy", "F1"),
     *("sensitivity", "specificity", "brier", "calibration_error"),
@@ -27,15 +26,15 @@ METRICS = (
 def choose_threshold(targets: Classes, probabilities: Probabilities) -> float:
     """Choose the probability of class 1 above which a case counts as positive.
 
-    The one with the largest sensitivity + specificity (Youden 1950) on these cases; 0.5 if one
-    class is absent.
+    It is the threshold with the largest sensitivity + specificity (Youden 1950) on these cases, and
+    0.5 if one class is absent.
 
     Parameters
     ----------
     targets
-        0 or 1, of validation cases.
+        Class index of each validation case, 0 or 1.
     probabilities
-        Of both classes.
+        Probabilities of both classes.
     """
     if len(np.unique(targets)) < 2:
         return 0.5
@@ -44,19 +43,19 @@ def choose_threshold(targets: Classes, probabilities: Probabilities) -> float:
     )
     best = int(np.argmax(true_positive - false_positive))
     following = thresholds[best + 1] if best + 1 < len(thresholds) else 0.0
-    # half way to the next lower score: a threshold at a score depends on its last digit
+    # half way to the next lower score: a threshold equal to a score depends on its last digit
     return float(np.clip((thresholds[best] + following) / 2, 0.0, 1.0))
 
 
 def predict_classes(probabilities: Probabilities, threshold: float) -> Classes:
-    """Return the class of each case; the threshold is for two classes, else the largest wins."""
+    """Return the class of each case: by the threshold for two classes, else the most probable."""
     if probabilities.shape[1] == 2:
         return (probabilities[:, 1] >= threshold).astype(np.int64)
     return np.asarray(probabilities.argmax(1), np.int64)
 
 
 def calibration_error(targets: Classes, probabilities: Probabilities) -> float:
-    """Compute the expected calibration error of the winning class, over 15 equal bins.
+    """Compute the expected calibration error of the most probable class, over 15 equal bins.
 
     Guo et al. 2017, On Calibration of Modern Neural Networks, eq. 5.
     """
@@ -71,9 +70,9 @@ def calibration_error(targets: Classes, probabilities: Probabilities) -> float:
 
 
 def brier_score(targets: Classes, probabilities: Probabilities) -> float:
-    """Mean squared distance of probability and outcome; for two classes, of class 1.
+    """Compute the mean squared distance of probability and outcome (Brier 1950).
 
-    Brier 1950. For more classes the sum over classes, as Brier defined it.
+    For two classes it is that of class 1; for more, the sum over classes, as Brier defined it.
     """
     if probabilities.shape[1] == 2:
         return float(sk.brier_score_loss(targets, probabilities[:, 1]))
@@ -82,15 +81,16 @@ def brier_score(targets: Classes, probabilities: Probabilities) -> float:
 
 
 def auroc(targets: Classes, probabilities: Probabilities) -> float:
-    """Area under the ROC curve of class 1, or the mean over more classes against the rest.
+    """Compute the area under the ROC curve of class 1; for more classes, the mean over classes.
 
-    A class without cases, or with all, is left out of the mean; NaN if none is left.
+    Each class is then ranked against the rest. A class that no case has, or that all cases have,
+    is left out of the mean. NaN if none is left.
     """
     return _ranked(sk.roc_auc_score, targets, probabilities)
 
 
 def _ranked(metric: Callable[..., float], targets: Classes, probabilities: Probabilities) -> float:
-    """Apply a metric of one class's probabilities, as :func:`score` says."""
+    """Return the mean of a ranking metric over the classes that :func:`score` reports."""
     num_classes = probabilities.shape[1]
     positives = [1] if num_classes == 2 else range(num_classes)
     return _mean([_one_ranked(metric, targets == c, probabilities[:, c]) for c in positives])
@@ -103,16 +103,17 @@ def _one_ranked(
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of the values that are defined; NaN if none is."""
+    """Return the mean of the values that are defined; NaN if none is."""
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def score(targets: Classes, probabilities: Probabilities, threshold: float) -> dict[str, float]:
-    """Compute every single-number metric; NaN where a class that it needs is absent.
+    """Compute every metric of ``METRICS``; NaN where a class that it needs is absent.
 
-    For two classes AUROC, average precision, F1, sensitivity and specificity are those of class 1;
-    for more, means over classes, each against the rest, of the classes where it is defined.
+    For two classes, AUROC, average precision, F1, sensitivity and specificity are those of class 1.
+    For more, each is the mean over the classes for which it is defined, each class against the
+    rest.
     """
     if not len(targets):
         return dict.fromkeys(METRICS, float("nan"))
@@ -151,56 +152,58 @@ def evaluate(
     classes: Sequence[str],
     threshold: float,
     *,
-    resamples: int | None = None,
+    resamples: int = 1000,
     seed: int = 12345,
     patients: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Judge predictions.
+    """Compare predicted probabilities with the true classes.
 
     Parameters
     ----------
-    targets, probabilities
-        Of the same cases.
+    targets
+        True class index of each case.
+    probabilities
+        Probabilities of the same cases.
     classes
-        Names, by index.
+        Class names by index.
     threshold
-        Probability of class 1 from which a case is positive; chosen on other cases than these
-        unless these are the validation's. Not used for more than two classes.
+        Probability of class 1 from which a case is positive. It should have been chosen on
+        validation cases. It is not used for more than two classes.
     resamples
-        Bootstrap samples, stratified by class; ``None`` for 1000.
+        Number of bootstrap resamples, which are stratified by class.
     seed
-        Of the bootstrap.
+        Seed of the bootstrap.
     patients
-        Number of each case's patient: patients are resampled, each with all cases; ``None`` to
-        resample cases.
+        Number of each case's patient: then patients are resampled, each with all their cases.
+        ``None`` to resample cases.
 
     Returns
     -------
     dict
         ``metrics``, ``intervals`` (95 %, percentile bootstrap), ``resampled`` (cases or patients),
-        ``confusion_matrix`` (rows are the true classes), ``per_class`` (one against the rest),
-        ``threshold`` and ``cases``. What is not defined, for want of a class, is ``None``.
+        ``confusion_matrix`` (rows are the true classes), ``per_class`` (each against the rest),
+        ``threshold`` and ``cases`` (their number). A value that is not defined, because a class is
+        absent, is ``None``.
     """
-    found = score(targets, probabilities, threshold)
+    metrics = score(targets, probabilities, threshold)
     predicted = predict_classes(probabilities, threshold)
-    number = RESAMPLES if resamples is None else resamples
-    drawn = [
+    resampled = [
         bootstrap.scores(targets, probabilities, predicted, weights, _BINS)
-        for weights in (bootstrap.draw(targets, number, seed, patients) if len(targets) else ())
+        for weights in (bootstrap.draw(targets, resamples, seed, patients) if len(targets) else ())
     ]
     confusion = np.zeros((len(classes), len(classes)), int)
-    np.add.at(confusion, (targets, predicted), 1)  # scikit-learn's refuses to count no case
+    np.add.at(confusion, (targets, predicted), 1)  # scikit-learn's refuses an empty set of cases
     hits, called, cases = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
     return {
         "cases": len(targets),
         "threshold": threshold,
-        "metrics": {name: _number(value) for name, value in found.items()},
+        "metrics": {name: _number(value) for name, value in metrics.items()},
         "resampled": "cases" if patients is None else "patients",
         "intervals": {
-            name: _interval(np.concatenate([values[name] for values in drawn]))
-            if np.isfinite(found[name])
+            name: _interval(np.concatenate([values[name] for values in resampled]))
+            if np.isfinite(value)
             else None
-            for name in found
+            for name, value in metrics.items()
         },
         "confusion_matrix": confusion.tolist(),
         "per_class": {
@@ -217,7 +220,7 @@ def evaluate(
 
 
 def _number(value: float) -> float | None:
-    """NaN is not JSON."""
+    """Return a value, or ``None`` for NaN, which JSON does not have."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -226,6 +229,6 @@ def _ratio(part: int, of: int) -> float | None:
 
 
 def _interval(values: NDArray[np.float64]) -> list[float] | None:
-    """Return the middle 95 % of the resamples that have a value."""
+    """Return the limits of the middle 95 % of the resamples in which a metric is defined."""
     known = values[np.isfinite(values)]
     return [float(x) for x in np.percentile(known, (2.5, 97.5))] if len(known) else None

@@ -1,4 +1,8 @@
-"""Networks that plans name: any timm classifier, and nnU-Net's residual encoder with a head."""
+"""Networks that plans name: any timm classifier, and nnU-Net's residual encoder with a head.
+
+Plans files store ``nnunetv2_cls.network.timm_classifier`` and
+``nnunetv2_cls.network.ResidualEncoderClassifier``: neither may be moved or renamed.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,16 @@ import torch
 from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from timm.layers import GroupNormAct
 from torch import nn
 
+from nnunetv2_cls.defaults import NORMS
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import read_classes
 
-NORMS = ("batch", "group")
 _GROUPS = 32
+"""Largest number of groups of a GroupNorm, the default of Wu & He 2018, arXiv:1803.08494."""
 
 
 def timm_classifier(
@@ -28,15 +33,15 @@ def timm_classifier(
     Parameters
     ----------
     input_channels
-        Of the dataset.
+        Number of channels of the dataset's images.
     num_classes
-        Outputs of the head.
+        Number of outputs of the head.
     model_name
-        Any of ``timm.list_models()``, for example ``resnet50``.
+        Name of a model in ``timm.list_models()``, for example ``resnet50``.
     norm
-        ``batch``: as the model has it; ``group``: every BatchNorm becomes a GroupNorm.
+        ``batch`` keeps the model's normalisation; ``group`` turns every BatchNorm into a GroupNorm.
     **kwargs
-        Passed to ``timm.create_model``.
+        Further arguments of ``timm.create_model``.
 
     Raises
     ------
@@ -68,9 +73,9 @@ def check_norm(norm: str) -> None:
 
 
 def batch_to_group_norm(network: nn.Module) -> nn.Module:
-    """Replace every BatchNorm by a GroupNorm of the same affine weights, in place."""
+    """Replace every BatchNorm by a GroupNorm with the same affine weights, in place."""
     for name, child in network.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):  # all dimensions
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):  # of 1, 2 and 3 dimensions
             setattr(network, name, _group_norm(child))
         else:
             batch_to_group_norm(child)
@@ -80,7 +85,7 @@ def batch_to_group_norm(network: nn.Module) -> nn.Module:
 def _group_norm(batch: nn.modules.batchnorm._BatchNorm) -> nn.Module:
     groups = next(g for g in range(_GROUPS, 0, -1) if batch.num_features % g == 0)
     group: nn.GroupNorm
-    if hasattr(batch, "act"):  # timm's norm and activation in one
+    if hasattr(batch, "act"):  # timm's norm with an activation
         group = GroupNormAct(batch.num_features, group_size=batch.num_features // groups)
         group.act, group.drop = batch.act, batch.drop
     else:
@@ -95,7 +100,14 @@ def _group_norm(batch: nn.modules.batchnorm._BatchNorm) -> nn.Module:
 class ResidualEncoderClassifier(nn.Module):
     """nnU-Net's residual encoder, global average pooling and a linear head; 2D or 3D.
 
-    The encoder is that of ``ResidualEncoderUNet``; ``encoder`` are its arguments.
+    Parameters
+    ----------
+    input_channels
+        Number of channels of the dataset's images.
+    num_classes
+        Number of outputs of the head.
+    **encoder
+        Arguments of ``ResidualEncoder``, which is the encoder of ``ResidualEncoderUNet``.
     """
 
     def __init__(self, input_channels: int, num_classes: int, **encoder: object) -> None:
@@ -111,15 +123,23 @@ class ResidualEncoderClassifier(nn.Module):
 
 
 def build_network(
-    plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+    configuration: ConfigurationManager, input_channels: int, num_classes: int
 ) -> nn.Module:
-    """Build the network that a configuration trains, freshly initialised."""
-    manager = plans.get_configuration(configuration)
+    """Build the network of a configuration, freshly initialised."""
     network: nn.Module = get_network_from_plans(
-        manager.network_arch_class_name,
-        manager.network_arch_init_kwargs,
-        manager.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(plans, manager, dataset_json),
-        len(read_classes(dataset_json)),
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        input_channels,
+        num_classes,
     )
     return network
+
+
+def configured_network(
+    plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+) -> nn.Module:
+    """Build the network that a configuration trains on a dataset, freshly initialised."""
+    manager = plans.get_configuration(configuration)
+    channels = determine_num_input_channels(plans, manager, dataset_json)
+    return build_network(manager, channels, len(read_classes(dataset_json)))

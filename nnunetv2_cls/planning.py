@@ -1,4 +1,4 @@
-"""A configuration for classification, beside those nnU-Net planned."""
+"""Add a configuration for classification to the plans that nnU-Net made of a dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunetv2_cls import defaults
 from nnunetv2_cls.checks import check_dimensions
+from nnunetv2_cls.defaults import Norm
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import find_name, labels_to_plan, read_json, write_json, write_labels
 from nnunetv2_cls.network import check_model, check_norm
@@ -20,7 +22,7 @@ from nnunetv2_cls.splits import SPLITS_FILE, patients_of, splits_to_plan
 logger = logging.getLogger(__name__)
 
 _BLOCKS_PER_STAGE = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6)
-"""Of nnU-Net's residual encoder planners."""
+"""Blocks of each stage in nnU-Net's residual encoder planners."""
 _ENCODER_KEYS = (
     "n_stages",
     "features_per_stage",
@@ -35,62 +37,166 @@ _ENCODER_KEYS = (
     "nonlin",
     "nonlin_kwargs",
 )
+"""Arguments of the planned network that a residual encoder takes, too."""
 
 
 @dataclass(frozen=True)
-class ClsPlan:
-    """What to add to the plans."""
+class NewConfiguration:
+    """Configuration for classification, to be added to plans."""
 
-    parent: str = "2d"
-    """Configuration whose preprocessed data is shared."""
+    parent: str = defaults.PARENT
+    """Configuration from which it inherits, and whose preprocessed data it shares."""
     size: tuple[int, ...] | None = None
-    """Of an image, (y, x) or (z, y, x) in voxels; ``None`` for the parent's median image size."""
-    batch_size: int = 32
-    model: str = "resnet18"
+    """Size of an image, (y, x) or (z, y, x) in voxels; ``None`` for the parent's median size."""
+    batch_size: int = defaults.BATCH_SIZE
+    model: str = defaults.MODEL
     """timm model, for a 2D parent; a 3D parent gets nnU-Net's residual encoder."""
-    norm: str = "batch"
+    norm: Norm = defaults.NORM
 
     @property
     def name(self) -> str:
-        """``2d_cls`` for ``2d``."""
+        """Name of the configuration, ``2d_cls`` for the parent ``2d``."""
         return f"{self.parent}_cls"
 
 
-def configuration(plans: Mapping[str, Any], wanted: ClsPlan) -> dict[str, Any]:
-    """Return the configuration to add, inheriting from its parent.
+@dataclass(frozen=True)
+class PlannedConfiguration:
+    """Configuration for classification that was added to the plans of a dataset."""
+
+    dataset: str
+    """Name of the dataset."""
+    name: str
+    """Name of the configuration, such as ``2d_cls``."""
+    plans_file: Path
+    folds: str
+    """What was done about the folds, in words; empty if they were there and complete."""
+
+
+def plan(
+    dataset: str | int,
+    *,
+    parent: str = defaults.PARENT,
+    plans: str = defaults.PLANS,
+    size: int | Sequence[int] | None = None,
+    batch_size: int = defaults.BATCH_SIZE,
+    model: str = defaults.MODEL,
+    norm: Norm = defaults.NORM,
+) -> PlannedConfiguration:
+    """Add a configuration for classification to the plans of a dataset, as ``nnUNetv2_cls_plan``.
+
+    ``nnUNetv2_plan_and_preprocess`` must have planned and preprocessed the dataset. Labels and
+    classes are taken from ``nnUNet_raw`` where it has them. Folds are drawn by patient and class
+    where there are none.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of the dataset.
+    parent
+        Configuration to inherit from, such as ``2d`` or ``3d_fullres``. The preprocessed data is
+        shared with it, and the new configuration is named after it: ``2d_cls``. One of that name
+        is replaced.
+    plans
+        Name of the plans.
+    size
+        Size of an image in voxels: one number for all axes, or one for each, (y, x) or (z, y, x).
+        ``None`` for the median size of the dataset's images.
+    batch_size
+        Number of images in a batch.
+    model
+        Name of a timm model, for a 2D configuration. One of 3D takes nnU-Net's residual encoder.
+    norm
+        ``batch`` keeps the model's normalisation; ``group`` turns every BatchNorm into a GroupNorm.
+
+    Returns
+    -------
+    PlannedConfiguration
+        Name of the configuration, and the plans file that holds it.
+
+    Raises
+    ------
+    ClsError
+        If the dataset is not planned, has no usable labels or folds, or has volumes though the
+        configuration is 2D, or a value is not allowed.
+
+    Examples
+    --------
+    >>> from nnunetv2_cls import plan
+    >>> plan(501, model="resnet50", size=224).name  # doctest: +SKIP
+    '2d_cls'
+    """
+    folder = preprocessed_folder(str(dataset))
+    content = load_plans(folder, plans)
+    dimensions = 2 if parent.startswith("2d") else 3
+    new = NewConfiguration(parent, size_of(size, dimensions), batch_size, model, norm)
+    added = configuration(content, new)
+    check_dimensions(content, parent)
+    labels = labels_to_plan(folder.name)
+    if absent := labels.absent:
+        logger.warning(
+            "no case of %s is of class %s: it is learned from other sites only, if any has it",
+            folder.name,
+            ", ".join(absent),
+        )
+    splits, folds = splits_to_plan(folder, labels.names, patients_of(folder.name))
+    content["configurations"][new.name] = added
+    path = folder / f"{plans}.json"
+    write_labels(folder.name, labels)
+    if splits is not None:
+        write_json(folder / SPLITS_FILE, splits)
+    write_json(path, content)
+    return PlannedConfiguration(folder.name, new.name, path, folds)
+
+
+def size_of(size: int | Sequence[int] | None, dimensions: int) -> tuple[int, ...] | None:
+    """Return the size of an image by axis, from one number for all axes or one for each."""
+    if size is None:
+        return None
+    numbers = (size,) if isinstance(size, int) else tuple(size)
+    return numbers * dimensions if len(numbers) == 1 else numbers
+
+
+def configuration(plans: Mapping[str, Any], new: NewConfiguration) -> dict[str, Any]:
+    """Return the content of a new configuration in the plans file.
 
     Raises
     ------
     ClsError
         If the parent is not planned, or a value is not allowed.
     """
-    parent = plans["configurations"].get(wanted.parent)
+    parent = plans["configurations"].get(new.parent)
     if parent is None or "patch_size" not in parent:
         known = [c for c, v in plans["configurations"].items() if "patch_size" in v]
-        raise ClsError(f"-c {wanted.parent}: the plans have {', '.join(known)}.")
-    median = parent["median_image_size_in_voxels"]
-    size = [round(n) for n in (wanted.size or median)]
-    if len(size) != len(parent["patch_size"]) or min(size) < 8:
-        raise ClsError(
-            f"--size {' '.join(map(str, size))}: give {len(parent['patch_size'])} numbers of at "
-            f"least 8 for {wanted.parent}."
-        )
-    if wanted.batch_size < 2:
-        raise ClsError(f"--batch-size {wanted.batch_size}: must be at least 2.")
+        raise ClsError(f"-c {new.parent}: the plans have {', '.join(known)}.")
+    size = _image_size(parent, new)
+    if new.batch_size < 2:
+        raise ClsError(f"--batch-size {new.batch_size}: must be at least 2.")
     return {
-        "inherits_from": wanted.parent,
+        "inherits_from": new.parent,
         "patch_size": size,
-        "batch_size": wanted.batch_size,
-        "architecture": _timm(wanted) if len(size) == 2 else _encoder(parent),
+        "batch_size": new.batch_size,
+        "architecture": _timm(new) if len(size) == 2 else _encoder(parent),
     }
 
 
-def _timm(wanted: ClsPlan) -> dict[str, Any]:
-    check_model(wanted.model)
-    check_norm(wanted.norm)
+def _image_size(parent: Mapping[str, Any], new: NewConfiguration) -> list[int]:
+    """Return the size of an image, which is the chosen one or the parent's median size."""
+    size = [round(n) for n in (new.size or parent["median_image_size_in_voxels"])]
+    dimensions = len(parent["patch_size"])
+    if len(size) != dimensions or min(size) < 8:
+        raise ClsError(
+            f"--size {' '.join(map(str, size))}: give {dimensions} numbers of at least 8 for "
+            f"{new.parent}."
+        )
+    return size
+
+
+def _timm(new: NewConfiguration) -> dict[str, Any]:
+    check_model(new.model)
+    check_norm(new.norm)
     return {
         "network_class_name": "nnunetv2_cls.network.timm_classifier",
-        "arch_kwargs": {"model_name": wanted.model, "norm": wanted.norm},
+        "arch_kwargs": {"model_name": new.model, "norm": new.norm},
         "_kw_requires_import": [],
     }
 
@@ -110,60 +216,13 @@ def _encoder(parent: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def add_configuration(dataset: str, plans_name: str, wanted: ClsPlan) -> tuple[Path, str]:
-    """Add the configuration to a dataset's plans file, with its labels and folds.
-
-    Labels and classes are taken from ``nnUNet_raw`` where it has them; folds are drawn by patient
-    and class where there are none.
-
-    Parameters
-    ----------
-    dataset
-        Id or name.
-    plans_name
-        As ``-p`` of ``nnUNetv2_train``.
-    wanted
-        What to add; a configuration of the same name is replaced.
-
-    Returns
-    -------
-    tuple
-        The plans file, and what was done about folds, for the user; empty if nothing.
-
-    Raises
-    ------
-    ClsError
-        If the dataset is not planned, has no usable labels or folds, or volumes for a 2D
-        configuration, or a value is not allowed.
-    """
-    folder = preprocessed_folder(dataset)
-    plans = load_plans(folder, plans_name)
-    added = configuration(plans, wanted)
-    check_dimensions(plans, wanted.parent)
-    labels = labels_to_plan(folder.name)
-    if absent := labels.absent:
-        logger.warning(
-            "no case of %s is of class %s: it is learned from other sites only, if any has it",
-            folder.name,
-            ", ".join(absent),
-        )
-    splits, said = splits_to_plan(folder, labels.names, patients_of(folder.name))
-    plans["configurations"][wanted.name] = added
-    path = folder / f"{plans_name}.json"
-    write_labels(folder.name, labels)
-    if splits is not None:
-        write_json(folder / SPLITS_FILE, splits)
-    write_json(path, plans)
-    return path, said
-
-
 def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     """Load the plans of a preprocessed dataset.
 
     Raises
     ------
     ClsError
-        If it was not planned with these.
+        If the dataset has no plans of this name, or the file is damaged.
     """
     path = folder / f"{plans_name}.json"
     if not path.is_file():
@@ -179,12 +238,12 @@ def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """Find a preprocessed dataset.
+    """Return the folder of a preprocessed dataset, given by id or name.
 
     Raises
     ------
     ClsError
-        If there is none, or ``nnUNet_preprocessed`` is not set.
+        If there is no such dataset, or ``nnUNet_preprocessed`` is not set.
     """
     if not nnUNet_preprocessed.is_set():
         raise ClsError(
@@ -203,12 +262,23 @@ def preprocessed_folder(dataset: str) -> Path:
 def adapted_plans(
     plans: dict[str, Any], configuration: str, model_name: str | None, batch_size: int | None
 ) -> dict[str, Any]:
-    """Put a trainer's own choices into a copy of the plans.
+    """Return a copy of plans with the model and the batch size of a trainer that sets its own.
+
+    Parameters
+    ----------
+    plans
+        Content of the plans file.
+    configuration
+        Configuration to change, such as ``2d_cls``.
+    model_name
+        timm model; ``None`` for that of the plans.
+    batch_size
+        Number of images in a batch; ``None`` for that of the plans.
 
     Raises
     ------
     ClsError
-        If there is no such configuration, or it is none of a classification.
+        If the plans have no such configuration, or it segments, or takes no timm model.
     """
     if configuration not in plans["configurations"]:
         raise ClsError(
@@ -234,10 +304,3 @@ def adapted_plans(
     if batch_size is not None:
         content["batch_size"] = batch_size
     return adapted
-
-
-def size_of(numbers: Sequence[int] | None, dimensions: int) -> tuple[int, ...] | None:
-    """Read ``--size``: one number for all axes, or one for each."""
-    if numbers is None:
-        return None
-    return tuple(numbers) * dimensions if len(numbers) == 1 else tuple(numbers)

@@ -1,4 +1,4 @@
-"""Pictures of a classifier: ROC, precision-recall, calibration, confusion, progress."""
+"""Plot a classifier: ROC, precision-recall, calibration, confusion matrix, progress, activation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocC
 from nnunetv2_cls.metrics import Classes, Probabilities, predict_classes
 
 _STYLE = mpl.rc_params_from_file(mpl.matplotlib_fname(), fail_on_error=False)
-"""matplotlib's own settings: nnU-Net's plots change the global ones."""
+"""Settings of matplotlib as installed; nnU-Net's plots change the global ones."""
 
 
 def plot_classification(
@@ -59,7 +59,7 @@ def plot_classification(
 
 
 def plot_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:
-    """Draw losses, macro F1 and AUROC by epoch, learning rate and seconds, from nnU-Net's log."""
+    """Plot losses, macro F1, AUROC, learning rate and seconds by epoch, from nnU-Net's log."""
     epochs = len(log["mean_fg_dice"])
     with mpl.rc_context(_STYLE):
         figure = Figure((9, 12), layout="constrained")
@@ -92,18 +92,18 @@ def plot_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:
 
 
 def plot_activation(image: NDArray[Any], activation: NDArray[Any], title: str, path: Path) -> None:
-    """Draw a map over an image as the network saw it.
+    """Plot an activation map over an image as the network saw it.
 
     Parameters
     ----------
     image
-        Shape (channels, y, x); the mean of its channels is shown.
+        Image of shape (channels, y, x); the mean of its channels is shown.
     activation
-        Shape (y, x), from 0 to 1.
+        Activation of shape (y, x), from 0 to 1.
     title
-        Above the picture.
+        Title above the image.
     path
-        PNG to write.
+        PNG file to write.
     """
     rows, columns = activation.shape
     with mpl.rc_context(_STYLE):

@@ -4,111 +4,193 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.paths import nnUNet_results
 
-from nnunetv2_cls.cam import activation_map
-from nnunetv2_cls.inference import Model, classify
+from nnunetv2_cls import defaults
+from nnunetv2_cls.cam import activation_map, check_captum
+from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.inference import ClassifiedBatch, Classifier, load_classifier
 from nnunetv2_cls.inputs import find_inputs
-from nnunetv2_cls.loader import batches
-from nnunetv2_cls.metrics import Probabilities, predict_classes
+from nnunetv2_cls.labels import find_name
+from nnunetv2_cls.metrics import predict_classes
 from nnunetv2_cls.plots import plot_activation
 from nnunetv2_cls.preprocess import Expected, preprocessed_images
 
 
-def predict_folder(
-    model: Model, images: Path, output: Path, *, mirror: bool = True, cam: bool = False
-) -> dict[str, str]:
-    """Classify every case of a folder; write ``predictions.csv`` and ``predictions.json``.
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities of the images of a folder, and the classes that follow from them."""
+
+    classes: tuple[str, ...]
+    """Class names by index."""
+    threshold: float
+    """Probability of class 1 from which a case is positive; not used for more than two classes."""
+    probabilities: Mapping[str, Sequence[float]]
+    """Probabilities of each case, by class index."""
+    unreadable: Mapping[str, str]
+    """Cases that could not be read, and why."""
+
+    @property
+    def predicted(self) -> dict[str, str]:
+        """Predicted class name of each case."""
+        if not self.probabilities:
+            return {}
+        indices = predict_classes(np.array(list(self.probabilities.values())), self.threshold)
+        return {
+            case: self.classes[index]
+            for case, index in zip(self.probabilities, indices, strict=True)
+        }
+
+
+def predict(
+    images: str | Path,
+    output: str | Path,
+    *,
+    dataset: str | int,
+    configuration: str,
+    trainer: str = defaults.TRAINER,
+    plans: str = defaults.PLANS,
+    folds: Sequence[int | str] = defaults.FOLDS,
+    checkpoint: str = defaults.CHECKPOINT,
+    device: str | torch.device | None = None,
+    mirror: bool = True,
+    cam: bool = False,
+) -> Predictions:
+    """Classify raw images with trained folds, as ``nnUNetv2_predict_cls`` does.
+
+    Writes ``predictions.csv`` and ``predictions.json``.
 
     Parameters
     ----------
-    model
-        From :func:`load_model`.
     images
-        Raw images, named as in ``imagesTs``; for a model of PNG images also in any other way, and
-        of any kind that conversion takes.
+        Folder of raw images, named as in ``imagesTs``. For a model of PNG images they may have any
+        name, and any format that ``convert`` reads.
     output
-        Made if need be.
+        Folder of the predictions; created if missing.
+    dataset
+        Id or name of the dataset that the folds were trained on.
+    configuration
+        Configuration of the folds, such as ``2d_cls``.
+    trainer
+        Trainer of the folds.
+    plans
+        Name of the plans.
+    folds
+        Folds whose probabilities are averaged.
+    checkpoint
+        File name of the checkpoint in each fold's folder.
+    device
+        ``cuda``, ``cpu`` or ``mps``; ``None`` for CUDA where there is a device of it, else the CPU.
     mirror
-        Average over mirror images.
+        Average over mirror images, if the folds were trained with mirroring.
     cam
-        Also write ``cam/CASE.png``, where the evidence for the class was seen.
+        Also write class-activation maps, ``cam/CASE.png``. They need captum.
 
     Returns
     -------
-    dict
-        Cases that could not be read, and why.
+    Predictions
+        Probabilities and class of each case, and the cases that could not be read.
 
     Raises
     ------
     ClsError
-        If the folder has no case, or images that the model does not take.
+        If a fold was not trained, the folder has no case, or images that the model does not take.
+
+    Examples
+    --------
+    >>> from nnunetv2_cls import predict
+    >>> found = predict("new_images", "out", dataset=501, configuration="2d_cls")  # doctest: +SKIP
+    >>> found.predicted  # doctest: +SKIP
+    {'patient_7': 'pneumonia'}
     """
-    expected = Expected.of(model.plans, model.configuration, model.dataset_json)
-    inputs = find_inputs(images, model.dataset_json["file_ending"], expected)
-    unreadable = inputs.unreadable
+    if cam:
+        check_captum()
+    if not nnUNet_results.is_set():
+        raise ClsError("nnUNet_results is not set: export nnUNet_results=/path/to/folder.")
+    model_name = f"{trainer}__{plans}__{configuration}"
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier = load_classifier(
+        Path(nnUNet_results.require()) / find_name(str(dataset)) / model_name,
+        configuration,
+        folds,
+        checkpoint,
+        torch.device(default_device if device is None else device),
+    )
+    return predict_folder(classifier, Path(images), Path(output), mirror=mirror, cam=cam)
+
+
+def predict_folder(
+    classifier: Classifier, images: Path, output: Path, *, mirror: bool = True, cam: bool = False
+) -> Predictions:
+    """Classify every case of a folder; write ``predictions.csv`` and ``predictions.json``.
+
+    Parameters
+    ----------
+    classifier
+        Trained folds.
+    images, output, mirror, cam
+        As for :func:`predict`.
+
+    Raises
+    ------
+    ClsError
+        If the folder has no case, or images that the classifier does not take.
+    """
+    plans, configuration = classifier.plans, classifier.configuration
+    dataset_json = classifier.dataset_json
+    expected = Expected.of(plans, configuration, dataset_json)
+    inputs = find_inputs(images, dataset_json["file_ending"], expected)
+    unreadable = dict(inputs.unreadable)
 
     def note(case: str, error: Exception) -> None:
         unreadable[case] = f"{type(error).__name__}: {error}"
 
-    device = next(model.folds[0][0].parameters()).device
-    found: dict[str, list[float]] = {}
     readable = preprocessed_images(
-        inputs.files,
-        model.plans,
-        model.configuration,
-        model.dataset_json,
-        note,
-        converted=inputs.converted,
+        inputs.files, plans, configuration, dataset_json, note, converted=inputs.converted
     )
-    for names, fitted in batches(readable, model.configuration):
-        batch = fitted.to(device)
-        folds = [
-            classify(network, batch, axes if mirror else None) for network, axes in model.folds
-        ]
-        probabilities = np.mean(folds, axis=0)
-        found.update(zip(names, probabilities.tolist(), strict=True))
-        for i, case in enumerate(names if cam else ()):
-            one = slice(i, i + 1)
-            _save_cam(model, case, batch[one], probabilities[one], output / "cam")
-    write_predictions(found, model.classes, model.threshold, output)
-    return unreadable
+    probabilities: dict[str, list[float]] = {}
+    for batch in classifier.classify_batches(readable, mirror=mirror):
+        probabilities.update(zip(batch.cases, batch.probabilities.tolist(), strict=True))
+        if cam:
+            _save_cams(classifier, batch, output / "cam")
+    predictions = Predictions(classifier.classes, classifier.threshold, probabilities, unreadable)
+    write_predictions(predictions, output)
+    return predictions
 
 
-def _save_cam(
-    model: Model, case: str, batch: torch.Tensor, probabilities: Probabilities, folder: Path
-) -> None:
-    """Write the mean map of the folds for the predicted class."""
-    target = int(predict_classes(probabilities, model.threshold)[0])
-    maps = [activation_map(network, batch, target) for network, _ in model.folds]
+def _save_cams(classifier: Classifier, batch: ClassifiedBatch, folder: Path) -> None:
+    """Write, for each case, the mean map of the folds for the predicted class."""
+    targets = predict_classes(batch.probabilities, classifier.threshold).tolist()
+    for index, (case, target) in enumerate(zip(batch.cases, targets, strict=True)):
+        image = batch.images[index : index + 1]
+        maps = [activation_map(fold.network, image, target) for fold in classifier.folds]
+        title = f"{classifier.classes[target]} {batch.probabilities[index, target]:.2f}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{case}.png"
+        plot_activation(image[0].cpu().numpy(), np.mean(maps, axis=0), title, path)
+
+
+def write_predictions(predictions: Predictions, folder: Path) -> None:
+    """Write ``predictions.csv``, and the same as ``predictions.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"{model.classes[target]} {probabilities[0, target]:.2f}"
-    plot_activation(batch[0].cpu().numpy(), np.mean(maps, axis=0), title, folder / f"{case}.png")
-
-
-def write_predictions(
-    found: dict[str, list[float]], classes: Sequence[str], threshold: float, output: Path
-) -> None:
-    """Write a table and the same as JSON."""
-    output.mkdir(parents=True, exist_ok=True)
-    predicted = (
-        predict_classes(np.array(list(found.values())), threshold) if found else np.empty(0, int)
-    )
-    with (output / "predictions.csv").open("w", newline="") as file:
+    classes, predicted = predictions.classes, predictions.predicted
+    with (folder / "predictions.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["case", "class", *(f"probability_{name}" for name in classes)])
-        for (case, probabilities), index in zip(found.items(), predicted, strict=True):
-            table.writerow([case, classes[index], *(f"{p:.6f}" for p in probabilities)])
+        for case, probabilities in predictions.probabilities.items():
+            table.writerow([case, predicted[case], *(f"{p:.6f}" for p in probabilities)])
     content = {
         "classes": list(classes),
-        "threshold": threshold if len(classes) == 2 else None,
+        "threshold": predictions.threshold if len(classes) == 2 else None,
         "cases": {
-            case: {"class": classes[index], "probabilities": probabilities}
-            for (case, probabilities), index in zip(found.items(), predicted, strict=True)
+            case: {"class": predicted[case], "probabilities": list(probabilities)}
+            for case, probabilities in predictions.probabilities.items()
         },
     }
-    (output / "predictions.json").write_text(json.dumps(content, indent=2))
+    (folder / "predictions.json").write_text(json.dumps(content, indent=2))

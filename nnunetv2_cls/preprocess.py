@@ -1,4 +1,4 @@
-"""Raw images through nnU-Net's preprocessing, one after another."""
+"""Preprocess raw images with nnU-Net, one after another, and check what their headers say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  # its own documentation's name
@@ -19,11 +19,15 @@ from nnunetv2_cls.conversion.images import read_as_nnunet
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import some
 
-Problems = Callable[[str, Exception], None]
+OnUnreadable: TypeAlias = Callable[[str, Exception], None]
+"""Called with the name of a case that cannot be read, and why."""
 
 
 def num_channels(dataset_json: Mapping[str, Any]) -> int:
-    """How many channels the images of a dataset have; older ``dataset.json`` say ``modality``."""
+    """Return the number of channels of a dataset's images.
+
+    An older ``dataset.json`` names them in ``modality``.
+    """
     return len(dataset_json.get("modality") or dataset_json["channel_names"])
 
 
@@ -41,11 +45,11 @@ def raw_cases(folder: Path, file_ending: str) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the images of a case must be like, as far as a file's header tells."""
+    """Channels and dimensions that the images of a case must have, as their headers give them."""
 
     channels: int
     flat: bool
-    """Of a 2D configuration."""
+    """The configuration is 2D."""
     reader: str
     """Name of nnU-Net's reader."""
     transpose: tuple[int, ...]
@@ -58,7 +62,7 @@ class Expected:
         configuration_manager: ConfigurationManager,
         dataset_json: Mapping[str, Any],
     ) -> Expected:
-        """Read it from the plans."""
+        """Return what a configuration takes."""
         return cls(
             num_channels(dataset_json),
             len(configuration_manager.patch_size) == 2,
@@ -67,18 +71,18 @@ class Expected:
         )
 
     def problem(self, files: Sequence[str]) -> str | None:
-        """Say what is wrong with a case; ``None`` if nothing is.
+        """Return why the files of a case do not fit, as a predicate, or ``None`` if they do.
 
         Raises
         ------
         OSError, RuntimeError
             If a file cannot be read.
         """
-        found = [self._header(file) for file in files]
-        channels = sum(count for count, _ in found)
+        headers = [self._header(file) for file in files]
+        channels = sum(count for count, _ in headers)
         if channels != self.channels:
             return f"have {channels} channels in {len(files)} files, not {self.channels}"
-        for _, shape in found:
+        for _, shape in headers:
             slices = self._slices(shape)
             if self.flat and slices != 1:
                 return f"have {slices} slices, of which a 2D configuration sees one"
@@ -120,19 +124,19 @@ def check_images(cases: Mapping[str, Sequence[str]], expected: Expected, where: 
     cases
         Files of each case.
     expected
-        Of the configuration.
+        What the configuration takes.
     where
-        What they are, for the message.
+        Name of the images in the error message.
 
     Returns
     -------
     list
-        Cases with a file that is no image.
+        Cases with a file that cannot be read.
 
     Raises
     ------
     ClsError
-        Naming up to three of each kind.
+        Naming up to three images of each kind that do not fit.
     """
     wrong = defaultdict(list)
     unreadable = []
@@ -155,7 +159,7 @@ def preprocessed_images(
     plans_manager: Any,  # noqa: ANN401  # nnU-Net's PlansManager
     configuration_manager: Any,  # noqa: ANN401  # nnU-Net's ConfigurationManager
     dataset_json: dict[str, Any],
-    unreadable: Problems | None = None,
+    on_unreadable: OnUnreadable | None = None,
     *,
     converted: Collection[str] = (),
 ) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
@@ -164,18 +168,18 @@ def preprocessed_images(
     Parameters
     ----------
     cases
-        Files of each case.
+        Files of each case, by channel.
     plans_manager, configuration_manager, dataset_json
-        Of the model.
-    unreadable
-        Told of a case that cannot be read, which is then left out; ``None`` to raise.
+        Plans, configuration and dataset of the classifier.
+    on_unreadable
+        Called for a case that cannot be read, which is then left out; ``None`` to raise instead.
     converted
-        Cases of one file that is read as ``nnUNetv2_cls_convert`` reads it.
+        Cases of one file, which is read as ``nnUNetv2_cls_convert`` reads it.
 
     Yields
     ------
     tuple
-        Name, and image of shape (channels, z, y, x).
+        Case name, and image of shape (channels, z, y, x).
     """
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     for name, files in cases.items():
@@ -189,9 +193,9 @@ def preprocessed_images(
             )
             _check_channels(image, num_channels(dataset_json))
         except Exception as error:
-            if unreadable is None:
+            if on_unreadable is None:
                 raise
-            unreadable(name, error)
+            on_unreadable(name, error)
             continue
         yield name, image
 

@@ -1,8 +1,7 @@
-"""Folds that keep a patient together, and whether folds, cases and patients agree."""
+"""Draw folds that keep a patient together, and check that folds, cases and patients agree."""
 
 from __future__ import annotations
 
-import csv
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -13,15 +12,15 @@ from typing import Any, TypeAlias
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from nnunetv2_cls.conversion.tables import read_table
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import read_json, some
+from nnunetv2_cls.tables import read_header, read_table
 
 SPLITS_FILE = "splits_final.json"
 CASE_TABLE = "cases.csv"
 FOLDS = 5
 SEED = 12345
-"""nnU-Net's, both."""
+"""Number of folds and random seed that nnU-Net uses, too."""
 _LIKE_PATIENTS = re.compile(r"patient|subject|^pid$|^mrn$")
 Splits: TypeAlias = list[dict[str, list[str]]]
 """For each fold the cases of ``train`` and ``val``."""
@@ -33,8 +32,8 @@ def patients_of(dataset_name: str) -> dict[str, str]:
     Returns
     -------
     dict
-        Case to patient; empty where there is no such table, or no column ``patient`` in it. A case
-        whose patient is left blank is not in it.
+        Patient of each case; empty where there is no such table, or no column ``patient`` in it. A
+        case whose patient is left blank is not in it.
 
     Raises
     ------
@@ -42,16 +41,8 @@ def patients_of(dataset_name: str) -> dict[str, str]:
         If the table cannot be read, has no column ``case``, two patients for a case, or patients
         under another name than ``patient``.
     """
-    folders = [folder for folder in (nnUNet_raw.get(), nnUNet_preprocessed.get()) if folder]
-    tables = [Path(folder) / dataset_name / CASE_TABLE for folder in folders]
-    path = next((table for table in tables if table.is_file()), None)
-    header = _header(path) if path is not None else []
-    if path is None or "patient" not in header:
-        if others := [name for name in header if _LIKE_PATIENTS.search(name.lower())]:
-            raise ClsError(
-                f"{path} has no column patient, but {', '.join(others)}: name it patient (columns "
-                "are separated by commas), so that a patient's images stay in one fold."
-            )
+    path = _case_table(dataset_name)
+    if path is None or not _has_patients(path):
         return {}
     patients: dict[str, str] = {}
     for row in read_table(path, ("case", "patient")):
@@ -61,30 +52,41 @@ def patients_of(dataset_name: str) -> dict[str, str]:
     return patients
 
 
-def _header(path: Path) -> list[str]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ClsError(f"{path} cannot be read as a CSV table: {error}.") from error
+def _case_table(dataset_name: str) -> Path | None:
+    folders = [folder for folder in (nnUNet_raw.get(), nnUNet_preprocessed.get()) if folder]
+    tables = [Path(folder) / dataset_name / CASE_TABLE for folder in folders]
+    return next((table for table in tables if table.is_file()), None)
+
+
+def _has_patients(path: Path) -> bool:
+    """Return whether a table has the column ``patient``; refuse one that seems to misname it."""
+    header = read_header(path)
+    if "patient" in header:
+        return True
+    if others := [name for name in header if _LIKE_PATIENTS.search(name.lower())]:
+        raise ClsError(
+            f"{path} has no column patient, but {', '.join(others)}: name it patient (columns "
+            "are separated by commas), so that a patient's images stay in one fold."
+        )
+    return False
 
 
 def draw_folds(classes: Mapping[str, str], patients: Mapping[str, str]) -> Splits:
     """Draw five folds that keep a patient together and the classes in proportion.
 
-    Fewer, where there are fewer patients.
+    There are fewer folds if there are fewer patients.
 
     Parameters
     ----------
     classes
         Class of every case.
     patients
-        Patient of a case; one without is a patient of its own.
+        Patient of each case whose patient is known; any other case is a patient of its own.
 
     Returns
     -------
     list
-        Content of ``splits_final.json``; empty where all cases are of one patient.
+        Content of ``splits_final.json``; empty if all cases are of one patient.
     """
     cases = sorted(classes)
     groups = [_group(case, patients) for case in cases]
@@ -103,7 +105,7 @@ def draw_folds(classes: Mapping[str, str], patients: Mapping[str, str]) -> Split
 
 
 def _group(case: str, patients: Mapping[str, str]) -> str:
-    return patients.get(case, f"\0{case}")  # no patient is called so
+    return patients.get(case, f"\0{case}")  # no patient has such a name
 
 
 def splits_to_plan(
@@ -111,39 +113,35 @@ def splits_to_plan(
 ) -> tuple[Splits | None, str]:
     """Find the folds of a preprocessed dataset, or draw them by patient where there are none.
 
-    Where no patient is known, nnU-Net may draw its own.
+    Where no patient is known, the folds are left to nnU-Net.
 
     Parameters
     ----------
     folder
-        Of the preprocessed dataset.
+        Folder of the preprocessed dataset.
     classes
         Class of every case.
     patients
-        As :func:`patients_of` returns them.
+        Patient of each case, from :func:`patients_of`.
 
     Returns
     -------
     tuple
-        Content of ``splits_final.json``, ``None`` if nothing is to be written; and what was done,
-        for the user.
+        Content of ``splits_final.json``, or ``None`` if nothing is to be written; and a note for
+        the user on what was done.
 
     Raises
     ------
     ClsError
-        If the splits that are there do not agree with cases and patients.
+        If the present splits do not agree with cases and patients.
     """
     path = folder / SPLITS_FILE
     source = Path(nnUNet_raw.get() or folder) / folder.name / SPLITS_FILE
-    found = next((file for file in (path, source) if file.is_file()), None)
-    if found is not None:
-        splits = read_splits(found)
-        for fold in range(len(splits)):
-            check_fold(splits, fold, classes, patients, found)
-        said = "" if found == path else f"took the folds of {found}"
-        if left := unused_cases(splits, classes):
-            said = f"{len(left)} of {len(classes)} cases are in no fold of {found} ({some(left)})"
-        return None if found == path else splits, said
+    present = next((file for file in (path, source) if file.is_file()), None)
+    if present is not None:
+        splits = read_splits(present)
+        note = _check_all_folds(splits, classes, patients, present)
+        return (None, note) if present == path else (splits, note or f"took the folds of {present}")
     if not any(case in patients for case in classes):
         return None, (
             f"no patient is known: nnU-Net will draw folds by image; if patients have several, say "
@@ -152,8 +150,23 @@ def splits_to_plan(
     splits = draw_folds(classes, patients)
     if not splits:
         return None, "no folds: all cases are of one patient; train with fold all"
-    count = len({_group(case, patients) for case in classes})
+    count = _count_patients(classes, patients)
     return splits, f"drew {len(splits)} folds by patient and class ({count} patients)"
+
+
+def _count_patients(cases: Collection[str], patients: Mapping[str, str]) -> int:
+    return len({_group(case, patients) for case in cases})
+
+
+def _check_all_folds(
+    splits: Splits, cases: Collection[str], patients: Mapping[str, str], path: Path
+) -> str:
+    """Check every fold; return a note if cases are in none of them, else an empty string."""
+    for fold in range(len(splits)):
+        check_fold(splits, fold, cases, patients, path)
+    if left := unused_cases(splits, cases):
+        return f"{len(left)} of {len(cases)} cases are in no fold of {path} ({some(left)})"
+    return ""
 
 
 def read_splits(path: Path) -> Splits:
@@ -162,7 +175,7 @@ def read_splits(path: Path) -> Splits:
     Raises
     ------
     ClsError
-        If it cannot be read, or is of another form.
+        If the file cannot be read, or has another form.
     """
     content = read_json(path)
     if not (isinstance(content, list) and content and all(map(_is_fold, content))):
@@ -192,19 +205,19 @@ def check_fold(
     splits
         All folds.
     fold
-        To be trained.
+        Number of the fold.
     cases
-        Of the dataset.
+        Cases of the dataset.
     patients
-        As :func:`patients_of` returns them.
+        Patient of each case, from :func:`patients_of`.
     path
-        Of the splits, for messages.
+        File of the splits, for error messages.
 
     Raises
     ------
     ClsError
-        If there is no such fold; if a case of it does not exist, or is in training and validation,
-        or a patient is.
+        If there is no such fold, one of its cases does not exist, or a case or a patient is in both
+        training and validation.
     """
     if not 0 <= fold < len(splits):
         raise ClsError(
@@ -212,16 +225,16 @@ def check_fold(
             "would draw a random one by image."
         )
     training, validation = splits[fold]["train"], splits[fold]["val"]
-    anew = f"mend it, or remove it and run nnUNetv2_cls_plan {path.parent.name} again"
+    remedy = f"fix it, or remove it and run nnUNetv2_cls_plan {path.parent.name} again"
     if missing := {*training, *validation} - set(cases):
         raise ClsError(
             f"{path} names {len(missing)} cases that the dataset does not have "
-            f"({some(missing)}) in fold {fold}: {anew}."
+            f"({some(missing)}) in fold {fold}: {remedy}."
         )
     if both := set(training) & set(validation):
         raise ClsError(
             f"{path} has {len(both)} cases in training and validation of fold {fold} "
-            f"({some(both)}): {anew}."
+            f"({some(both)}): {remedy}."
         )
     trained = {patients[case] for case in training if case in patients}
     shared: dict[str, list[str]] = defaultdict(list)
@@ -232,12 +245,12 @@ def check_fold(
         first = min(shared)
         raise ClsError(
             f"{path} has {len(shared)} patients in training and validation of fold {fold} "
-            f"({some(shared)}; {first} with {some(shared[first])} in validation): {anew}."
+            f"({some(shared)}; {first} with {some(shared[first])} in validation): {remedy}."
         )
 
 
 def unused_cases(splits: Splits, cases: Collection[str], fold: int | None = None) -> set[str]:
-    """Cases that are in no part of a fold, or of any fold."""
+    """Return the cases that are in no part of a fold, or, without a fold, of any fold."""
     folds = splits if fold is None else [splits[fold]]
     return set(cases) - {case for one in folds for part in ("train", "val") for case in one[part]}
 
@@ -245,12 +258,12 @@ def unused_cases(splits: Splits, cases: Collection[str], fold: int | None = None
 def check_own_folds(
     fold: int, cases: Collection[str], patients: Mapping[str, str], dataset_name: str
 ) -> None:
-    """Make sure that the folds which nnU-Net would draw by itself exist and split no patient.
+    """Make sure that a fold which nnU-Net would draw itself exists and splits no patient.
 
     Raises
     ------
     ClsError
-        If not.
+        If nnU-Net draws no such fold, or a patient has several cases.
     """
     if not 0 <= fold < FOLDS or len(cases) < FOLDS:
         raise ClsError(
@@ -272,7 +285,7 @@ def _with_several_cases(cases: Collection[str], patients: Mapping[str, str]) -> 
 
 
 def group_numbers(cases: Sequence[str], patients: Mapping[str, str]) -> list[int] | None:
-    """Give each patient a number; ``None`` where none is known to have several of the cases."""
+    """Return the number of each case's patient; ``None`` if no patient has several of the cases."""
     if not _with_several_cases(cases, patients):
         return None
     numbers: dict[str, int] = {}

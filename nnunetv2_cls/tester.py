@@ -1,8 +1,8 @@
-"""How a federation's comparison tests classifiers; offered by the trainer as ``tester``."""
+"""Test classifiers for a comparison of federations, as the attribute ``tester`` of a trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,18 +10,36 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
+from nnunetv2_cls.defaults import CHECKPOINT
 from nnunetv2_cls.errors import ClsError
-from nnunetv2_cls.inference import Model, classify, load_model
+from nnunetv2_cls.inference import load_classifier
 from nnunetv2_cls.labels import check_same_classes, raw_labels, read_classes
-from nnunetv2_cls.loader import batches
-from nnunetv2_cls.metrics import auroc, choose_threshold, predict_classes, score
+from nnunetv2_cls.metrics import (
+    METRICS,
+    Classes,
+    Probabilities,
+    auroc,
+    choose_threshold,
+    predict_classes,
+    score,
+)
 from nnunetv2_cls.preprocess import preprocessed_images
 
-_HEADLINE = ("AUROC", "accuracy")
+
+def _accuracy(targets: Classes, probabilities: Probabilities, threshold: float) -> float:
+    return float(np.mean(predict_classes(probabilities, threshold) == targets))
 
 
-class TrainedModel(Protocol):
-    """Where a trained fold is."""
+_HEADLINE: Mapping[str, Callable[[Classes, Probabilities, float], float]] = {
+    "AUROC": lambda targets, probabilities, _: auroc(targets, probabilities),
+    "accuracy": _accuracy,
+}
+"""Metrics that a comparison shows first, and computes thousands of times in its bootstrap."""
+_ORDER = (*_HEADLINE, *(name for name in METRICS if name not in _HEADLINE))
+
+
+class TrainedFold(Protocol):
+    """Location of a trained fold, and the device to run it on."""
 
     folder: Path
     configuration: str
@@ -30,12 +48,23 @@ class TrainedModel(Protocol):
 
 
 class ClsTester:
-    """Probabilities of raw images, judged by AUROC, accuracy and the rest."""
+    """Test classifiers on raw images: probabilities, AUROC, accuracy and the other metrics."""
 
     def references(
         self, raw: Path, dataset_json: Mapping[str, Any], subset: str, cases: Collection[str]
     ) -> dict[str, int]:
         """Return the class index of each case.
+
+        Parameters
+        ----------
+        raw
+            Folder of the raw dataset.
+        dataset_json
+            Content of ``dataset.json`` with the classes of the classifier.
+        subset
+            ``Tr`` or ``Ts``.
+        cases
+            Case names.
 
         Raises
         ------
@@ -55,58 +84,77 @@ class ClsTester:
 
     def test(
         self,
-        model: TrainedModel,
+        model: TrainedFold,
         images: Mapping[str, list[str]],
         references: Mapping[str, int],
         output: Path,
         validation_cases: Collection[str],
     ) -> list[dict[str, Any]]:
-        """Classify every case; the threshold is chosen on the validation cases given."""
-        # not above: it imports the trainer, which names this class
+        """Classify raw images, and return a record of each case.
 
-        del output  # probabilities are in the records
-        loaded = load_model(
-            model.folder,
-            model.configuration,
-            [model.fold],
-            "checkpoint_final.pth",
-            model.device,
+        Parameters
+        ----------
+        model
+            Trained fold.
+        images
+            Files of each case, by channel.
+        references
+            Class index of each case.
+        output
+            Not used: the records hold the probabilities.
+        validation_cases
+            Cases of the fold's validation on which the threshold is chosen.
+
+        Returns
+        -------
+        list
+            For each case: ``case``, ``class`` and ``stratum`` (the index of its true class),
+            ``probabilities``, ``threshold``, ``score`` (the probability of the true class),
+            ``shown`` (the predicted class, in words) and ``truth`` (the name of the true class).
+        """
+        del output
+        classifier = load_classifier(
+            model.folder, model.configuration, [model.fold], CHECKPOINT, model.device
         )
-        ((network, axes),) = loaded.folds
-        preprocessed = preprocessed_images(
-            images, loaded.plans, loaded.configuration, loaded.dataset_json
+        probabilities = classifier.classify_images(
+            preprocessed_images(
+                images, classifier.plans, classifier.configuration, classifier.dataset_json
+            )
         )
-        found: dict[str, list[float]] = {}
-        for names, batch in batches(preprocessed, loaded.configuration):
-            probabilities = classify(network, batch.to(model.device), axes)
-            found.update(zip(names, probabilities.tolist(), strict=True))
         summary = model.folder / f"fold_{model.fold}" / "validation" / "summary.json"
         threshold = _threshold(load_json(str(summary)), validation_cases)
-        return [_record(case, references[case], found[case], threshold, loaded) for case in images]
+        return [
+            _record(case, references[case], probabilities[case], threshold, classifier.classes)
+            for case in images
+        ]
 
     def measure(
         self, records: Sequence[Mapping[str, Any]], names: Collection[str] | None
     ) -> dict[str, float]:
-        """Return AUROC, accuracy and the rest of a group of cases; only ``names`` if given."""
+        """Compute the metrics of a group of cases.
+
+        Parameters
+        ----------
+        records
+            Records of :meth:`test`.
+        names
+            Metrics to compute; ``None`` for all.
+        """
         if not records:
-            return {name: float("nan") for name in names or _HEADLINE}
+            return dict.fromkeys(names or _HEADLINE, float("nan"))
         targets = np.array([record["class"] for record in records])
         probabilities = np.array([record["probabilities"] for record in records])
         threshold = records[0]["threshold"]
-        if names is not None and set(names) <= set(_HEADLINE):  # thousands of times in a bootstrap
-            fast = {
-                "AUROC": lambda: auroc(targets, probabilities),
-                "accuracy": lambda: float(
-                    np.mean(predict_classes(probabilities, threshold) == targets)
-                ),
-            }
-            return {name: fast[name]() for name in _HEADLINE if name in names}
-        found = score(targets, probabilities, threshold)
-        order = [*_HEADLINE, *(name for name in found if name not in _HEADLINE)]
-        return {name: found[name] for name in order if names is None or name in names}
+        chosen = set(_ORDER if names is None else names)
+        if chosen <= _HEADLINE.keys():
+            values = {name: _HEADLINE[name](targets, probabilities, threshold) for name in chosen}
+        else:
+            values = score(targets, probabilities, threshold)
+        return {name: values[name] for name in _ORDER if name in chosen}
 
 
 def _threshold(summary: Mapping[str, Any], cases: Collection[str]) -> float:
+    """Choose the threshold on these of a validation's cases."""
     rows = [row for row in summary["metric_per_case"] if row["case"] in cases]
     if not rows or len(rows[0]["probabilities"]) != 2:
         return 0.5
@@ -115,7 +163,7 @@ def _threshold(summary: Mapping[str, Any], cases: Collection[str]) -> float:
 
 
 def _record(
-    case: str, target: int, probabilities: list[float], threshold: float, model: Model
+    case: str, target: int, probabilities: list[float], threshold: float, classes: Sequence[str]
 ) -> dict[str, Any]:
     predicted = int(predict_classes(np.array([probabilities]), threshold)[0])
     return {
@@ -125,6 +173,6 @@ def _record(
         "probabilities": probabilities,
         "threshold": threshold,
         "score": probabilities[target],
-        "shown": f"{model.classes[predicted]} {probabilities[predicted]:.2f}",
-        "truth": model.classes[target],
+        "shown": f"{classes[predicted]} {probabilities[predicted]:.2f}",
+        "truth": classes[target],
     }

@@ -1,4 +1,4 @@
-"""Trainers of image-level classifiers, for ``nnUNetv2_train`` and any federation alike."""
+"""Trainers of image-level classifiers, for ``nnUNetv2_train`` and for a federation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import (
-    LabelManager,
-)
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_cls.checks import check_training
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.inference import Classifier, Fold
 from nnunetv2_cls.loader import ImageLoader
 from nnunetv2_cls.metrics import auroc
+from nnunetv2_cls.network import build_network
 from nnunetv2_cls.planning import adapted_plans
 from nnunetv2_cls.plots import plot_progress
 from nnunetv2_cls.splits import SPLITS_FILE, check_own_folds, patients_of
@@ -36,10 +35,11 @@ from nnunetv2_cls.tester import ClsTester
 from nnunetv2_cls.validation import join_summaries, validate
 
 _ROTATION = math.radians(15)
+"""Largest angle of the augmentation: a body is never upside down."""
 
 
 class _Logger(MetaLogger):
-    """nnU-Net's logger with AUROC, and another plot."""
+    """nnU-Net's logger, which also keeps AUROC and plots the progress of a classifier."""
 
     def __init__(self, logger: MetaLogger) -> None:
         self.__dict__.update(vars(logger))
@@ -52,27 +52,32 @@ class _Logger(MetaLogger):
 
 
 class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
-    """Classify whole images: cross-entropy, SGD with nesterov momentum, poly learning rate.
+    """Train a classifier of whole images: cross-entropy, Nesterov momentum, poly learning rate.
 
     An epoch is one pass over the training cases, then one over the validation cases. What nnU-Net
-    logs as pseudo Dice of a class is here its F1, which is the same formula.
+    logs as the pseudo Dice of a class is the F1 of the class here: the formula is the same.
+
+    A subclass changes the training by setting the attributes below.
     """
 
     model_name: str | None = None
-    """timm model in place of the plans'; ``None`` leaves theirs."""
+    """timm model in place of the one in the plans; ``None`` to take theirs."""
     batch_size_of_trainer: int | None = None
-    """In place of the plans'."""
+    """Batch size in place of the one in the plans; ``None`` to take theirs."""
     lr = 0.01
+    """Initial learning rate."""
     momentum_of_trainer = 0.9
+    """Momentum of SGD."""
     epochs = 100
+    """Number of epochs."""
     balanced_sampling = False
     """Draw each class equally often."""
     class_weights: tuple[float, ...] | None = None
-    """Of the cross-entropy."""
+    """Weight of each class in the cross-entropy; ``None`` for equal weights."""
     mirrors = True
     """Mirror left and right, in training, validation and prediction."""
     tester = ClsTester()
-    """How a comparison of federations tests its models."""
+    """Tester of the models in a comparison of federations."""
 
     def __init__(
         self,
@@ -91,19 +96,19 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         self.num_iterations_per_epoch = None
         self.num_val_iterations_per_epoch = None
         classes = self.image_labels.classes
-        # as many outputs as classes; nnU-Net insists that label 0 is called background
+        # gives the network as many outputs as classes; nnU-Net requires label 0 to be background
         labels = {"background": 0} | {name: i for i, name in enumerate(classes) if i}
         self.label_manager = LabelManager(labels, None)
         self.logger: MetaLogger = _Logger(self.logger)
 
     @classmethod
     def plans_of_trainer(cls, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-        """Return a copy of plans with this trainer's own model and batch size, if it has any.
+        """Return a copy of the plans with this trainer's own model and batch size, if it has any.
 
         Raises
         ------
         ClsError
-            If there is no such configuration, or it is none of a classification.
+            If the plans have no such configuration, or it segments.
         """
         return adapted_plans(plans, configuration, cls.model_name, cls.batch_size_of_trainer)
 
@@ -116,14 +121,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         enable_deep_supervision: bool = False,  # nnU-Net's signature
     ) -> nn.Module:
         del plans_manager, enable_deep_supervision
-        network: nn.Module = get_network_from_plans(
-            configuration_manager.network_arch_class_name,
-            configuration_manager.network_arch_init_kwargs,
-            configuration_manager.network_arch_init_kwargs_req_import,
-            num_input_channels,
-            num_output_channels,
-        )
-        return network
+        return build_network(configuration_manager, num_input_channels, num_output_channels)
 
     def _build_loss(self) -> nn.Module:
         weights = self.class_weights
@@ -150,7 +148,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         )
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
-        """Rotate by at most 15 degrees, mirror left and right only: a body has an up and a down."""
+        """Rotate by at most 15 degrees, and mirror left and right only."""
         size = self.configuration_manager.patch_size
         mirror_axes = (
             left_right_axes(self.plans_manager.transpose_forward, len(size)) if self.mirrors else ()
@@ -159,7 +157,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         return (-_ROTATION, _ROTATION), False, size, mirror_axes
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Return nnU-Net's split; a fold that it would make up is refused."""
+        """Return nnU-Net's split of a fold, but refuse a fold that it would draw at random."""
         splits = Path(self.preprocessed_dataset_folder_base) / SPLITS_FILE
         if isinstance(self.fold, int) and not splits.is_file():
             name = self.plans_manager.dataset_name
@@ -168,7 +166,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         return split
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Loaders of whole images; validation runs in this process, in order."""
+        """Return loaders of whole images; validation runs in this process, in order."""
         size = self.configuration_manager.patch_size
         rotation, dummy_2d, _, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -199,34 +197,23 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
             self.num_val_iterations_per_epoch = math.ceil(
                 len(validation.identifiers) / self.batch_size
             )
-        if workers == 0:
-            augmenter = SingleThreadedAugmenter(loader, None)
-        else:
-            augmenter = NonDetMultiThreadedAugmenter(
-                loader,
-                None,
-                workers,
-                num_cached=max(6, workers // 2),
-                seeds=None,
-                pin_memory=self.device.type == "cuda",
-                wait_time=0.002,
-            )
+        augmenter = _augmenter(loader, workers, pin_memory=self.device.type == "cuda")
         return augmenter, SingleThreadedAugmenter(val_loader, None)
 
     @property
     def validated_classes(self) -> int:
-        """How many classes a validation step counts."""
+        """Number of classes of which a validation step counts the hits."""
         return len(self.image_labels.classes)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:  # nnU-Net's
-        """Do nothing: there is none."""
+        """Do nothing: a classifier has no deep supervision."""
 
     def on_validation_epoch_start(self) -> None:  # noqa: D102
         super().on_validation_epoch_start()
         self.dataloader_val.data_loader.restart()
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the loss, and counts, probabilities and targets of a batch."""
+        """Return the loss, the counts by class, the probabilities and the targets of a batch."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"].to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
@@ -258,9 +245,18 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Classify the validation and the test cases; write tables and plots."""
-        del save_probabilities  # they are few: always written
+        del save_probabilities  # they are few, and always written
+        self.network.eval()
+        mirror_axes = tuple(self.inference_allowed_mirroring_axes or ())
+        classifier = Classifier(
+            self.plans_manager,
+            self.configuration_name,
+            self.dataset_json,
+            (Fold(self.network, mirror_axes),),
+        )
         _, cases = self.do_split()
-        summary = validate(self, sorted(cases))
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, sorted(cases))
+        summary = validate(classifier, dataset, self.image_labels, Path(self.output_folder))
         for name, value in summary["foreground_mean"].items():
             if value is not None:
                 self.logger.log_summary(f"final_val/{name}", value)
@@ -273,28 +269,50 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         return join_summaries(summaries)
 
 
+def _augmenter(
+    loader: ImageLoader, workers: int, *, pin_memory: bool
+) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
+    """Run a loader in worker processes; without workers, in this process."""
+    if workers == 0:
+        return SingleThreadedAugmenter(loader, None)
+    return NonDetMultiThreadedAugmenter(
+        loader,
+        None,
+        workers,
+        num_cached=max(6, workers // 2),
+        seeds=None,
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )
+
+
 def left_right_axes(transpose_forward: Sequence[int], dimensions: int) -> tuple[int, ...]:
-    """Return the axis of an image that was x in its file, which is left-right; empty if not seen.
+    """Return the spatial axis of a preprocessed image that was x, left-right, in its file.
 
     Parameters
     ----------
     transpose_forward
-        Of the plans: the file's axes (z, y, x) = (0, 1, 2) in the order of preprocessed images.
+        nnU-Net's order of axes: the file's (z, y, x) = (0, 1, 2), as preprocessed images have them.
     dimensions
-        2 where the first of these is dropped, or 3.
+        Dimensions of the configuration: 3, or 2, which drops the first of these axes.
+
+    Returns
+    -------
+    tuple
+        The axis, or nothing if a 2D configuration drops it.
     """
     axis = list(transpose_forward).index(2) - (3 - dimensions)
     return (axis,) if axis >= 0 else ()
 
 
 class nnUNetTrainerClsNoMirroring(nnUNetTrainerCls):  # noqa: N801
-    """No image is mirrored, in training or prediction: left and right are not the same."""
+    """Train without mirroring, for images in which left and right differ; predict so, too."""
 
     mirrors = False
 
 
 class nnUNetTrainerClsResNet34(nnUNetTrainerCls):  # noqa: N801
-    """The source presentation's: ResNet-34, Adam, lr 0.01, 50 epochs, batch size 32."""
+    """Train as the source presentation: ResNet-34, Adam, lr 0.01, 50 epochs, batch size 32."""
 
     model_name = "resnet34"
     batch_size_of_trainer = 32
@@ -307,7 +325,7 @@ class nnUNetTrainerClsResNet34(nnUNetTrainerCls):  # noqa: N801
 
 
 class nnUNetTrainerClsResNet50(nnUNetTrainerCls):  # noqa: N801
-    """The source presentation's: ResNet-50, SGD, lr 0.003, momentum 0.9, 50 epochs, batch 32."""
+    """Train as the source presentation: ResNet-50, SGD, lr 0.003, 50 epochs, batch size 32."""
 
     model_name = "resnet50"
     batch_size_of_trainer = 32
@@ -321,4 +339,4 @@ class nnUNetTrainerClsResNet50(nnUNetTrainerCls):  # noqa: N801
         "sites_per_round": 6,
         "partition": "hybrid",
     }
-    """Of ``nnUNetTrainerClsResNet50Federated``, as in the presentation; any flag overrides."""
+    """Choices that a federation with this trainer starts from; any flag overrides them."""

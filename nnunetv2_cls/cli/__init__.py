@@ -1,5 +1,5 @@
-"""Commands."""
+"""Commands: each parses its flags, calls one function of the package and prints what it returns."""
 
 import warnings
 
-warnings.filterwarnings("ignore", category=FutureWarning)  # a library's, to its developers
+warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their developers

@@ -1,4 +1,4 @@
-"""How commands end."""
+"""Run a command, and turn bad input into one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nnunetv2_cls.errors import ClsError
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command; bad input is one line and exit status 2."""
+    """Run a command; end with one line on standard error and exit status 2 if its input is bad."""
     try:
         command()
     except ClsError as error:

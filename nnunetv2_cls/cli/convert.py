@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
+import nnunetv2_cls
 from nnunetv2_cls.cli._run import run_command
-from nnunetv2_cls.conversion.class_folders import read_class_folders
-from nnunetv2_cls.conversion.kermany import read_kermany
-from nnunetv2_cls.conversion.medmnist import read_medmnist
-from nnunetv2_cls.conversion.patients import with_patients
-from nnunetv2_cls.conversion.rsna import MAPPING, read_rsna
-from nnunetv2_cls.conversion.source import Case, Source
-from nnunetv2_cls.conversion.writer import write_dataset
+from nnunetv2_cls.defaults import MAPPING, Kind
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,84 +21,81 @@ def build_parser() -> argparse.ArgumentParser:
         description="Make an nnU-Net raw dataset in which every image has a class: images, label "
         "maps, labelsTr.json, cases.csv, and folds that keep a patient's images together.",
     )
-    formats = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
+    formats = parser.add_subparsers(title="formats", metavar="FORMAT", dest="kind", required=True)
 
-    def add(
-        name: str, what: str, path: str, holds: str, read: Callable[[argparse.Namespace], Source]
-    ) -> argparse.ArgumentParser:
-        command = formats.add_parser(name, help=what, description=f"Convert {what}.")
-        command.add_argument("path", type=Path, metavar=path, help=holds)
-        command.add_argument("dataset_id", type=int, metavar="DATASET_ID", help="1 to 999")
-        command.add_argument("--name", help="of the dataset, behind DatasetXXX_")
-        command.add_argument("--overwrite", action="store_true", help="replace such a dataset")
-        command.add_argument(
-            "--patients",
-            type=Path,
-            metavar="TABLE",
-            help="whose images are kept on one side of every fold: CSV with columns file (or "
-            f"case) and patient{', or ' + MAPPING if name == 'rsna' else ''}",
-        )
-        command.add_argument(
-            "--channel",
-            metavar="NAME",
-            help="of every channel, which nnU-Net normalises by name: CT, nonorm, rescale_to_0_1, "
-            "rgb_to_0_1 (colour), or a z-score of each image under any other name (greyscale)",
-        )
-        command.set_defaults(read=read)
-        return command
+    def add(kind: Kind, what: str, path: str, content: str) -> Callable[..., argparse.Action]:
+        command = formats.add_parser(kind, help=what, description=f"Convert {what}.")
+        _add_common(command, kind, path, content)
+        return command.add_argument
 
-    command = add(
+    option = add(
         "kermany",
         "Kermany chest X-rays as on Kaggle or as first published",
         "FOLDER",
         "chest_xray or its parent",
-        lambda options: read_kermany(options.path, options.size),
     )
-    command.add_argument("--size", type=int, metavar="N", help="shrink images to N x N pixels")
-    command = add(
+    option("--size", type=int, metavar="N", help="shrink images to N x N pixels")
+    option = add(
         "rsna",
         "the RSNA Pneumonia Detection Challenge, with its boxes as label maps",
         "FOLDER",
         "with stage2_train_metadata.csv and Training/Images, or as the challenge publishes it",
-        lambda options: read_rsna(options.path, detailed=options.classes == 3),
     )
-    command.add_argument(
+    option(
         "--classes",
+        dest="number_of_classes",
         type=int,
         choices=(2, 3),
-        default=2,
-        help="2 (default): no opacity, pneumonia; 3: normal, not normal, lung opacity",
+        help="2: no opacity, pneumonia; 3: normal, not normal, lung opacity (default %(default)s)",
     )
-    command = add(
+    option = add(
         "folder",
         "one folder of PNG, JPEG, TIFF, BMP or DICOM images for each class",
         "FOLDER",
         "with a sub-folder for each class",
-        lambda options: read_class_folders(
-            options.path, classes=options.classes, test=options.test, grey=options.grey
-        ),
     )
-    command.add_argument(
+    option(
         "--classes",
         nargs="+",
         metavar="NAME",
         help="all classes of the federation, by index; some may have no sub-folder here",
     )
-    command.add_argument(
-        "--test", type=Path, metavar="FOLDER", help="test images, with the same sub-folders"
+    option("--test", type=Path, metavar="FOLDER", help="test images, with the same sub-folders")
+    option("--grey", action="store_true", help="make colour images greyscale")
+    option = add(
+        "npz", "a MedMNIST archive", "FILE", "with train_images, train_labels, val_images, ..."
     )
-    command.add_argument("--grey", action="store_true", help="make colour images greyscale")
-    command = add(
-        "npz",
-        "a MedMNIST archive",
-        "FILE",
-        "with train_images, train_labels, val_images, ...",
-        lambda options: read_medmnist(options.path, options.classes),
-    )
-    command.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="all, by label (class_0, class_1, ...)"
+    option(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="all class names, by label (default: class_0, class_1, ...)",
     )
     return parser
+
+
+def _add_common(command: argparse.ArgumentParser, kind: Kind, path: str, content: str) -> None:
+    """Add the options of every format, and defaults for those that this one does not have."""
+    command.set_defaults(size=None, number_of_classes=2, classes=None, test=None, grey=False)
+    command.add_argument("path", type=Path, metavar=path, help=content)
+    command.add_argument("dataset_id", type=int, metavar="DATASET_ID", help="1 to 999")
+    command.add_argument("--name", help="name of the dataset, behind DatasetXXX_")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace a dataset of this id and name"
+    )
+    command.add_argument(
+        "--patients",
+        type=Path,
+        metavar="TABLE",
+        help="patients, whose images stay on one side of every fold: CSV with columns file (or "
+        f"case) and patient{', or ' + MAPPING if kind == 'rsna' else ''}",
+    )
+    command.add_argument(
+        "--channel",
+        metavar="NAME",
+        help="name of every channel, by which nnU-Net normalises: CT, nonorm, rescale_to_0_1, "
+        "rgb_to_0_1 (colour), or a z-score of each image under any other name (greyscale)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,28 +105,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    source: Source = options.read(options)
-    if options.patients:
-        source = with_patients(source, options.patients)
-    if options.channel:
-        source = replace(source, channels=(options.channel,) * len(source.channels))
-    warnings: list[str] = []
-    folder = write_dataset(
-        source,
+    converted = nnunetv2_cls.convert(
+        options.kind,
+        options.path,
         options.dataset_id,
         name=options.name,
         overwrite=options.overwrite,
+        patients=options.patients,
+        channel=options.channel,
+        size=options.size,
+        detailed=options.number_of_classes == 3,
+        classes=options.classes,
+        test=options.test,
+        grey=options.grey,
         progress=lambda cases: tqdm(cases, "cases", disable=None),
-        warn=warnings.append,
     )
-    print(folder)
-    print(f"training: {_count(source.training, source.classes)}")
-    if source.test:
-        print(f"test: {_count(source.test, source.classes)}")
-    for warning in warnings:
+    print(converted.folder)
+    print(f"training: {_listed(converted.training)}")
+    if converted.test:
+        print(f"test: {_listed(converted.test)}")
+    for warning in converted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    for stale in _preprocessed(options.dataset_id):
-        print(f"remove {stale} first: it is of an earlier dataset with this id")
+    for folder in converted.outdated:
+        print(f"remove {folder} first: it is of an earlier dataset with this id")
     print("next:")
     print(
         f"  nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d --verify_dataset_integrity"
@@ -145,15 +135,8 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"  nnUNetv2_cls_plan {options.dataset_id}")
 
 
-def _count(cases: Iterable[Case], classes: Sequence[str]) -> str:
-    counts = Counter(case.klass for case in cases)
-    known = [f"{counts[klass]} {klass}" for klass in classes if counts[klass]]
-    return ", ".join([*known, *([f"{counts[None]} without class"] if counts[None] else [])])
-
-
-def _preprocessed(dataset_id: int) -> list[Path]:
-    folder = nnUNet_preprocessed.get()
-    return sorted(Path(folder).glob(f"Dataset{dataset_id:03d}_*")) if folder else []
+def _listed(counts: Mapping[str | None, int]) -> str:
+    return ", ".join(f"{count} {klass or 'without class'}" for klass, count in counts.items())
 
 
 if __name__ == "__main__":

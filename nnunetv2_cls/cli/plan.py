@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import nnunetv2_cls
+from nnunetv2_cls import defaults
 from nnunetv2_cls.cli._run import run_command
-from nnunetv2_cls.network import NORMS
-from nnunetv2_cls.planning import ClsPlan, add_configuration, size_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,12 +20,47 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="dataset id or name")
-    add("-c", dest="parent", default="2d", metavar="CONFIGURATION", help="to inherit from (2d)")
-    add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (nnUNetPlans)")
-    add("--size", type=int, nargs="+", metavar="N", help="of an image (median of the dataset)")
-    add("--batch-size", type=int, default=32, metavar="N", help="images of a batch (32)")
-    add("--model", default="resnet18", metavar="NAME", help="any timm model, 2D (resnet18)")
-    add("--norm", default="batch", choices=NORMS, help="group: GroupNorm for BatchNorm (batch)")
+    add(
+        "-c",
+        dest="parent",
+        default=defaults.PARENT,
+        metavar="CONFIGURATION",
+        help="configuration to inherit from (default %(default)s)",
+    )
+    add(
+        "-p",
+        dest="plans",
+        default=defaults.PLANS,
+        metavar="PLANS",
+        help="name of the plans (default %(default)s)",
+    )
+    add(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="size of an image in voxels: one number for all axes, or one for each (default: "
+        "median size of the dataset's images)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=defaults.BATCH_SIZE,
+        metavar="N",
+        help="images in a batch (default %(default)s)",
+    )
+    add(
+        "--model",
+        default=defaults.MODEL,
+        metavar="NAME",
+        help="any timm model, for a 2D configuration (default %(default)s)",
+    )
+    add(
+        "--norm",
+        default=defaults.NORM,
+        choices=defaults.NORMS,
+        help="group: GroupNorm in place of BatchNorm (default %(default)s)",
+    )
     return parser
 
 
@@ -36,22 +71,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    dimensions = 2 if options.parent.startswith("2d") else 3
-    wanted = ClsPlan(
+    planned = nnunetv2_cls.plan(
+        options.dataset,
         parent=options.parent,
-        size=size_of(options.size, dimensions),
+        plans=options.plans,
+        size=options.size,
         batch_size=options.batch_size,
         model=options.model,
         norm=options.norm,
     )
-    path, said = add_configuration(options.dataset, options.plans, wanted)
-    print(f"added {wanted.name} to {path}")
-    if said:
-        print(said)
+    print(f"added {planned.name} to {planned.plans_file}")
+    if planned.folds:
+        print(planned.folds)
+    trainer = f"-tr {defaults.TRAINER}"
     print("train with:")
     print('  export nnUNet_extTrainer="$(nnUNetv2_federated_trainer_folder)"')
-    print(f"  nnUNetv2_train {options.dataset} {wanted.name} 0 -tr nnUNetTrainerCls")
-    print(f"  nnUNetv2_train_federated {options.dataset} {wanted.name} 0 -tr nnUNetTrainerCls")
+    print(f"  nnUNetv2_train {options.dataset} {planned.name} 0 {trainer}")
+    print(f"  nnUNetv2_train_federated {options.dataset} {planned.name} 0 {trainer}")
 
 
 if __name__ == "__main__":

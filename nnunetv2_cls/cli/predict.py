@@ -7,19 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from nnunetv2.paths import nnUNet_results
-
-from nnunetv2_cls.cam import check_captum
+import nnunetv2_cls
+from nnunetv2_cls import defaults
 from nnunetv2_cls.cli._run import run_command
-from nnunetv2_cls.errors import ClsError
-from nnunetv2_cls.inference import load_model
-from nnunetv2_cls.labels import find_name
-from nnunetv2_cls.prediction import predict_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser; flags are those of nnUNetv2_predict where there is such."""
+    """Build the parser; flags are named as those of nnUNetv2_predict where it has them."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_predict_cls",
         description="Classify raw images with trained folds: predictions.csv and predictions.json.",
@@ -27,13 +21,44 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-i", dest="images", type=Path, required=True, metavar="IN", help="folder of raw images")
     add("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
-    add("-d", dest="dataset", required=True, metavar="DATASET", help="id or name")
-    add("-c", dest="configuration", required=True, metavar="CONFIGURATION", help="such as 2d_cls")
-    add("-tr", dest="trainer", default="nnUNetTrainerCls", metavar="TRAINER")
-    add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS")
-    add("-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], help="folds to ensemble")
-    add("-chk", dest="checkpoint", default="checkpoint_final.pth", help="name of the checkpoint")
-    add("-device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cpu or mps")
+    add("-d", dest="dataset", required=True, metavar="DATASET", help="dataset id or name")
+    add(
+        "-c",
+        dest="configuration",
+        required=True,
+        metavar="CONFIGURATION",
+        help=f"configuration, such as {defaults.CONFIGURATION}",
+    )
+    add(
+        "-tr",
+        dest="trainer",
+        default=defaults.TRAINER,
+        metavar="TRAINER",
+        help="trainer of the folds (default %(default)s)",
+    )
+    add(
+        "-p",
+        dest="plans",
+        default=defaults.PLANS,
+        metavar="PLANS",
+        help="name of the plans (default %(default)s)",
+    )
+    add(
+        "-f",
+        dest="folds",
+        nargs="+",
+        default=defaults.FOLDS,
+        metavar="FOLD",
+        help=f"folds whose probabilities are averaged (default {' '.join(defaults.FOLDS)})",
+    )
+    add(
+        "-chk",
+        dest="checkpoint",
+        default=defaults.CHECKPOINT,
+        metavar="FILE",
+        help="file name of the checkpoint in each fold's folder (default %(default)s)",
+    )
+    add("-device", help="cuda, cpu or mps (default: cuda where there is one, else cpu)")
     add("--disable_tta", action="store_true", help="no mirroring")
     add("--cam", action="store_true", help="also class-activation maps, cam/CASE.png (captum)")
     return parser
@@ -46,30 +71,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    if options.cam:
-        check_captum()
-    if not nnUNet_results.is_set():
-        raise ClsError("nnUNet_results is not set: export nnUNet_results=/path/to/folder.")
-    model_name = f"{options.trainer}__{options.plans}__{options.configuration}"
-    model = load_model(
-        Path(nnUNet_results.require()) / find_name(options.dataset) / model_name,
-        options.configuration,
-        options.folds,
-        options.checkpoint,
-        torch.device(options.device),
-    )
-    unreadable = predict_folder(
-        model,
+    predictions = nnunetv2_cls.predict(
         options.images,
         options.output,
+        dataset=options.dataset,
+        configuration=options.configuration,
+        trainer=options.trainer,
+        plans=options.plans,
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        device=options.device,
         mirror=not options.disable_tta,
         cam=options.cam,
     )
     print(f"wrote {options.output / 'predictions.csv'} and predictions.json")
-    for case, why in unreadable.items():
+    for case, why in predictions.unreadable.items():
         print(f"not readable: {case}: {' '.join(why.split())}", file=sys.stderr)
-    if unreadable:
-        print(f"error: {len(unreadable)} cases could not be read", file=sys.stderr)
+    if predictions.unreadable:
+        print(f"error: {len(predictions.unreadable)} cases could not be read", file=sys.stderr)
         raise SystemExit(1)
 
 

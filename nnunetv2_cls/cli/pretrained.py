@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import nnunetv2_cls
+from nnunetv2_cls import defaults
 from nnunetv2_cls.cli._run import run_command
-from nnunetv2_cls.pretrained import configured_network, write_checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,26 +21,52 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="dataset id or name")
-    add("-i", dest="source", required=True, metavar="FILE", help="file, or a timm name to fetch")
+    add(
+        "-i",
+        dest="source",
+        required=True,
+        metavar="FILE",
+        help="file of weights, or name of a timm model whose ImageNet weights are fetched",
+    )
     add("-o", dest="output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
-    add("-c", dest="configuration", default="2d_cls", help="to be trained (2d_cls)")
-    add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (nnUNetPlans)")
-    add("--model", metavar="NAME", help="of a trainer that sets its own, for example resnet50")
+    add(
+        "-c",
+        dest="configuration",
+        default=defaults.CONFIGURATION,
+        help="configuration that will be trained (default %(default)s)",
+    )
+    add(
+        "-p",
+        dest="plans",
+        default=defaults.PLANS,
+        metavar="PLANS",
+        help="name of the plans (default %(default)s)",
+    )
+    add(
+        "--model",
+        metavar="NAME",
+        help="timm model of a trainer that sets its own, for example resnet50 (default: that of "
+        "the plans)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(argv)
-    run_command(lambda: _convert(options))
+    run_command(lambda: _write(options))
 
 
-def _convert(options: argparse.Namespace) -> None:
-    network = configured_network(
-        options.dataset, options.plans, options.configuration, options.model
+def _write(options: argparse.Namespace) -> None:
+    path = nnunetv2_cls.write_pretrained(
+        options.dataset,
+        options.source,
+        options.output,
+        configuration=options.configuration,
+        plans=options.plans,
+        model=options.model,
     )
-    write_checkpoint(network, options.source, options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

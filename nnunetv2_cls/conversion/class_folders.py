@@ -1,9 +1,10 @@
-"""One folder of images for each class."""
+"""Read one folder of images for each class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from nnunetv2_cls.conversion.images import (
@@ -24,70 +25,84 @@ def read_class_folders(
     test: Path | None = None,
     grey: bool = False,
 ) -> Source:
-    """Find the cases; classes are the names of the sub-folders, in alphabetical order.
+    """Find the cases; the classes are the names of the sub-folders, in alphabetical order.
 
     Parameters
     ----------
     folder
-        With one sub-folder for each class; it may be empty.
+        Folder with a sub-folder for each class, which may be empty.
     classes
-        Names of all classes, by index; then a class may lack its sub-folder, too.
+        Class names by index, of which some may have no sub-folder; ``None`` to take the names of
+        the sub-folders.
     test
-        Another folder with the same sub-folders.
+        Folder of the test images, with the same sub-folders.
     grey
         Make colour images greyscale.
 
     Raises
     ------
     ClsError
-        If a folder is missing, holds something else, or no image at all, an image is unreadable,
-        or greyscale and colour are mixed.
+        If a folder is missing, or holds another file or no image at all, if an image cannot be
+        read, or if greyscale and colour are mixed.
     """
-    training_images = _list_classes(folder, classes)
+    images = _list_classes(folder, classes)
     test_images = _list_classes(test, classes) if test else {}
-    if test and set(test_images) != set(training_images):
+    if test and set(test_images) != set(images):
         raise ClsError(
             f"{test} has the classes {', '.join(test_images)}; {folder} has "
-            f"{', '.join(training_images)}: both need the same sub-folders."
+            f"{', '.join(images)}: both need the same sub-folders."
         )
-    paths = [p for images in (training_images, test_images) for ps in images.values() for p in ps]
-    if not any(training_images.values()):
+    if not any(images.values()):
         raise ClsError(f"{folder} holds no image in any of its sub-folders.")
-    if grey:
-        for path in paths:
-            count_channels(path)  # is it an image?
-    channels = 1 if grey or common_channels(paths) == 1 else 3
-
-    def make(path: Path, klass: str, *prefix: str) -> Case:
-        name = case_name(*prefix, klass, stem(path))
-        return Case(name, None, klass, path, partial(read_image, path, channels))
-
+    channels = _channels([*chain(*images.values(), *test_images.values())], grey=grey)
     return Source(
         name=case_name(folder.resolve().name),
-        description=f"Images of the classes {', '.join(training_images)}",
-        classes=tuple(training_images),
-        training=tuple(make(p, klass) for klass, ps in training_images.items() for p in ps),
-        test=tuple(make(p, klass, "test") for klass, ps in test_images.items() for p in ps),
+        description=f"Images of the classes {', '.join(images)}",
+        classes=tuple(images),
+        training=tuple(_cases(images, channels)),
+        test=tuple(_cases(test_images, channels, "test")),
         channels=("grey",) if channels == 1 else RGB,
     )
 
 
+def _channels(paths: Sequence[Path], *, grey: bool) -> int:
+    """Return the number of channels of all images; refuse a file that is no image."""
+    if not grey:
+        return common_channels(paths)
+    for path in paths:
+        count_channels(path)
+    return 1
+
+
+def _cases(images: Mapping[str, Sequence[Path]], channels: int, *prefix: str) -> Iterator[Case]:
+    """Name the images of each class as cases."""
+    for klass, paths in images.items():
+        for path in paths:
+            name = case_name(*prefix, klass, stem(path))
+            yield Case(name, None, klass, path, partial(read_image, path, channels))
+
+
 def _list_classes(folder: Path, classes: Sequence[str] | None) -> dict[str, list[Path]]:
     """List the images of every class, in the order of the classes."""
-    if not folder.is_dir():
-        raise ClsError(f"{folder} is no folder: check the path.")
-    found = {
-        path.name: list_images(path, empty=True)
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
-    }
-    if not found:
-        raise ClsError(f"{folder} has no sub-folders: put the images of each class into one.")
+    images = _list_subfolders(folder)
     if classes is None:
-        return found
-    if unknown := [name for name in found if name not in classes]:
+        return images
+    if unknown := [name for name in images if name not in classes]:
         raise ClsError(
             f"{folder} has the sub-folder {', '.join(unknown)}; --classes has "
             f"{', '.join(classes)}: name every class as its sub-folder, or move it away."
         )
-    return {name: found.get(name, []) for name in classes}
+    return {name: images.get(name, []) for name in classes}
+
+
+def _list_subfolders(folder: Path) -> dict[str, list[Path]]:
+    if not folder.is_dir():
+        raise ClsError(f"{folder} is no folder: check the path.")
+    images = {
+        path.name: list_images(path, empty=True)
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    }
+    if not images:
+        raise ClsError(f"{folder} has no sub-folders: put the images of each class into one.")
+    return images

@@ -1,4 +1,4 @@
-"""Find and read images: PNG, JPEG, TIFF, BMP and DICOM, told apart by content."""
+"""Find and read images: PNG, JPEG, TIFF, BMP and DICOM, distinguished by content."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from nnunetv2_cls.errors import ClsError
 SUFFIXES = (*natural.SUFFIXES, *dicom.SUFFIXES)
 _READ = "PNG, JPEG, TIFF, BMP and DICOM are read, whatever their names"
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""Files that Windows adds to a folder."""
 _WEIGHTS = np.array((19595, 38470, 7471), np.int64)
-"""Of red, green and blue in grey, times 65536: those of Pillow."""
+"""Weights of red, green and blue in grey, times 65536, as Pillow has them."""
 _LARGEST_WHOLE = 2**24
-"""Up to which a 32-bit float holds every whole number."""
+"""Largest number up to which a 32-bit float holds every whole number."""
 
 
 def list_images(folder: Path, *, empty: bool = False) -> list[Path]:
-    """List the images of a folder by name; hidden files (``.DS_Store``) are passed over.
+    """List the images of a folder by name, without hidden files such as ``.DS_Store``.
 
     Raises
     ------
     ClsError
-        If the folder is missing, holds anything else, or is empty though that is not allowed.
+        If the folder is missing, holds any other file, or is empty and ``empty`` is not set.
     """
     if not folder.is_dir():
         raise ClsError(f"{folder} is no folder: check the path.")
@@ -47,7 +48,7 @@ def list_images(folder: Path, *, empty: bool = False) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Tell whether a file is an image of a kind that is read, or at least is named like one."""
+    """Return whether a file is an image of a format that is read, or is named like one."""
     if not path.is_file():
         return False
     return path.suffix.lower() in SUFFIXES or natural.is_natural(path) or dicom.is_dicom(path)
@@ -64,7 +65,7 @@ def count_channels(path: Path) -> int:
     Raises
     ------
     ClsError
-        If the file is no single image.
+        If the file is not exactly one image.
     """
     if _is_dicom(path):
         return int(dicom.open_dicom(path).GetNumberOfComponents())
@@ -72,7 +73,7 @@ def count_channels(path: Path) -> int:
 
 
 def common_channels(paths: Sequence[Path]) -> int:
-    """Return the number of channels of all images: 1 too, if all colour is grey in content.
+    """Return the number of channels of all images: 1 if even those in colour hold only grey.
 
     Raises
     ------
@@ -98,22 +99,23 @@ def read_image(path: Path, channels: int, size: int | None = None) -> Pixels:
     Parameters
     ----------
     path
-        Of any name; what it is is told by its content.
+        Image file of any name: the format is recognised by content.
     channels
-        Of the dataset, 1 or 3. For 1, colour becomes grey.
+        Channels of the dataset, 1 or 3. For 1, colour becomes grey.
     size
-        Resize to (size, size), with anti-aliasing.
+        Resize to (size, size) pixels, with anti-aliasing; ``None`` to keep the size.
 
     Returns
     -------
-    Of shape (rows, columns), or (rows, columns, 3) for 3 channels. Whole numbers without sign have
-    the least of 8 and 16 bits that hold them, all other values are 32-bit floats.
+    ndarray
+        Pixels of shape (rows, columns), or (rows, columns, 3) for 3 channels. Whole numbers without
+        sign have 8 bits or, if they need them, 16; all other values are 32-bit floats.
 
     Raises
     ------
     ClsError
-        If the file is damaged, is colour of more than 8 bits that is to stay colour, holds several
-        images, or is greyscale although there are 3 channels.
+        If the file is damaged, holds several images, or is greyscale or colour of more than 8 bits
+        though the dataset has 3 channels.
     """
     values = _values(path) if channels == 1 else _stored(path)
     if channels == 3:
@@ -135,7 +137,7 @@ def read_image(path: Path, channels: int, size: int | None = None) -> Pixels:
 def read_as_nnunet(
     path: Path, channels: int, size: int | None = None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Read an image as nnU-Net's reader reads the file that conversion writes of it.
+    """Read an image as nnU-Net's reader would read the file that conversion writes of it.
 
     Parameters
     ----------
@@ -144,8 +146,9 @@ def read_as_nnunet(
 
     Returns
     -------
-    Values of shape (channels, 1, rows, columns), and the properties that nnU-Net's preprocessor
-    wants (spacing in mm, unknown for such images).
+    tuple
+        Values of shape (channels, 1, rows, columns), and the properties that nnU-Net's preprocessor
+        needs: the spacing in mm, which such images do not have.
 
     Raises
     ------
@@ -165,12 +168,12 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _stored(path: Path) -> NDArray[Any]:
-    """Read stored values, of 2 or 3 axes."""
+    """Read the stored values, of shape (rows, columns) or (rows, columns, 3)."""
     return dicom.read_dicom(path) if _is_dicom(path) else natural.read_natural(path)
 
 
 def _values(path: Path) -> NDArray[Any]:
-    """Read values; three equal channels count as one."""
+    """Read the values of an image, in which three equal channels count as one."""
     values = _stored(path)
     if values.ndim == 3 and (values == values[..., :1]).all():
         return values[..., 0]

@@ -1,6 +1,6 @@
-"""Kermany chest X-rays, ``chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}``.
+"""Read the Kermany chest X-rays, ``chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}``.
 
-From Kaggle, or any version of the original publication (doi:10.17632/rscbjbr9sj).
+They may come from Kaggle, or from any version of the publication (doi:10.17632/rscbjbr9sj).
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ from nnunetv2_cls.conversion.source import Case, Source, case_name
 from nnunetv2_cls.errors import ClsError
 
 CLASSES = {"NORMAL": "normal", "PNEUMONIA": "pneumonia"}
-
-
 _EARLIER = re.compile(r"(person\d+)_|(NORMAL\d*-)?IM-(\d+)(?!\d)", re.IGNORECASE)
 _THIRD_VERSION = re.compile(r"(?:NORMAL|BACTERIA|VIRUS|PNEUMONIA)-(\d+)-\d+", re.IGNORECASE)
 _ROOTS = ("", "chest_xray", "CellData/chest_xray", "ZhangLabData/CellData/chest_xray")
 
 
 def read_kermany(folder: Path, size: int | None = None) -> Source:
-    """Find the cases: Kaggle's train and val are for training, its test is for testing.
+    """Find the cases: those of train and val for training, those of test for testing.
 
     Parameters
     ----------
     folder
-        ``chest_xray`` or its parent. ``val`` may be absent, as in the original publication.
+        Folder ``chest_xray`` or its parent. ``val`` may be absent, as in the publication.
     size
-        Shrink images to (size, size).
+        Resize images to (size, size) pixels; ``None`` to keep their size.
 
     Raises
     ------
@@ -51,11 +49,11 @@ def read_kermany(folder: Path, size: int | None = None) -> Source:
 
 
 def patient_of(stem: str, split: str) -> str | None:
-    """Read the patient from a file's name, if it is a published one.
+    """Return the patient that a published file name gives; ``None`` for any other name.
 
-    In the third version, ``BACTERIA-40699-0001``, numbers hold for the whole dataset. In the
-    earlier ones and on Kaggle, ``person1_virus_6`` or ``NORMAL2-IM-0115-0001``, they start again in
-    ``test``, and a patient may be in both ``train`` and ``val``.
+    In the third version, ``BACTERIA-40699-0001``, a number means one patient in the whole dataset.
+    In earlier versions and on Kaggle, ``person1_virus_6`` or ``NORMAL2-IM-0115-0001``, numbers
+    start again in ``test``, and a patient may be in both ``train`` and ``val``.
     """
     if found := _THIRD_VERSION.match(stem):
         return f"patient{int(found[1])}"
@@ -81,7 +79,7 @@ def _read_split(root: Path, split: str, size: int | None) -> list[Case]:
     cases = []
     for subfolder, klass in CLASSES.items():
         for path in list_images(root / split / subfolder):
-            count_channels(path)  # is it an image? some are RGB, of grey content
+            count_channels(path)  # refuses a file that is no image; some are RGB of grey content
             cases.append(
                 Case(
                     name=case_name(split, stem(path)),

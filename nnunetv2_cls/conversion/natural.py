@@ -18,16 +18,17 @@ from nnunetv2_cls.errors import ClsError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
-_GREY_MODES = ("1", "L", "LA", "La", "F", "I")  # and all that begin with I;
+_GREY_MODES = ("1", "L", "LA", "La", "F", "I")
+"""Modes of Pillow without colour, beside those that begin with ``I;``."""
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC = 258, 262
-"""Tags of TIFF."""
+"""TIFF tags of the bits of a sample, and of the photometric interpretation."""
 _SAMPLES = {
     tifffile.PHOTOMETRIC.MINISWHITE: 1,
     tifffile.PHOTOMETRIC.MINISBLACK: 1,
     tifffile.PHOTOMETRIC.RGB: 3,
 }
-"""Channels of the kinds of TIFF that tifffile reads, without alpha."""
+"""Number of channels, without alpha, by the photometric interpretations that are read."""
 _ERRORS = (
     *(OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, RuntimeError),
     *(Image.DecompressionBombError, tifffile.TiffFileError),
@@ -42,11 +43,11 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
-"""By EXIF orientation."""
+"""Turns an image upright, by EXIF orientation."""
 
 
 def is_natural(path: Path) -> bool:
-    """Tell by the first bytes, whatever the file's name."""
+    """Return whether a file has one of these formats, by its first bytes."""
     with path.open("rb") as file:
         return file.read(4).startswith(_MAGIC)
 
@@ -64,22 +65,23 @@ def count_channels(path: Path) -> int:
             _refuse_frames(image, path)
             return 1 if _is_grey(image) else 3
     except ClsError:
-        raise  # it is a ValueError
+        raise  # ClsError is a ValueError, which _ERRORS holds
     except _ERRORS as error:
         raise unreadable(path) from error
 
 
 def read_natural(path: Path) -> NDArray[Any]:
-    """Read the values that are stored, upright and without alpha channel.
+    """Read the stored values of an image, turned upright and without alpha channel.
 
     Returns
     -------
-    Of shape (rows, columns) or, in colour, (rows, columns, 3); colour has 8 or 16 bits.
+    ndarray
+        Values of shape (rows, columns) or, in colour, (rows, columns, 3) with 8 or 16 bits.
 
     Raises
     ------
     ClsError
-        If the file is damaged, holds several images, or is of a kind that is not read.
+        If the file is damaged, holds several images, or has a format that is not read.
     """
     try:
         with Image.open(path, formats=_FORMATS) as file:
@@ -93,16 +95,16 @@ def read_natural(path: Path) -> NDArray[Any]:
             orientation = file.getexif().get(_ORIENTATION, 1)
         return _UPRIGHT.get(orientation, _UPRIGHT[1])(decode(path))
     except ClsError:
-        raise  # it is a ValueError
+        raise  # ClsError is a ValueError, which _ERRORS holds
     except _ERRORS as error:
         raise unreadable(path) from error
 
 
 def unreadable(path: Path) -> ClsError:
-    """Say that a file is damaged, or is none of those that are read."""
+    """Return the error for a file that is damaged, or has a format that is not read."""
     with contextlib.suppress(*_ERRORS), tifffile.TiffFile(path) as file:
         kind = file.pages[0].dtype
-        if kind is not None and kind.itemsize > 4:  # whole, but more than an image holds
+        if kind is not None and kind.itemsize > 4:  # undamaged, but of too many bits
             return ClsError(f"{path} is a TIFF of {kind}: save it with at most 32 bits a value.")
     return ClsError(f"{path} cannot be read as an image: replace or remove it.")
 
@@ -121,7 +123,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _decoder(image: Image.Image, path: Path) -> Callable[[Path], NDArray[Any]] | None:
-    """Choose what decodes an image that Pillow would cut to 8 bits, or not turn upright."""
+    """Return the decoder of an image that Pillow would cut to 8 bits; ``None`` to use Pillow."""
     if image.format == "PNG":
         with path.open("rb") as file:
             return _read_png if file.read(25)[24] > 8 else None  # bits, in the header

@@ -1,4 +1,4 @@
-"""RSNA Pneumonia Detection Challenge: chest X-rays with boxes around opacities."""
+"""Read the RSNA Pneumonia Detection Challenge: chest X-rays with boxes around opacities."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ import numpy as np
 
 from nnunetv2_cls.conversion.images import count_channels, list_images, read_image, stem
 from nnunetv2_cls.conversion.source import Case, Mask, Source, case_name
-from nnunetv2_cls.conversion.tables import read_table
+from nnunetv2_cls.defaults import MAPPING
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.tables import read_table
 
 CLASSES = ("no opacity", "pneumonia")
-"""By ``Target``. The challenge counts any image without opacity as 0, also abnormal ones."""
+"""Class names by ``Target``, which is 0 for every image without opacity, also an abnormal one."""
 DETAILED = {
     "Normal": ("0", "normal"),
     "No Lung Opacity / Not Normal": ("0", "not normal"),
     "Lung Opacity": ("1", "lung opacity"),
 }
-"""The challenge's detailed classes: their ``Target``, and their names here."""
+"""The challenge's detailed classes: ``Target`` and class name of each."""
 _NEARLY = 32
-"""From black or white, what JPEG leaves of them."""
-MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
+"""Largest distance from black or white of what JPEG makes of them."""
 BOX = ("x", "y", "width", "height")
+"""Columns of a box."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are."""
+    """Tables and folders of the dataset, as one of its publishers names them."""
 
     table: str
     details: str
@@ -51,16 +52,16 @@ LAYOUTS = (
         *("stage_2_train_images", "", "stage_2_test_images"),
     ),
 )
-"""Kaggle's "RSNA pneumonia processed dataset", and the challenge's own files."""
+"""Layouts of Kaggle's "RSNA pneumonia processed dataset", and of the challenge's own files."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the table says of a patient."""
+    """Target and boxes of one image."""
 
     target: str
     boxes: list[tuple[float, ...]] = field(default_factory=list)
-    """Each x, y of the upper left corner, width and height, in pixels."""
+    """For each box x and y of the upper left corner, width and height, in pixels."""
 
 
 def read_rsna(folder: Path, *, detailed: bool = False) -> Source:
@@ -69,60 +70,78 @@ def read_rsna(folder: Path, *, detailed: bool = False) -> Source:
     Parameters
     ----------
     folder
-        Holds the files of one of the `LAYOUTS`; images are PNG, JPEG or DICOM. Test images are
-        optional, and have no class.
+        Folder with the files of one of the `LAYOUTS`; images are PNG, JPEG or DICOM. Test images
+        are optional, and have no class.
     detailed
-        Give the images the challenge's three detailed classes instead of its two targets.
+        Take the challenge's three detailed classes in place of its two targets.
 
     Raises
     ------
     ClsError
-        If a file or column is missing or unreadable, an image has no label, or a label no image.
+        If a file or a column is missing or cannot be read, an image has no label, or a label no
+        image.
     """
-    layout = next((known for known in LAYOUTS if (folder / known.table).is_file()), None)
-    if layout is None:
-        tables = " or ".join(known.table for known in LAYOUTS)
-        raise ClsError(f"{folder} holds no {tables}: give the folder that does.")
+    layout = _find_layout(folder)
     findings = read_findings(folder / layout.table)
     details = read_details(folder / layout.details, findings) if detailed else {}
     images = _by_stem(folder / layout.images)
     _refuse_unpaired(findings, images, folder, layout)
-    masks_folder = folder / layout.masks
-    masks = {}
-    if layout.masks and masks_folder.is_dir() and any(masks_folder.iterdir()):
-        masks = _by_stem(masks_folder)
-        _refuse_without_mask(findings, masks, masks_folder)
+    masks = _find_masks(folder, layout, findings)
     softened: list[str] = []
-    test = _by_stem(folder / layout.test) if (folder / layout.test).is_dir() else {}
+
+    def case(patient: str, finding: Finding) -> Case:
+        return Case(
+            name=case_name(patient),
+            patient=None,  # patientId is the id of an image
+            klass=details[patient] if detailed else CLASSES[int(finding.target)],
+            origin=images[patient],
+            read=partial(read_image, images[patient], 1),
+            mask=partial(read_mask, masks[patient], softened=softened)
+            if patient in masks
+            else partial(draw_boxes, finding.boxes, patient=patient),
+        )
+
     return Source(
         name="RSNAPneumonia",
         description="Chest X-rays with boxes around opacities (RSNA Pneumonia Detection Challenge)",
         classes=tuple(name for _, name in DETAILED.values()) if detailed else CLASSES,
-        training=tuple(
-            Case(
-                name=case_name(patient),
-                patient=None,  # patientId is an image's id
-                klass=details[patient] if detailed else CLASSES[int(finding.target)],
-                origin=images[patient],
-                read=partial(read_image, images[patient], 1),
-                mask=partial(read_mask, masks[patient], softened=softened)
-                if patient in masks
-                else partial(draw_boxes, finding.boxes, patient=patient),
-            )
-            for patient, finding in sorted(findings.items())
-        ),
-        test=tuple(
-            Case(case_name(patient), None, None, path, partial(read_image, path, 1))
-            for patient, path in test.items()
-        ),
+        training=tuple(case(*found) for found in sorted(findings.items())),
+        test=_test_cases(folder / layout.test),
         labels={"background": 0, "opacity": 1},
         patients_hint=f" RSNA publishes {MAPPING}: give that file.",
         softened=softened,
     )
 
 
+def _find_layout(folder: Path) -> Layout:
+    layout = next((known for known in LAYOUTS if (folder / known.table).is_file()), None)
+    if layout is None:
+        tables = " or ".join(known.table for known in LAYOUTS)
+        raise ClsError(f"{folder} holds no {tables}: give the folder that does.")
+    return layout
+
+
+def _find_masks(folder: Path, layout: Layout, findings: Mapping[str, Finding]) -> dict[str, Path]:
+    """Return the mask file of each patient; none if label maps are to be drawn from the boxes."""
+    masks_folder = folder / layout.masks
+    if not (layout.masks and masks_folder.is_dir() and any(masks_folder.iterdir())):
+        return {}
+    masks = _by_stem(masks_folder)
+    _refuse_without_mask(findings, masks, masks_folder)
+    return masks
+
+
+def _test_cases(folder: Path) -> tuple[Case, ...]:
+    """Return the test images, which are optional and have no class."""
+    images = _by_stem(folder) if folder.is_dir() else {}
+    return tuple(
+        Case(case_name(patient), None, None, path, partial(read_image, path, 1))
+        for patient, path in images.items()
+    )
+
+
 def read_findings(table: Path) -> dict[str, Finding]:
-    """Read the table: a row for each box, or one row without box.
+    """Read the table of the boxes: a row for each box, or one row without box.
 
     Raises
     ------
@@ -143,17 +162,17 @@ def read_findings(table: Path) -> dict[str, Finding]:
 
 
 def read_details(table: Path, findings: Mapping[str, Finding]) -> dict[str, str]:
-    """Read the detailed class of every image, by its name here.
+    """Read the detailed class of every image, as a class name.
 
     Raises
     ------
     ClsError
-        If an image has no such class, two, or one that contradicts its target.
+        If an image has no detailed class, two, or one that contradicts its target.
     """
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for row in read_table(table, ("patientId", "class")):
         patient, klass = row["patientId"], row["class"]
-        if klass not in DETAILED or found.setdefault(patient, klass) != klass:
+        if klass not in DETAILED or classes.setdefault(patient, klass) != klass:
             raise ClsError(
                 f"{table}: {patient} has the class {klass!r}; one of {', '.join(DETAILED)} is "
                 "needed, the same in all its rows."
@@ -161,14 +180,14 @@ def read_details(table: Path, findings: Mapping[str, Finding]) -> dict[str, str]
         if patient in findings and findings[patient].target != DETAILED[klass][0]:
             raise ClsError(
                 f"{table}: {patient} has the class {klass!r}, but Target "
-                f"{findings[patient].target}: mend one."
+                f"{findings[patient].target}: fix one."
             )
-    if without := sorted(set(findings) - set(found)):
+    if without := sorted(set(findings) - set(classes)):
         raise ClsError(
             f"{table} has no class for {len(without)} images, first {without[0]}: add the rows, or "
             "take --classes 2."
         )
-    return {patient: DETAILED[klass][1] for patient, klass in found.items()}
+    return {patient: DETAILED[klass][1] for patient, klass in classes.items()}
 
 
 def draw_boxes(boxes: Iterable[Sequence[float]], shape: tuple[int, int], *, patient: str) -> Mask:
@@ -193,23 +212,23 @@ def draw_boxes(boxes: Iterable[Sequence[float]], shape: tuple[int, int], *, pati
 
 
 def read_mask(path: Path, shape: tuple[int, int], softened: list[str]) -> Mask:
-    """Read a mask file as 0 and 1.
+    """Read a mask file as a label map of 0 and 1.
 
     Grey edges, as resizing and JPEG make them, are cut at half of white (255).
 
     Parameters
     ----------
     path
-        Of two values, or of black and white with grey edges.
+        Mask of two values, or of black and white with grey edges.
     shape
-        Of the image, (rows, columns).
+        Shape of the image, (rows, columns).
     softened
-        The file's name is added to it if it had grey edges.
+        List to which the file's name is added if the mask had grey edges.
 
     Raises
     ------
     ClsError
-        If it has more values without being black and white, or is of another shape.
+        If the mask has more values without being black and white, or another shape.
     """
     mask = read_image(path, 1)
     if mask.shape != shape:
@@ -239,12 +258,12 @@ def _read_box(row: Mapping[str, str], table: Path) -> tuple[float, ...]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in list_images(folder):
-        count_channels(path)  # is it an image?
-        if found.setdefault(stem(path), path) is not path:
-            raise ClsError(f"{found[stem(path)]} and {path} are of the same patient: remove one.")
-    return found
+        count_channels(path)  # refuses a file that is no image
+        if paths.setdefault(stem(path), path) is not path:
+            raise ClsError(f"{paths[stem(path)]} and {path} are of the same patient: remove one.")
+    return paths
 
 
 def _refuse_unpaired(

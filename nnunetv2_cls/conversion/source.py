@@ -1,4 +1,4 @@
-"""What a reader found and the writer writes: cases with a class and a patient."""
+"""A dataset between reader and writer: cases with a class and a patient."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_cls.errors import ClsError
+from nnunetv2_cls.splits import Splits
 
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 """Greyscale of shape (rows, columns), or 8-bit colour of shape (rows, columns, 3).
 
-Floats hold what unsigned numbers of 16 bits cannot: negative values and fractions.
+Floats hold the values that unsigned numbers of 16 bits cannot: negative ones and fractions.
 """
 Mask: TypeAlias = NDArray[np.uint8]
 """Label map of shape (rows, columns)."""
-Splits: TypeAlias = list[dict[str, list[str]]]
-"""Content of ``splits_final.json``: for each fold the cases of ``train`` and ``val``."""
 
 BYTES = "rgb_to_0_1"
-"""nnU-Net divides a channel of this name by 255, and accepts no other values than 0 to 255."""
+"""Channel name for which nnU-Net divides by 255, and accepts no other values than 0 to 255."""
 RGB = (BYTES,) * 3
-"""A z-score of each channel would take the colour away."""
+"""Channel names of colour, which a z-score of each channel would remove."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image, read when it is written."""
+    """One image, which is read when it is written."""
 
     name: str
     """Case identifier."""
     patient: str | None
-    """None where the source does not tell."""
+    """``None`` if the source does not say."""
     klass: str | None
-    """Class name; None for a test case whose class nobody knows."""
+    """Class name; ``None`` for a test case whose class is unknown."""
     origin: Path
-    """Where it comes from, for messages."""
+    """File of the image, for messages."""
     read: Callable[[], Pixels]
+    """Reads the image."""
     mask: Callable[[tuple[int, int]], Mask] | None = None
-    """Given the image's (rows, columns), its label map; without it: ones everywhere."""
+    """Makes the label map of an image of (rows, columns); ``None`` for ones everywhere."""
 
     def __post_init__(self) -> None:
         if not re.search(r"\w", self.name) or case_name(self.name) != self.name:
@@ -55,26 +55,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset to write."""
+    """Dataset to write."""
 
     name: str
-    """Of the dataset, behind ``DatasetXXX_``."""
+    """Name of the dataset, behind ``DatasetXXX_``."""
     description: str
     classes: tuple[str, ...]
-    """By index."""
+    """Class names by index."""
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()
     channels: tuple[str, ...] = ("XR",)
     labels: Mapping[str, int] = field(default_factory=lambda: {"background": 0, "image": 1})
-    """Of the label maps."""
+    """Names and values of the labels in the label maps."""
     splits: Splits | None = None
-    """The source's own; without them five folds are drawn."""
+    """Folds that the source comes with; ``None`` to draw five."""
     softened: list[str] = field(default_factory=list)
-    """Masks with grey edges that were cut at half of white, known when they were read."""
+    """Names of the masks with grey edges, cut at half of white; filled while they are read."""
     size: int | None = None
-    """Pixels a side to which images were squashed, as those to predict must be."""
+    """Pixels a side to which images are resized, as those to predict must be."""
     patients_hint: str = ""
-    """Where this source's patients are to be found, if it does not tell them itself."""
+    """Sentence that tells where to find the patients, if the source does not name them."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
@@ -86,43 +86,6 @@ class Source:
         if not self.training:
             raise ClsError("there is no training case: give a folder with images.")
         _refuse_equal_names((*self.training, *self.test))
-
-    def warnings(self) -> list[str]:
-        """Say what is allowed, but may not be meant; all of it once the cases were read."""
-        found = []
-        if self.softened:
-            found.append(
-                f"{len(self.softened)} masks have grey edges (first {self.softened[0]}): they "
-                "were cut at half of white, 128."
-            )
-        known = {case.name: case.patient for case in self.training}
-        present = {case.klass for case in self.training}
-        if absent := [klass for klass in self.classes if klass not in present]:
-            found.append(
-                f"no training case is of class {', '.join(absent)}: a site of a federation may "
-                "lack a class, but nobody can learn it here alone."
-            )
-        if unknown := [case for case in self.training if case.patient is None]:
-            found.append(
-                f"the patients of {len(unknown)} of {len(self.training)} training images are "
-                f"unknown (first {unknown[0].origin.name}): each counts as a patient of its own, "
-                "so that images of one patient may be in training and in validation. Give a table "
-                f"with the columns file and patient with --patients.{self.patients_hint}"
-            )
-        for split in self.splits or ():
-            train, val = ({known.get(name) for name in split[p]} - {None} for p in ("train", "val"))
-            if both := sorted(train & val, key=str):
-                found.append(
-                    f"the source's own split has {len(both)} patients in training and in "
-                    f"validation (first {both[0]}): validation is not independent."
-                )
-        tested = {case.patient for case in self.test} - {None}
-        if shared := sorted(tested & {case.patient for case in self.training}, key=str):
-            found.append(
-                f"{len(shared)} patients have images in training and in the test set (first "
-                f"{shared[0]}): the test set is not independent."
-            )
-        return found
 
 
 def case_name(*parts: str) -> str:
@@ -138,7 +101,7 @@ def case_name(*parts: str) -> str:
 def _refuse_equal_names(cases: Sequence[Case]) -> None:
     origins: dict[str, Path] = {}
     for case in cases:
-        # folded: some file systems do not tell upper from lower case
+        # some file systems do not distinguish upper and lower case
         other = origins.setdefault(case.name.casefold(), case.origin)
         if other is not case.origin:
             raise ClsError(

@@ -1,18 +1,19 @@
-"""Five folds that keep a patient together and the classes in proportion."""
+"""Draw the five folds of a new dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from nnunetv2_cls import splits
-from nnunetv2_cls.conversion.source import Case, Splits
-from nnunetv2_cls.splits import FOLDS
+from nnunetv2_cls.conversion.source import Case
+from nnunetv2_cls.splits import FOLDS, Splits
 
 
 def draw_folds(cases: Sequence[Case]) -> Splits:
-    """Draw patient-grouped, class-stratified folds, independent of the order of the cases.
+    """Draw folds that keep a patient together and the classes in proportion.
 
-    A site may have fewer patients than there are folds: the last folds then validate nothing.
+    They do not depend on the order of the cases. If there are fewer patients than folds, as a site
+    may have, the last folds have no validation case.
     """
     names = sorted(case.name for case in cases)
     folds = splits.draw_folds(
@@ -20,16 +21,3 @@ def draw_folds(cases: Sequence[Case]) -> Splits:
         {case.name: case.patient for case in cases if case.patient},
     )
     return [*folds, *({"train": names, "val": []} for _ in range(FOLDS - len(folds)))]
-
-
-def fold_warnings(cases: Sequence[Case]) -> list[str]:
-    """Say which classes have too few patients for every fold."""
-    found = []
-    for klass in sorted({str(case.klass) for case in cases}):
-        patients = {case.patient or case.name for case in cases if case.klass == klass}
-        if len(patients) < FOLDS:
-            found.append(
-                f"class {klass} has {len(patients)} patients: not all of the {FOLDS} folds have "
-                "one for validation."
-            )
-    return found

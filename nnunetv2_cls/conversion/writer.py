@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,14 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 from nnunetv2.paths import nnUNet_raw
 from PIL import Image
 
-from nnunetv2_cls.conversion.source import BYTES, Case, Pixels, Source, Splits
-from nnunetv2_cls.conversion.splits import draw_folds, fold_warnings
+from nnunetv2_cls.conversion.plausibility import fold_warnings, pixel_warnings, source_warnings
+from nnunetv2_cls.conversion.source import BYTES, Case, Pixels, Source
+from nnunetv2_cls.conversion.splits import draw_folds
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import LABELS_FILE, TEST_LABELS_FILE
+from nnunetv2_cls.splits import SPLITS_FILE, Splits
 
 _log = logging.getLogger(__name__)
-
-
-_ONE_VALUE = "of one value"
 
 
 def write_dataset(
@@ -37,31 +37,32 @@ def write_dataset(
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
     warn: Callable[[str], None] = _log.warning,
 ) -> Path:
-    """Write ``$nnUNet_raw/DatasetXXX_Name``; it appears when it is complete, or not at all.
+    """Write ``$nnUNet_raw/DatasetXXX_Name``, which appears complete or not at all.
 
     Parameters
     ----------
     source
-        What a reader found.
+        Dataset from a reader.
     dataset_id
-        1 to 999.
+        Id of the dataset, 1 to 999.
     name
-        Instead of the source's own.
+        Name of the dataset in place of the source's.
     overwrite
         Replace a dataset of the same id and name.
     progress
-        Wraps the cases while they are written, such as ``tqdm``.
+        Wrapper of the cases while they are written, such as ``tqdm``.
     warn
-        Told, when all is written, what is allowed but may not be meant.
+        Called, once all is written, with each warning about the dataset.
 
     Returns
     -------
-    Its folder.
+    Path
+        Folder of the dataset.
 
     Raises
     ------
     ClsError
-        If it may not be written there, or an image turns out to be damaged.
+        If the dataset may not be written there, or an image is damaged.
     """
     target = _target_folder(dataset_id, name or source.name, overwrite=overwrite)
     splits = source.splits or draw_folds(source.training)
@@ -70,16 +71,19 @@ def write_dataset(
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as temporary:
             folder = Path(temporary) / target.name
             folder.mkdir()
-            ending, depths = _write_images(folder, source, progress)
+            ending, pixels = _write_images(folder, source, progress)
             _write_tables(folder, source, ending)
-            _write_json(folder / "splits_final.json", splits)
+            _write_json(folder / SPLITS_FILE, splits)
             if target.exists():
                 target.rename(Path(temporary) / "replaced")
             folder.rename(target)
     except OSError as error:
         raise ClsError(f"{target} cannot be written: {error}.") from error
-    drawn = [] if source.splits else fold_warnings(source.training)
-    for warning in (*source.warnings(), *drawn, *_depth_warnings(depths)):
+    for warning in (
+        *source_warnings(source),
+        *([] if source.splits else fold_warnings(source.training)),
+        *pixel_warnings(pixels.types, pixels.constant),
+    ):
         warn(warning)
     return target
 
@@ -105,77 +109,85 @@ def _target_folder(dataset_id: int, name: str, *, overwrite: bool) -> Path:
     return target
 
 
+@dataclass
+class _Pixels:
+    """What the images of a dataset are made of."""
+
+    types: Counter[str] = field(default_factory=Counter)
+    """Number of images of each NumPy type."""
+    constant: int = 0
+    """Number of images that have one value everywhere."""
+
+    def add(self, pixels: Pixels) -> None:
+        self.types[str(pixels.dtype)] += 1
+        self.constant += int(pixels.min() == pixels.max())
+
+
 def _write_images(
     folder: Path, source: Source, progress: Callable[[Sequence[Case]], Iterable[Case]]
-) -> tuple[str, Counter[str]]:
-    """Write images and label maps; return their file ending, and how many have which type."""
-    depths: Counter[str] = Counter()
+) -> tuple[str, _Pixels]:
+    """Write images and label maps; return their file ending, and what they are made of."""
+    written = _Pixels()
     for subfolder in ("imagesTr", "labelsTr", *(["imagesTs"] if source.test else [])):
         (folder / subfolder).mkdir()
     test = {case.name for case in source.test}
     for case in progress((*source.training, *source.test)):
         pixels = case.read()
-        if BYTES in map(str.casefold, source.channels) and pixels.dtype != np.uint8:
-            raise ClsError(
-                f"{case.origin} holds the values {pixels.min()} to {pixels.max()}: the channel "
-                f"{BYTES} takes 0 to 255; give another --channel, such as rescale_to_0_1."
-            )
-        depths[str(pixels.dtype)] += 1
-        depths[_ONE_VALUE] += int(pixels.min() == pixels.max())
-        subset = "Ts" if case.name in test else "Tr"
-        save_image(folder / f"images{subset}" / f"{case.name}_0000", pixels)
-        if subset == "Tr":
+        _check_bytes(case, pixels, source.channels)
+        written.add(pixels)
+        if case.name in test:
+            save_image(folder / "imagesTs" / f"{case.name}_0000", pixels)
+        else:
             rows, columns = pixels.shape[:2]
             mask = case.mask((rows, columns)) if case.mask else np.ones((rows, columns), np.uint8)
+            save_image(folder / "imagesTr" / f"{case.name}_0000", pixels)
             save_image(folder / "labelsTr" / case.name, mask)
+    return _unify_endings(folder), written
+
+
+def _check_bytes(case: Case, pixels: Pixels, channels: Iterable[str]) -> None:
+    """Refuse values above 255 in a channel of which nnU-Net accepts none."""
+    if BYTES in map(str.casefold, channels) and pixels.dtype != np.uint8:
+        raise ClsError(
+            f"{case.origin} holds the values {pixels.min()} to {pixels.max()}: the channel "
+            f"{BYTES} takes 0 to 255; give another --channel, such as rescale_to_0_1."
+        )
+
+
+def _unify_endings(folder: Path) -> str:
+    """Turn PNG files into TIFF files if any image is one, and return the ending of all files."""
     if not any(folder.glob("images*/*.tif")):
-        return ".png", depths
-    for path in sorted(folder.glob("*/*.png")):  # one dataset has one ending
+        return ".png"
+    for path in sorted(folder.glob("*/*.png")):
         with Image.open(path) as image:
             tifffile.imwrite(path.with_suffix(".tif"), np.asarray(image), compression="zlib")
         path.unlink()
-    return ".tif", depths
-
-
-def _depth_warnings(depths: Mapping[str, int]) -> list[str]:
-    found = []
-    types = {name: count for name, count in depths.items() if name != _ONE_VALUE}
-    if depths[_ONE_VALUE]:
-        found.append(f"{depths[_ONE_VALUE]} images have one value everywhere: they show nothing.")
-    if depths["float32"]:
-        found.append(
-            f"{depths['float32']} images have negative values, fractions or values above 65535: "
-            "the images are TIFF files of 32-bit floats, of about 7 digits."
-        )
-    if len(types) > 1:
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(types.items()))
-        found.append(
-            f"the images differ in type ({counts}): nnU-Net's z-score of each image makes them "
-            "comparable, other normalisations do not."
-        )
-    return found
+    return ".tif"
 
 
 def save_image(path: Path, pixels: Pixels) -> Path:
-    """Write a PNG or, of floats, which no PNG holds, a TIFF; nnU-Net has one reader for both.
+    """Write a PNG file or, for floats, which PNG cannot hold, a TIFF file.
+
+    nnU-Net has one reader for both.
 
     Parameters
     ----------
     path
-        Without suffix.
+        File to write, without suffix.
     pixels
-        As a case is read.
+        Pixels as a case reads them.
 
     Returns
     -------
-    The file.
+    Path
+        The file.
     """
     if pixels.dtype == np.float32:
         file = path.with_name(f"{path.name}.tif")
         tifffile.imwrite(file, pixels, compression="zlib")
     else:
         file = path.with_name(f"{path.name}.png")
-        Image.fromarray(pixels).save(file, compress_level=1)  # 6 takes six times as long
+        Image.fromarray(pixels).save(file, compress_level=1)  # level 6 takes six times as long
     return file
 
 
@@ -183,7 +195,7 @@ def _write_tables(folder: Path, source: Source, ending: str) -> None:
     training = sorted(source.training, key=lambda case: case.name)
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        # test cases too: their intervals are by patient
+        # with the test cases, whose intervals are by patient, too
         cases = (*training, *sorted(source.test, key=lambda case: case.name))
         writer.writerow(("case", "class", "patient"))
         writer.writerows((case.name, case.klass, case.patient or case.name) for case in cases)

@@ -1,4 +1,4 @@
-"""What ``nnUNet_extTrainer`` points at: the classification trainers, by name."""
+"""Classification trainers by name, where nnU-Net looks for them through ``nnUNet_extTrainer``."""
 
 from nnunetv2_cls.trainer import (
     nnUNetTrainerCls,

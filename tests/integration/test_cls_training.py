@@ -31,7 +31,6 @@ ADDED = "Dataset905_Stripes"
 @pytest.fixture
 def train_cls(results: Path, dataset_cls: str, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Run the federated command with a classifier; epochs are passes over a site's cases."""
-    monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
 
     def run(*argv: object, trainer: str = "nnUNetTrainerCls") -> Path:
         train_main(
@@ -198,7 +197,6 @@ def test_volumes_are_classified_through_the_3d_configuration(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
     folder = nnunet_folders / "raw" / "Dataset906_Volumes"
     write_dataset(nnunet_folders / "raw", folder.name, (20, 20, 20), cases=10)
     content = {**load_json(str(folder / "dataset.json")), "classes": {"a": 0, "b": 1, "c": 2}}
@@ -307,7 +305,6 @@ def test_changed_labels_are_refused_and_an_earlier_run_is_untouched(  # noqa: PL
 def test_a_site_of_one_class_takes_part(
     results: Path, dataset_cls: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnunetv2_cls.metrics.RESAMPLES", 20)
     other = "Dataset917_RowsOnly"
     for part in ("raw", "preprocessed"):
         source, target = (nnunet_folders / part / name for name in (ADDED, other))

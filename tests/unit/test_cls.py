@@ -26,7 +26,7 @@ from nnunetv2_cls.metrics import (
     score,
 )
 from nnunetv2_cls.network import ResidualEncoderClassifier, batch_to_group_norm, timm_classifier
-from nnunetv2_cls.planning import ClsPlan, configuration
+from nnunetv2_cls.planning import NewConfiguration, configuration
 from nnunetv2_cls.pretrained import fit_weights, read_weights
 from nnunetv2_cls.trainer import left_right_axes
 from nnunetv2_cls.validation import join_summaries, summarise
@@ -431,7 +431,7 @@ PLANS = {
 
 
 def test_the_2d_configuration() -> None:
-    assert configuration(PLANS, ClsPlan(model="resnet34")) == {
+    assert configuration(PLANS, NewConfiguration(model="resnet34")) == {
         "inherits_from": "2d",
         "patch_size": [36, 30],
         "batch_size": 32,
@@ -444,7 +444,7 @@ def test_the_2d_configuration() -> None:
 
 
 def test_the_3d_configuration_takes_the_encoder_of_the_plans() -> None:
-    planned = configuration(PLANS, ClsPlan(parent="3d_fullres", size=(8, 16, 16)))
+    planned = configuration(PLANS, NewConfiguration(parent="3d_fullres", size=(8, 16, 16)))
 
     assert planned["patch_size"] == [8, 16, 16]
     kwargs = planned["architecture"]["arch_kwargs"]
@@ -459,15 +459,15 @@ def test_the_3d_configuration_takes_the_encoder_of_the_plans() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (ClsPlan(parent="3d_lowres"), "-c 3d_lowres: the plans have 2d, 3d_fullres"),
-        (ClsPlan(size=(64, 64, 64)), "--size 64 64 64: give 2 numbers"),
-        (ClsPlan(size=(4, 4)), "--size 4 4"),
-        (ClsPlan(batch_size=1), "--batch-size 1"),
-        (ClsPlan(model="resnet17"), "--model resnet17: timm has no such model"),
-        (ClsPlan(norm="layer"), "--norm layer"),
+        (NewConfiguration(parent="3d_lowres"), "-c 3d_lowres: the plans have 2d, 3d_fullres"),
+        (NewConfiguration(size=(64, 64, 64)), "--size 64 64 64: give 2 numbers"),
+        (NewConfiguration(size=(4, 4)), "--size 4 4"),
+        (NewConfiguration(batch_size=1), "--batch-size 1"),
+        (NewConfiguration(model="resnet17"), "--model resnet17: timm has no such model"),
+        (NewConfiguration(norm="layer"), "--norm layer"),
     ],
 )
-def test_a_bad_plan_is_one_line(wanted: ClsPlan, message: str) -> None:
+def test_a_bad_plan_is_one_line(wanted: NewConfiguration, message: str) -> None:
     with pytest.raises(ClsError, match=message):
         configuration(PLANS, wanted)
 
