@@ -29,7 +29,7 @@ ADDED = "Dataset905_Stripes"
 
 
 @pytest.fixture
-def train_cls(results: Path, dataset_cls: str, monkeypatch: pytest.MonkeyPatch) -> Callable:
+def train_cls(results: Path, dataset_cls: str) -> Callable:
     """Run the federated command with a classifier; epochs are passes over a site's cases."""
 
     def run(*argv: object, trainer: str = "nnUNetTrainerCls") -> Path:
@@ -194,7 +194,6 @@ def test_a_training_starts_from_weights_of_torchvision(
 def test_volumes_are_classified_through_the_3d_configuration(
     results: Path,
     nnunet_folders: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = nnunet_folders / "raw" / "Dataset906_Volumes"
@@ -303,7 +302,7 @@ def test_changed_labels_are_refused_and_an_earlier_run_is_untouched(  # noqa: PL
 
 
 def test_a_site_of_one_class_takes_part(
-    results: Path, dataset_cls: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+    results: Path, dataset_cls: str, nnunet_folders: Path
 ) -> None:
     other = "Dataset917_RowsOnly"
     for part in ("raw", "preprocessed"):
