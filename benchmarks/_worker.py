@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_federated.federation.aggregation import RunningMean
+from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, Validation
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.partition import PartitionSettings
@@ -30,7 +31,7 @@ from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.launch import launch
 from nnunetv2_federated.flower.launch import prepare as prepare_run
-from nnunetv2_federated.flower.participants import Attendance, Requirements
+from nnunetv2_federated.flower.participants import Participants, Requirements
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -118,7 +119,7 @@ class _Wall(Observer):
         if self.started is None:
             self.started = time.perf_counter()
 
-    def round_finished(self, record: Mapping[str, Any]) -> None:
+    def round_finished(self, record: RoundRecord) -> None:
         del record
         self.ended = time.perf_counter()
 
@@ -186,10 +187,10 @@ def aggregation(replies: int, parameters: int) -> Result:
     settings = FederationSettings(rounds=1)
     cases = tuple(SiteCases(site.site, "", ("case",), ()) for site in sites.values())
     run = Run("", "2d", 0, "", "", "cpu", settings, cases)
-    attendance = Attendance(grid, run, Requirements("", ""), Observer())
-    attendance.sites.update(sites)
+    participants = Participants(grid, run, Requirements("", ""), Observer())
+    participants.sites.update(sites)
     strategy = PolyLRStrategy(
-        build_strategy("fedavg", {}), settings, [0.01], attendance, streaming=True
+        build_strategy("fedavg", {}), settings, [0.01], participants, streaming=True
     )
     tasks = list(strategy.configure_train(1, records[0], ConfigRecord(), grid))
     nothing = Validation(0, 0.0, [], [], [])

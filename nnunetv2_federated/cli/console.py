@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from nnunetv2_federated.federation.finding import Finding
+from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
@@ -134,18 +135,18 @@ def send_logs_to(path: Path) -> None:
         log.setLevel(logging.INFO)
 
 
-def describe_round(record: Mapping[str, Any], num_rounds: int) -> str:
+def describe_round(record: RoundRecord, num_rounds: int) -> str:
     """Return one line about a round."""
-    failed = f"  failed: {', '.join(record['failed'])}" if record["failed"] else ""
-    for site, update in record["updates"].items():
-        if update["outcome"] != ACCEPTED:
-            failed += f"  {update['outcome']}: {site}, update norm {update['norm']:.3g}"
-            failed += f" over {update['bound'] or LARGEST_NORM:.3g}"
+    failed = f"  failed: {', '.join(record.failed)}" if record.failed else ""
+    for site, update in record.updates.items():
+        if update.outcome != ACCEPTED:
+            failed += f"  {update.outcome}: {site}, update norm {update.norm:.3g}"
+            failed += f" over {update.bound or LARGEST_NORM:.3g}"
     return (
-        f"round {record['round'] + 1:>{len(str(num_rounds))}}/{num_rounds}"
-        f"  lr {record['lr']:.5f}  train loss {record['train_loss']:+.4f}"
-        f"  validation loss {record['loss']:+.4f}  Dice {record['dice']:.4f}"
-        f"  {record['seconds']['round']:.1f} s{failed}"
+        f"round {record.round + 1:>{len(str(num_rounds))}}/{num_rounds}"
+        f"  lr {record.learning_rate:.5f}  train loss {record.train_loss:+.4f}"
+        f"  validation loss {record.loss:+.4f}  Dice {record.dice:.4f}"
+        f"  {record.seconds.round:.1f} s{failed}"
     )
 
 
@@ -234,7 +235,7 @@ class ConsoleObserver(Observer):
         """Advance the site's bar."""
         self._progress.advance(self._site)
 
-    def round_finished(self, record: Mapping[str, Any]) -> None:
+    def round_finished(self, record: RoundRecord) -> None:
         """Print the round's line."""
         self._progress.advance(self._rounds)
         self.say(describe_round(record, self._num_rounds))

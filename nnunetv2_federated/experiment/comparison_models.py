@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_federated.cli.train_flags import as_flags
 from nnunetv2_federated.experiment.comparison import Comparison, Model
 from nnunetv2_federated.experiment.comparison_plan import test_cases, train_options
 from nnunetv2_federated.federation.children import die_with_parent
 from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.history import HISTORY_FILE, History, read_history
 from nnunetv2_federated.federation.run import RUN_FILE
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split, known_patients
@@ -170,8 +170,7 @@ def test_model(
     return None
 
 
-def read_history(comparison: Comparison, model: Model, folder: Path) -> dict[str, Any] | None:
+def read_model_history(comparison: Comparison, model: Model, folder: Path) -> History | None:
     """Return ``federation.json`` of a model, if it got that far."""
-    place = folder / model.folder
-    path = result_folder(comparison, model, place) / f"fold_{model.fold}" / "federation.json"
-    return dict(load_json(str(path))) if path.is_file() else None
+    fold = result_folder(comparison, model, folder / model.folder) / f"fold_{model.fold}"
+    return read_history(fold) if (fold / HISTORY_FILE).is_file() else None

@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2_federated.experiment.comparison import Comparison, Model
 from nnunetv2_federated.experiment.comparison_models import (
     TESTS_FILE,
-    read_history,
+    read_model_history,
     read_state,
 )
 from nnunetv2_federated.experiment.comparison_plan import TEST_SET
@@ -55,7 +55,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         histories={
             (m.arm, m.seed, m.fold): found
             for m in models
-            if (found := read_history(comparison, m, folder)) is not None
+            if (found := read_model_history(comparison, m, folder)) is not None
         },
         sites=list(sites),
         external=list(comparison.external),

@@ -1,17 +1,17 @@
-"""What a run tells whoever watches it; libraries stay silent, ``cli`` draws."""
+"""What a run reports while it goes on; libraries stay silent, ``cli`` draws."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.run import Run
 
 
 class Observer:
-    """Ignores everything; override what is of interest."""
+    """Does nothing with what a run reports; override the methods of interest."""
 
     def note(self, text: str) -> None:
         """Receive one line the user should know before training, such as a doubtful dataset."""
@@ -23,7 +23,7 @@ class Observer:
         """Announce the first round, or the round at which a run continues."""
 
     def sites_joined(self, sites: Sequence[SiteDescription]) -> None:
-        """Receive what the sites on other machines told of themselves, before the first round."""
+        """Receive the descriptions of sites on other machines, before the first round."""
 
     def say(self, text: str) -> None:
         """Receive one line about a site or a step."""
@@ -32,7 +32,7 @@ class Observer:
         """Announce that a site begins ``iterations`` iterations (in-process runs only)."""
 
     def iteration_done(self) -> None:
-        """One training or validation iteration of the site at work ended."""
+        """Count one training or validation iteration of the site at work."""
 
-    def round_finished(self, record: Mapping[str, Any]) -> None:
-        """Receive the record that also stands in ``federation.json``."""
+    def round_finished(self, record: RoundRecord) -> None:
+        """Receive the round's record, as it stands in ``federation.json``."""

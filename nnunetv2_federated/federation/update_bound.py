@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.history import Outcome, RoundRecord, UpdateRecord
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.update_norms import (
     Direction,
@@ -31,7 +32,9 @@ ENOUGH = 3
 _REMEMBERED = 1000
 """Norms of earlier rounds that are kept."""
 
-ACCEPTED, CLIPPED, REFUSED = "accepted", "clipped", "refused"
+ACCEPTED: Final = "accepted"
+CLIPPED: Final = "clipped"
+REFUSED: Final = "refused"
 
 
 class Reply(Protocol):
@@ -56,7 +59,7 @@ class Update:
     weight: float
     bound: float = LARGEST_NORM
     """In force when it was judged."""
-    outcome: str = ACCEPTED
+    outcome: Outcome = ACCEPTED
 
     @property
     def aggregated_norm(self) -> float:
@@ -138,20 +141,20 @@ class UpdateBound:
                 allowed += f", {MULTIPLE:g} times the usual"
         return f"its update has a norm of {update.norm:.3g}, {allowed}"
 
-    def record(self) -> dict[str, dict[str, Any]]:
-        """Describe the round's updates, for ``federation.json``."""
+    def record(self) -> dict[str, UpdateRecord]:
+        """Describe the round's updates, by site."""
         updates = list(self.updates.values())
         cosines = cosines_with_others(
             [update.direction for update in updates],
             [update.weight * update.aggregated_norm for update in updates],
         )
         return {
-            site: {
-                "norm": update.norm,
-                "cosine": cosine if math.isfinite(cosine) else None,
-                "bound": update.bound if update.bound < LARGEST_NORM else None,
-                "outcome": update.outcome,
-            }
+            site: UpdateRecord(
+                norm=update.norm,
+                cosine=cosine if math.isfinite(cosine) else None,
+                bound=update.bound if update.bound < LARGEST_NORM else None,
+                outcome=update.outcome,
+            )
             for (site, update), cosine in zip(self.updates.items(), cosines, strict=True)
         }
 
@@ -170,7 +173,7 @@ class UpdateBound:
     def _judged(self, reply: R, sent: Vector) -> R:
         update = self.updates[reply.site]
         bound = self._bound(update.norm)
-        outcome = ACCEPTED
+        outcome: Outcome = ACCEPTED
         if update.norm > bound:
             outcome = CLIPPED if self._clip and update.norm <= LARGEST_NORM else REFUSED
         if outcome == CLIPPED:
@@ -185,11 +188,11 @@ def _usual(norms: Iterable[float]) -> float:
     return statistics.median_low(known) if len(known) >= ENOUGH else 0.0
 
 
-def accepted_norms(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the norms with which updates were aggregated, from the rounds of a run's record."""
+def accepted_norms(rounds: Sequence[RoundRecord]) -> list[float]:
+    """Return the norms with which the updates of a run's rounds were aggregated."""
     return [
-        min(update["norm"], update["bound"] or LARGEST_NORM)
+        min(update.norm, update.bound or LARGEST_NORM)
         for record in rounds
-        for update in record.get("updates", {}).values()
-        if update["outcome"] != REFUSED and update["norm"] > 0
+        for update in record.updates.values()
+        if update.outcome != REFUSED and update.norm > 0
     ]

@@ -1,11 +1,11 @@
-"""Answers of sites, one by one: what goes wrong over one answer is that site's failure."""
+"""One question to many sites: what goes wrong over an answer is that site's failure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.errors import SiteError
@@ -21,9 +21,9 @@ def read_answer(reply: Message, read: Callable[[str], Answer]) -> Answer:
     Parameters
     ----------
     reply
-        Of the site, or the error in its place.
+        Answer of the site, or the error in its place.
     read
-        Returns what the payload says, checked.
+        Checks the payload of an answer and returns what it says.
 
     Raises
     ------
@@ -37,28 +37,35 @@ def read_answer(reply: Message, read: Callable[[str], Answer]) -> Answer:
 
 
 def ask(
-    grid: Grid, questions: Sequence[Message], read: Callable[[str], Answer], seconds: float
+    grid: Grid,
+    kind: str,
+    questions: Mapping[int, RecordDict],
+    read: Callable[[str], Answer],
+    seconds: float,
 ) -> Iterator[tuple[int, Answer | SiteError]]:
-    """Ask nodes at the same time; yield what each answered as it comes, or why it did not.
+    """Ask nodes at the same time; yield each answer as it comes, or why there is none.
 
     Parameters
     ----------
     grid
         Reaches the nodes.
+    kind
+        Type of the messages, such as ``query.describe``.
     questions
-        One to each node.
+        Content of the message to each node.
     read
-        Returns what a payload says, checked.
+        Checks the payload of an answer and returns what it says.
     seconds
-        How long to wait.
+        How long to wait for all answers.
 
     Yields
     ------
     tuple of int and (Answer or SiteError)
-        The node, and what it answered or what is wrong; each node once.
+        The node, and its answer or what is wrong; each node once.
     """
-    silent = {question.metadata.dst_node_id for question in questions}
-    for reply in grid.send_and_receive(questions, timeout=seconds):
+    silent = set(questions)
+    messages = [Message(content, node, kind) for node, content in questions.items()]
+    for reply in grid.send_and_receive(messages, timeout=seconds):
         node = reply.metadata.src_node_id
         if node not in silent:
             continue
@@ -70,3 +77,39 @@ def ask(
         yield node, answer
     for node in sorted(silent):
         yield node, SiteError("no answer in time")
+
+
+def ask_all(
+    grid: Grid,
+    kind: str,
+    questions: Mapping[int, RecordDict],
+    read: Callable[[str], Answer],
+    seconds: float,
+    *,
+    refusal: Callable[[int, str], str],
+) -> dict[int, Answer]:
+    """Ask nodes of which each must answer.
+
+    Parameters
+    ----------
+    grid, kind, questions, read, seconds
+        As :func:`ask` takes them.
+    refusal
+        Returns the text of the error, from a node and what is wrong with its answer.
+
+    Returns
+    -------
+    dict
+        Answers by node, in the order of the nodes.
+
+    Raises
+    ------
+    SiteError
+        For the first node that fails or is silent.
+    """
+    answers: dict[int, Answer] = {}
+    for node, answer in ask(grid, kind, questions, read, seconds):
+        if isinstance(answer, SiteError):
+            raise SiteError(refusal(node, str(answer))) from answer
+        answers[node] = answer
+    return dict(sorted(answers.items()))

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.flower.asking import read_answer
-from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, reading
+from nnunetv2_federated.flower.records import NOT_YET, pack_content, reading
+from nnunetv2_federated.flower.site_grid import RemoteGrid
 
 
 class _Named(Protocol):
     @property
     def site(self) -> str: ...
-
-
-class Inquiry(Protocol):
-    """Questions to nodes; looking for answers waits for nobody."""
-
-    def send(self, questions: Iterable[Message]) -> None:
-        """Ask these, too."""
-
-    def look(self) -> Iterator[Message]:
-        """Yield each answer that is complete now, or the error that is in its place."""
-
-    def give_up(self, nodes: Collection[int]) -> None:
-        """Take no answer of these nodes any more."""
-
-
-class RemoteGrid(Protocol):
-    """A Grid that reaches sites on other machines."""
-
-    def site_names(self) -> Mapping[int, str]:
-        """Names of the connected sites, by node."""
-
-    def inquiry(self, seconds: float) -> Inquiry:
-        """Return an inquiry, for questions that wait so many seconds for an answer."""
 
 
 Answer = TypeVar("Answer", bound=_Named)
@@ -52,14 +30,15 @@ ANSWER_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class _Asked:
-    """Who was asked, and when (``time.monotonic``)."""
+    """A site that was asked and has not answered."""
 
     name: str
     at: float
+    """When it was asked (``time.monotonic``)."""
 
 
-class RollCall(Generic[Answer]):
-    """Who of the expected sites is there, and what each answered.
+class Enrolment(Generic[Answer]):
+    """Which of the expected sites take part, and what each answered when it was asked to.
 
     A question stays open from look to look, so that nobody waits for a site that says nothing. It
     is given up after :data:`ANSWER_SECONDS`, and the site asked again.
@@ -69,15 +48,15 @@ class RollCall(Generic[Answer]):
     grid
         Reaches the sites, and knows them by their keys.
     sites
-        Who is expected.
+        Names of the sites that are expected.
     query
         Name of the question.
     question
-        Returns its payload for a site.
+        Returns the payload of the question for a site.
     read
         Reads the answer of a site; ``SiteError`` refuses it.
     say
-        Told who takes part, and who does not and why.
+        Called with one line about each site that takes part, or does not and why.
     """
 
     def __init__(
@@ -91,7 +70,7 @@ class RollCall(Generic[Answer]):
         say: Callable[[str], None],
     ) -> None:
         self.answers: dict[int, Answer] = {}
-        """By node, in the order of the sites' names."""
+        """Answers by node, in the order of the sites' names."""
         self._grid = grid
         self._sites = sites
         self._query = query
@@ -131,7 +110,7 @@ class RollCall(Generic[Answer]):
             self._say(f"beginning without all sites. {self._absent()}")
 
     def look(self) -> None:
-        """Ask nodes that are new, or have not agreed yet, and take the answers that have come."""
+        """Ask nodes that are new or have not agreed yet; take the answers that have come."""
         now = time.monotonic()
         self._inquiry.send(self._questions(now))
         for reply in self._inquiry.look():
@@ -149,14 +128,14 @@ class RollCall(Generic[Answer]):
     def _questions(self, now: float) -> list[Message]:
         questions = []
         for node, name in self._grid.site_names().items():
-            expected = name in self._sites  # who has another key is a stranger
+            expected = name in self._sites
             done = node in self.answers or name in self._refused
             waits = node in self._open or self._ask_again.get(node, 0.0) > now
             if not expected or done or waits:
                 continue
             self._open[node] = _Asked(name, now)
             self._ask_again[node] = now + _ASK_AGAIN_SECONDS
-            content = RecordDict({CONFIG: pack_payload(self._question(name))})
+            content = pack_content(self._question(name))
             questions.append(Message(content, node, f"query.{self._query}"))
         return questions
 

@@ -1,7 +1,6 @@
 """A Grid that runs the client app in this process, one site after another.
 
-Written for Flower 1.41 and 1.42. ``TaskIdentity`` is internal to Flower: without it no ``Message``
-can be built outside a runtime.
+``TaskIdentity`` is internal to Flower: without it no ``Message`` can be built outside a runtime.
 """
 
 from __future__ import annotations
@@ -35,14 +34,12 @@ class InProcessGrid(Grid):
     Parameters
     ----------
     client_app
-        The app every site runs.
+        App that every site runs.
     num_sites
-        Sites get node ids from 2 on and, as ``partition-id``, their index from 0 on.
+        Number of sites. They get node ids from 2 on and, as ``partition-id``, their index from 0.
     run_config
-        What every context carries.
+        Run configuration of every context.
     """
-
-    sequential = True
 
     def __init__(self, client_app: ClientApp, num_sites: int, run_config: dict[str, str]) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE
@@ -58,6 +55,11 @@ class InProcessGrid(Grid):
             for index in range(num_sites)
         }
         self._waiting: dict[str, Message] = {}
+
+    @property
+    def sequential(self) -> bool:
+        """Whether one site works after another: it does, in the order of the messages."""
+        return True
 
     def set_run(self, run: FlowerRun) -> None:
         """Refuse: this grid has one run, its own."""
@@ -107,7 +109,7 @@ class InProcessGrid(Grid):
         context = self._contexts[message.metadata.dst_node_id]
         try:
             return self._app(message, context)
-        except Exception as error:  # one site's failure is the server's to judge
+        except Exception as error:  # the server decides what one site's failure means
             logger.debug("a site failed", exc_info=True)
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise  # no site's failure: the disk is the server's, too

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.agreement import check_agreement, hash_plans
@@ -23,8 +23,8 @@ from nnunetv2_federated.federation.messages import (
     SiteSurvey,
 )
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.asking import ask
-from nnunetv2_federated.flower.records import CONFIG, pack_payload, reading
+from nnunetv2_federated.flower.asking import ask_all
+from nnunetv2_federated.flower.records import pack_content, reading
 from nnunetv2_federated.nnunet.planning.planner import PlanSettings, plan, site_fingerprint_file
 
 Say = Callable[[str], None]
@@ -49,7 +49,7 @@ class PlanningSettings:
 
 
 def survey_sites(grid: Grid, nodes: Sequence[int], answer_deadline: float = _LONGEST) -> Surveys:
-    """Ask what the dataset of each site declares; no image is read.
+    """Ask each site what its dataset declares; no image is read.
 
     Raises
     ------
@@ -76,9 +76,9 @@ def plan_together(
     surveys
         What each site declares, by node.
     settings
-        How to plan.
+        Settings of the planner, the fingerprint and the preprocessing.
     say
-        Told one line about each step of each site.
+        Called with one line about each step of each site.
     answer_deadline
         Seconds to wait for a site's fingerprint.
 
@@ -217,14 +217,13 @@ def _ask(
     *,
     payload: str | None = None,
 ) -> dict[int, Answer]:
-    """Ask all sites the same, and name the first that fails or is silent."""
-    content = RecordDict() if payload is None else RecordDict({CONFIG: pack_payload(payload)})
-    messages = [Message(RecordDict(dict(content)), node, f"query.{query}") for node in names]
-    answers = {}
-    for node, answer in ask(grid, messages, read, seconds):
-        if isinstance(answer, SiteError):
-            whose, said = f"site {names[node]}", str(answer)
-            said = said if said.startswith(whose) else f"{whose}: {said}"
-            raise SiteError(f"{said} ({query})") from answer
-        answers[node] = answer
-    return dict(sorted(answers.items()))
+    """Ask all sites the same; the error names the first that fails or is silent."""
+
+    def refusal(node: int, reason: str) -> str:
+        site = f"site {names[node]}"
+        named = reason if reason.startswith(site) else f"{site}: {reason}"
+        return f"{named} ({query})"
+
+    content = RecordDict() if payload is None else pack_content(payload)
+    questions = {node: RecordDict(dict(content)) for node in names}
+    return ask_all(grid, f"query.{query}", questions, read, seconds, refusal=refusal)

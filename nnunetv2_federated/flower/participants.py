@@ -1,22 +1,23 @@
-"""Which sites take part: asked once, checked, and looked for again before every round."""
+"""The sites that take part: asked once, checked, and looked for again before every round."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.declared import declared_of, find_difference
-from nnunetv2_federated.federation.errors import RoundError, SiteError
+from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
-from nnunetv2_federated.flower.asking import ask
-from nnunetv2_federated.flower.enrolment import LOOK_SECONDS, RemoteGrid, RollCall
+from nnunetv2_federated.flower.asking import ask_all
+from nnunetv2_federated.flower.enrolment import LOOK_SECONDS, Enrolment
+from nnunetv2_federated.flower.site_grid import RemoteGrid
 
 _CONNECT_SECONDS = 120.0
 
@@ -26,8 +27,9 @@ class Requirements:
     """What a site must have as the server has it."""
 
     network_hash: str
-    """:func:`.weights.network_hash`."""
+    """Hash of names, shapes and types of the federated tensors, :func:`.weights.network_hash`."""
     plans_hash: str
+    """Hash of the plans, :func:`.agreement.hash_plans`."""
     declared: Mapping[str, Any] = field(default_factory=dict)
     """Channels and labels; what the server does not declare is not compared."""
     packages: Mapping[str, str] = field(default_factory=dict)
@@ -36,7 +38,7 @@ class Requirements:
     """Foreground classes or regions that a validation counts voxels of; ``None`` if unknown."""
 
 
-class Attendance:
+class Participants:
     """The sites of a run and the nodes they are reached at.
 
     Parameters
@@ -44,45 +46,59 @@ class Attendance:
     grid
         Reaches the nodes.
     run
-        Says which sites are expected.
-    same
+        The run, which says which sites are expected.
+    required
         What a site must have as the server has it.
     observer
-        Told who joined and who did not.
+        Called with the sites that joined, and a line about each that did not.
+
+    Raises
+    ------
+    SettingsError
+        If the sites are on other machines and the Grid does not know them by their keys.
     """
 
-    def __init__(self, grid: Grid, run: Run, same: Requirements, observer: Observer) -> None:
+    def __init__(self, grid: Grid, run: Run, required: Requirements, observer: Observer) -> None:
         self._grid = grid
         self._run = run
-        self._required = same
+        self._required = required
         self._observer = observer
-        self._here: dict[int, SiteDescription] = {}
+        self._described: dict[int, SiteDescription] = {}
+        """Sites on this machine, by node."""
         self._missed: set[str] = set()
-        """Who was waited for in vain, and is not waited for again before it is back."""
-        self._roll: RollCall[SiteDescription] | None = None
+        """Sites that were waited for in vain, and are not waited for again before they are back."""
+        self._enrolment: Enrolment[SiteDescription] | None = None
         if run.remote_sites:
-            self._roll = RollCall(
-                cast(RemoteGrid, grid),
-                run.remote_sites,
-                "join",
-                question=self._proposal,
-                read=self._read,
-                say=observer.say,
+            self._enrolment = self._enrol(grid)
+
+    def _enrol(self, grid: Grid) -> Enrolment[SiteDescription]:
+        if not isinstance(grid, RemoteGrid):
+            raise SettingsError(
+                "--remote-sites: this run has sites on other machines; start it with "
+                "nnUNetv2_federated_server."
             )
+        return Enrolment(
+            grid,
+            self._run.remote_sites,
+            "join",
+            question=self._proposal,
+            read=self._read,
+            say=self._observer.say,
+        )
 
     @property
     def remote(self) -> bool:
         """Whether the sites are on other machines."""
-        return self._roll is not None
+        return self._enrolment is not None
 
     @property
     def sites(self) -> dict[int, SiteDescription]:
         """What each site told about itself, by node, in the order of the sites' names."""
-        return self._here if self._roll is None else self._roll.answers
+        return self._described if self._enrolment is None else self._enrolment.answers
 
     @property
     def run_id(self) -> str:
-        """Identifies the run at sites on other machines."""
+        """Identifier of the run at sites on other machines."""
         return self._run.run_id
 
     @property
@@ -107,11 +123,11 @@ class Attendance:
         SiteError
             If a site on this machine cannot take part.
         """
-        if self._roll is None:
+        if self._enrolment is None:
             self._gather_here()
             return
         needed = self._run.needed(len(self._run.remote_sites))
-        self._roll.wait(needed, self._run.settings.wait_for_sites, "--min-replies")
+        self._enrolment.wait(needed, self._run.settings.wait_for_sites, "--min-replies")
         self._observer.sites_joined(list(self.sites.values()))
 
     def present(self, names: Collection[str], needed: int) -> dict[str, int]:
@@ -121,15 +137,12 @@ class Attendance:
         ``min_replies`` says nothing, a site that took part and is gone is waited for, too, but
         once: it may have been killed and be on its way back.
         """
-        if self._roll is None:
-            return {s.site: node for node, s in self.sites.items() if s.site in names}
+        if self._enrolment is None:
+            return self._nodes_of(names, self.sites)
         end = time.monotonic() + self._run.settings.wait_for_sites
         while True:
-            self._roll.look()
-            online = set(self._grid.get_node_ids())
-            here = {
-                s.site: node for node, s in self.sites.items() if s.site in names and node in online
-            }
+            self._enrolment.look()
+            here = self._nodes_of(names, set(self._grid.get_node_ids()))
             self._missed -= here.keys()
             awaited = self._awaited(names) - here.keys()
             if len(here) >= needed and not awaited:
@@ -138,6 +151,13 @@ class Attendance:
                 self._missed |= awaited
                 return here
             time.sleep(LOOK_SECONDS)
+
+    def _nodes_of(self, names: Collection[str], online: Collection[int]) -> dict[str, int]:
+        return {
+            site.site: node
+            for node, site in self.sites.items()
+            if site.site in names and node in online
+        }
 
     def _awaited(self, names: Collection[str]) -> set[str]:
         if self._run.settings.min_replies is not None:
@@ -151,17 +171,18 @@ class Attendance:
             if time.monotonic() > end:
                 raise RoundError(f"{len(nodes)} of {len(expected)} sites are connected")
             time.sleep(LOOK_SECONDS)
-        questions = [Message(RecordDict(), node, "query.describe") for node in nodes]
-        found = {}
-        longest = self._run.settings.answer_deadline
-        for node, answer in ask(self._grid, questions, self._read, longest):
-            if isinstance(answer, SiteError):
-                raise SiteError(f"a site cannot take part: {answer}") from answer
-            found[node] = answer
+        found = ask_all(
+            self._grid,
+            "query.describe",
+            {node: RecordDict() for node in nodes},
+            self._read,
+            self._run.settings.answer_deadline,
+            refusal=lambda _, reason: f"a site cannot take part: {reason}",
+        )
         names = sorted(site.site for site in found.values())
         if names != sorted(expected):
             raise SiteError(f"expected the sites {', '.join(expected)}; got {', '.join(names)}")
-        self._here = dict(sorted(found.items(), key=lambda item: item[1].site))
+        self._described = dict(sorted(found.items(), key=lambda item: item[1].site))
 
     def _read(self, payload: str) -> SiteDescription:
         site = SiteDescription.from_json(payload)

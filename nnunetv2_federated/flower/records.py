@@ -28,7 +28,7 @@ _NPY_START = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '([<|][a-z]\d)', 'fortran_order': False, 'shape': \((\d{1,12}),\), \} *\n"
 )
-"""Of a flat array as NumPy writes it; nothing else is read, and nothing is evaluated."""
+"""Header of a flat array as NumPy writes it; nothing else is read, and nothing is evaluated."""
 
 _ON_THE_WAY = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 
@@ -43,7 +43,14 @@ RUN_FOLDER_VARIABLE = "NNUNETV2_FEDERATED_RUN_FOLDER"
 
 
 def pack_weights(vector: Vector, dtype: str = "float32") -> ArrayRecord:
-    """One array, each tensor once; NumPy has no bfloat16, its bits travel as uint16.
+    """Pack a vector as the one array of a message; bfloat16, unknown to NumPy, travels as uint16.
+
+    Parameters
+    ----------
+    vector
+        Weights: float32, shape (parameters,).
+    dtype
+        Type of the weights on their way, one of ``settings.TRANSPORT_DTYPES``.
 
     Raises
     ------
@@ -114,7 +121,7 @@ def _view(data: bytes, expected: str) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Let nothing out of reading what came from another machine but a ``SiteError``."""
+    """Re-raise whatever goes wrong over bytes from another machine as ``SiteError``."""
     try:
         yield
     except SiteError:
@@ -139,11 +146,11 @@ def unpack_reply(content: RecordDict, sent: Vector, dtype: str) -> Vector:
     Parameters
     ----------
     content
-        Of the reply.
+        Content of the reply.
     sent
-        The global model, in float32.
+        The global model that the site was sent: float32, shape (parameters,).
     dtype
-        Of the federation.
+        Type of the weights on their way, one of ``settings.TRANSPORT_DTYPES``.
 
     Raises
     ------
@@ -165,7 +172,7 @@ def unpack_reply(content: RecordDict, sent: Vector, dtype: str) -> Vector:
 
 
 def pack_payload(text: str) -> ConfigRecord:
-    """Nested values do not fit Flower's records; JSON text does."""
+    """Pack a payload as JSON text: nested values do not fit Flower's records."""
     return ConfigRecord({PAYLOAD: text, FORMAT: WIRE_FORMAT})
 
 
@@ -175,7 +182,7 @@ def unpack_payload(content: RecordDict, reader: str = "server") -> str:
     Parameters
     ----------
     content
-        Of the message.
+        Content of the message.
     reader
         ``server`` or ``site``: whose format is compared, and who may have to be upgraded.
 
@@ -203,16 +210,21 @@ def _number(value: object) -> int:
     return value
 
 
-def reply(message: Message, payload: str, weights: ArrayRecord | None = None) -> Message:
-    """Answer a message."""
+def pack_content(payload: str, weights: ArrayRecord | None = None) -> RecordDict:
+    """Return the content of a message: a payload, and weights where it has some."""
     content = RecordDict({CONFIG: pack_payload(payload)})
     if weights is not None:
         content[ARRAYS] = weights
-    return Message(content, reply_to=message)
+    return content
+
+
+def reply(message: Message, payload: str, weights: ArrayRecord | None = None) -> Message:
+    """Answer a message."""
+    return Message(pack_content(payload, weights), reply_to=message)
 
 
 def num_bytes(content: RecordDict) -> int:
-    """Bytes of a message's arrays and payload."""
+    """Count the bytes of a message's arrays and payload."""
     arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
     texts = sum(
         len(value.encode())

@@ -9,16 +9,19 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import TypeVar
 
-from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Context, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.history import (
-    Record,
-    client_side,
+    HISTORY_FILE,
+    History,
+    RoundRecord,
+    RoundSeconds,
+    SiteSummary,
     server_side,
-    write_history,
 )
 from nnunetv2_federated.federation.messages import (
     FullValidation,
@@ -30,17 +33,11 @@ from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run, read_run
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
 from nnunetv2_federated.flower.asking import ask
-from nnunetv2_federated.flower.participants import Attendance, Requirements
-from nnunetv2_federated.flower.records import (
-    ARRAYS,
-    CONFIG,
-    pack_payload,
-    pack_weights,
-    run_folder,
-    unpack_weights,
-)
+from nnunetv2_federated.flower.participants import Participants, Requirements
+from nnunetv2_federated.flower.records import pack_content, pack_weights, run_folder
+from nnunetv2_federated.flower.site_grid import works_in_turn
 from nnunetv2_federated.flower.strategies import averages, build_strategy
-from nnunetv2_federated.flower.strategy import Outcome, PolyLRStrategy
+from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
 from nnunetv2_federated.nnunet.summary import pool_sites
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
@@ -48,6 +45,7 @@ from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 from nnunetv2_federated.report.federation_png import plot_federation
 
 Answer = TypeVar("Answer", Validation, FullValidation)
+_PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
 
 
 def make_server_app(
@@ -58,9 +56,9 @@ def make_server_app(
     Parameters
     ----------
     observer
-        Told what happens.
+        Called when rounds, sites and steps begin or end; ``None`` to report nothing.
     trainer
-        Holds the global model; ``None`` to build one from the run's settings.
+        Trainer that holds the global model; ``None`` to build one from the run's settings.
     """
     app = ServerApp()
 
@@ -79,55 +77,53 @@ def make_server_app(
 
 
 class Server:
-    """One federation: describe, rounds, result."""
+    """One federation: the sites describe themselves, rounds, result.
+
+    Parameters
+    ----------
+    grid
+        Reaches the sites.
+    run
+        Every choice made.
+    model
+        Holds the global model and writes the result.
+    observer
+        Called when rounds, sites and steps begin or end.
+    """
 
     def __init__(self, grid: Grid, run: Run, model: GlobalModel, observer: Observer) -> None:
         self.grid = grid
         self.settings = run.settings
         self.model = model
         self.observer = observer
-        self.rounds: list[Record] = []
+        self.rounds: list[RoundRecord] = []
         self._sent: Vector = model.vector
         self._run = run
         self._folder = model.folder
         self._clock = time.perf_counter()
+        """When the round before was finished."""
         self._writing = 0.0
-        same = Requirements(
+        """Seconds that its files took."""
+        required = Requirements(
             model.network_hash,
             model.plans_hash,
             model.declared,
             model.packages,
             model.validated_classes,
         )
-        self._attendance = Attendance(grid, run, same, observer)
+        self._participants = Participants(grid, run, required, observer)
 
     def run(self) -> None:
         """Train all rounds that are still to do, and write the result."""
-        state = self.model.load_state()
-        if state is not None:
-            self._sent, self.rounds = state["weights"], state["rounds"]
-        elif self._run.pretrained_weights:
-            self.model.load_pretrained(self._run.pretrained_weights)
-            self._sent = self.model.vector
+        inner = build_strategy(self.settings.strategy, self.settings.strategy_options)
+        self._load(inner)
         self.observer.run_started(len(self.rounds), self.settings.rounds)
         for line in self.model.notes:
             self.observer.say(line)
-        for place in self.model.open_trackers(self._header()):
+        for place in self.model.open_trackers(self._history().header()):
             self.observer.say(f"tracked in {place}")
-        self._attendance.gather()
-        strategy = PolyLRStrategy(
-            build_strategy(self.settings.strategy, self.settings.strategy_options),
-            replace(self.settings, val_iterations=self.model.val_iterations),
-            self.model.schedule.lrs,
-            self._attendance,
-            streaming=averages(self.settings.strategy),
-            first_round=len(self.rounds),
-            bound=UpdateBound.of(
-                self.settings, len(self._attendance.names), accepted_norms(self.rounds)
-            ),
-        )
-        if state is not None:
-            restore(strategy.inner, state["strategy"])
+        self._participants.gather()
+        strategy = self._build_strategy(inner)
         self._train(strategy)
         self.model.save_final(self._sent)  # before anybody is asked, who may be silent
         self._validate_last(strategy)
@@ -136,111 +132,127 @@ class Server:
         if self._run.remote_sites:
             self._validate_fully()
 
+    def _load(self, inner: Strategy) -> None:
+        """Load what an earlier start of the run left, or the weights to begin with."""
+        state = self.model.load_state()
+        if state is not None:
+            self._sent = state["weights"]
+            self.rounds = [RoundRecord.from_plain(record) for record in state["rounds"]]
+            restore(inner, state["strategy"])
+        elif self._run.pretrained_weights:
+            self.model.load_pretrained(self._run.pretrained_weights)
+            self._sent = self.model.vector
+
+    def _build_strategy(self, inner: Strategy) -> PolyLRStrategy:
+        sites, earlier = len(self._participants.names), accepted_norms(self.rounds)
+        return PolyLRStrategy(
+            inner,
+            replace(self.settings, val_iterations=self.model.val_iterations),
+            self.model.schedule.lrs,
+            self._participants,
+            streaming=averages(self.settings.strategy),
+            first_round=len(self.rounds),
+            bound=UpdateBound.of(self.settings, sites, earlier),
+            on_result=functools.partial(self._finish_round, inner),
+        )
+
     def _train(self, strategy: PolyLRStrategy) -> None:
         remaining = self.settings.rounds - len(self.rounds)
         if remaining == 0:
             return
-
-        def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            wall, self._clock = time.perf_counter() - self._clock, time.perf_counter()
-            if server_round > 0 and strategy.outcome is not None:
-                weights = unpack_weights(RecordDict({ARRAYS: arrays}))
-                record = self._record(strategy.outcome, wall)
-                self._finish_round(strategy, strategy.outcome, record, weights)
-                self._writing = time.perf_counter() - self._clock
-            return None
-
+        self._clock = time.perf_counter()
         strategy.start(
             self.grid,
             pack_weights(self._sent),
             num_rounds=remaining,
             timeout=self.settings.round_deadline or self.settings.answer_deadline,
-            evaluate_fn=after_round,
         )
 
-    def _record(self, outcome: Outcome, wall: float) -> Record:
-        """Describe a round; its seconds count from the end of the one before, files included."""
-        seconds = [report.seconds for report in outcome.reports]
-        sequential = getattr(self.grid, "sequential", False)
-        training = sum(seconds) if sequential else max(seconds)
-        other = training + outcome.aggregation_seconds + self._writing
-        return {
-            "round": outcome.server_round,
-            "lr": outcome.lr,
-            "started": outcome.started,
-            "participants": outcome.participants,
-            "failed": outcome.failed,
-            "updates": outcome.updates,
-            **client_side(outcome.reports),
-            "global_model": None,
-            "bytes_down": outcome.bytes_down,
-            "bytes_up": outcome.bytes_up,
-            "seconds": {
-                "round": wall,
-                "training": training,
-                "aggregation": outcome.aggregation_seconds,
-                "writing": self._writing,
-                "communication": max(0.0, wall - other),
-            },
-        }
-
-    def _finish_round(
-        self, strategy: PolyLRStrategy, outcome: Outcome, record: Record, weights: Vector
-    ) -> None:
-        """Keep what the round brought: record, plots, best checkpoint, state."""
-        received = {r.site: v for r in outcome.reports if (v := r.received) is not None}
+    def _finish_round(self, inner: Strategy, result: RoundResult) -> None:
+        """Keep what a round brought: record, plots, best checkpoint, state."""
+        wall, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        received = {r.site: v for r in result.reports if (v := r.received) is not None}
         if self.rounds:
             self._complete_previous(received)
+        record = self._record(result, wall)
         self.rounds.append(record)
-        self._sent = weights
-        self.model.save_state(weights, self.rounds, dump(strategy.inner))
+        self._sent = result.weights
+        plain = [each.to_plain() for each in self.rounds]
+        self.model.save_state(result.weights, plain, dump(inner))
         self._write_report()
         self.observer.round_finished(record)
+        self._writing = time.perf_counter() - self._clock
+
+    def _record(self, result: RoundResult, wall: float) -> RoundRecord:
+        """Describe a round; its seconds count from the end of the one before, files included."""
+        seconds = [report.seconds for report in result.reports]
+        training = sum(seconds) if works_in_turn(self.grid) else max(seconds)
+        other = training + result.aggregation_seconds + self._writing
+        return RoundRecord.of(
+            result.reports,
+            server_round=result.server_round,
+            learning_rate=result.lr,
+            started=result.started,
+            participants=result.participants,
+            failed=result.failed,
+            updates=result.updates,
+            bytes_down=result.bytes_down,
+            bytes_up=result.bytes_up,
+            seconds=RoundSeconds(
+                round=wall,
+                training=training,
+                aggregation=result.aggregation_seconds,
+                writing=self._writing,
+                communication=max(0.0, wall - other),
+            ),
+        )
 
     def _complete_previous(self, received: Mapping[str, Validation]) -> None:
-        """Judge the previous round: its global model is what was sent in this one."""
-        previous = self.rounds[-1]
+        """Complete the previous round: the model it gave is the one that was sent in this one."""
         if received:
-            previous["global_model"] = server_side(received)
-        self.model.log_round(self._sent, previous, previous["global_model"] or previous)
+            self.rounds[-1] = self.rounds[-1].validated(received)
+        self.model.log_round(self._sent, self.rounds[-1])
 
     def _validate_last(self, strategy: PolyLRStrategy) -> None:
         """Ask for the last round's validation: no later round will bring it."""
         received: dict[str, Validation] = {}
         if self.settings.global_validation:
             weights = pack_weights(self._sent, self.settings.transport_dtype)
-            questions = {}
-            for site, share in strategy.validation_share([s.site for s in self._sites]).items():
-                if share != 0:
-                    task = TrainTask(self.settings.rounds, 0.0, 0, share, run_id=self._run.run_id)
-                    payload = pack_payload(task.to_json())
-                    questions[site] = RecordDict({ARRAYS: weights, CONFIG: payload})
-            classes = len(self.rounds[-1]["dice_per_class"])
+            shares = strategy.validation_share([s.site for s in self._sites])
+            questions = {
+                site: pack_content(self._task(0, share).to_json(), weights)
+                for site, share in shares.items()
+                if share != 0
+            }
+            classes = len(self.rounds[-1].dice_per_class)
             read = functools.partial(_read_validation, classes)
             received = self._ask(questions, MessageType.EVALUATE, read)
         self._complete_previous(received)
 
     def _validate_fully(self) -> None:
         """Let each site validate the final model on its own cases; nobody else has them."""
-        weights = pack_weights(self._sent)
-        task = TrainTask(self.settings.rounds + 1, 0.0, 0, 0, run_id=self._run.run_id)
-        payload = pack_payload(task.to_json())
-        questions = {s.site: RecordDict({ARRAYS: weights, CONFIG: payload}) for s in self._sites}
+        content = pack_content(self._task(1, 0).to_json(), pack_weights(self._sent))
+        questions = {site.site: RecordDict(dict(content)) for site in self._sites}
         self.observer.say(f"validation at {', '.join(questions)}")
         found = self._ask(questions, f"{MessageType.EVALUATE}.fully", _read_full_validation)
         if any(site.cases for site in found.values()):
             self.model.write_summary(pool_sites(list(found.values())))
 
+    def _task(self, number: int, validate: int) -> TrainTask:
+        """Return a task without training, numbered from the last round on."""
+        done = self.settings.rounds
+        return TrainTask(done + number, 0.0, 0, validate, run_id=self._run.run_id)
+
     def _ask(
         self, questions: Mapping[str, RecordDict], kind: str, read: Callable[[str], Answer]
     ) -> dict[str, Answer]:
         """Ask sites at the same time; who does not answer is left out and named."""
-        nodes = self._attendance.present(questions, 0)
+        nodes = self._participants.present(questions, 0)
         names = {node: site for site, node in nodes.items()}
-        messages = [Message(questions[site], node, kind) for node, site in names.items()]
+        contents = {node: questions[site] for node, site in names.items()}
         failed = dict.fromkeys(questions.keys() - nodes.keys(), "not connected")
         found: dict[str, Answer] = {}
-        for node, answer in ask(self.grid, messages, read, self.settings.answer_deadline):
+        for node, answer in ask(self.grid, kind, contents, read, self.settings.answer_deadline):
             if isinstance(answer, SiteError):
                 failed[names[node]] = str(answer)
             else:
@@ -251,36 +263,30 @@ class Server:
 
     @property
     def _sites(self) -> list[SiteDescription]:
-        return list(self._attendance.sites.values())
+        return list(self._participants.sites.values())
 
-    def _header(self) -> Record:
-        return {
-            "dataset": self._run.dataset,
-            "configuration": self._run.configuration,
-            "fold": self._run.fold,
-            "trainer": self._run.trainer,
-            "plans": self._run.plans_name,
-            "plans_hash": self.model.plans_hash,
-            "settings": asdict(self.settings),
-            "initial_lr": self.model.initial_lr,
-            "parameter_group_shares": list(self.model.schedule.shares),
-            "parameters": self.model.num_values,
-            "versions": {
-                name: version(name) for name in ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
+    def _history(self) -> History:
+        return History(
+            dataset=self._run.dataset,
+            configuration=self._run.configuration,
+            fold=self._run.fold,
+            trainer=self._run.trainer,
+            plans_name=self._run.plans_name,
+            plans_hash=self.model.plans_hash,
+            settings=asdict(self.settings),
+            initial_lr=self.model.initial_lr,
+            parameter_group_shares=tuple(self.model.schedule.shares),
+            parameters=self.model.num_values,
+            versions={name: version(name) for name in _PACKAGES},
+            sites={
+                site.site: SiteSummary(site.training_cases, site.validation_cases, site.versions)
+                for site in self._sites
             },
-        }
+            rounds=tuple(self.rounds),
+        )
 
     def _write_report(self) -> None:
-        sites = {
-            site.site: {
-                "training_cases": site.training_cases,
-                "validation_cases": site.validation_cases,
-                "versions": site.versions,
-            }
-            for site in self._sites
-        }
-        path = self._folder / "federation.json"
-        write_history(path, {**self._header(), "sites": sites}, self.rounds)
+        self._history().write(self._folder / HISTORY_FILE)
         plot_federation(self.rounds, self._folder / "federation.png")
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi, Strategy
+
+from nnunetv2_federated.federation.errors import CheckpointError
+
+_MOMENTS = ("current_arrays", "m_t", "v_t")
+_REMEMBERED: dict[type[Strategy], tuple[str, ...]] = {
+    FedAvgM: ("current_arrays", "momentum_vector"),
+    FedAdam: _MOMENTS,
+    FedYogi: _MOMENTS,
+    FedAdagrad: _MOMENTS,
+}
+"""Attributes that training changes, by strategy. FedAvg, FedProx and the robust strategies have
+none; what was chosen when a strategy was built stands in ``run.json``."""
 
 
 def _encode(value: object) -> object:
@@ -35,12 +48,22 @@ def _decode(value: Any) -> Any:  # noqa: ANN401  # mirrors _encode
 
 
 def dump(strategy: Strategy) -> dict[str, Any]:
-    """Take the arrays and numbers a strategy holds (momentum, second moments, norms)."""
-    kept = (np.ndarray, ArrayRecord, dict, list, int, float, type(None))
-    return {k: _encode(v) for k, v in vars(strategy).items() if isinstance(v, kept)}
+    """Return what training has changed in a strategy: momentum, second moments, its last model."""
+    return {name: _encode(getattr(strategy, name)) for name in _REMEMBERED.get(type(strategy), ())}
 
 
-def restore(strategy: Strategy, state: dict[str, Any]) -> None:
-    """Put back what :func:`dump` took."""
-    for key, value in state.items():
-        setattr(strategy, key, _decode(value))
+def restore(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Put back what :func:`dump` returned; what else is in ``state`` is passed over.
+
+    Raises
+    ------
+    CheckpointError
+        If something is missing: the state is of another strategy.
+    """
+    for name in _REMEMBERED.get(type(strategy), ()):
+        if name not in state:
+            raise CheckpointError(
+                f"the saved state of {type(strategy).__name__} lacks {name}: it is of another "
+                "strategy; start anew without --c."
+            )
+        setattr(strategy, name, _decode(state[name]))

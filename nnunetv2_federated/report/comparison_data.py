@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_federated.federation.history import History, look_up
 from nnunetv2_federated.report.statistics import (
     ALL_SITES,
     Difference,
@@ -24,7 +25,7 @@ from nnunetv2_federated.report.statistics import (
 
 Image = NDArray[Any]
 """Shape (y, x)."""
-Histories = Mapping[tuple[str, int, int | str], Mapping[str, Any]]
+Histories = Mapping[tuple[str, int, int | str], History]
 """``federation.json`` by arm, seed and fold."""
 
 
@@ -147,13 +148,11 @@ def curve(
     """
     values: dict[int, list[float]] = {}
     for (name, _, _), history in histories.items():
-        for record in history["rounds"] if name == arm else ():
-            value: Any = record
-            for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            values.setdefault(int(record["round"]) + 1, [])
+        for record in history.rounds if name == arm else ():
+            known = values.setdefault(record.round + 1, [])
+            value = look_up(record, *keys)
             if value is not None:
-                values[int(record["round"]) + 1].append(float(value))
+                known.append(value)
     rounds = sorted(values)
     means = [float(np.mean(values[r])) if values[r] else None for r in rounds]
     stds = [float(np.std(values[r], ddof=1)) if len(values[r]) > 1 else None for r in rounds]
@@ -182,11 +181,9 @@ def what_left(histories: Histories) -> list[Sent]:
         if not arm.startswith("federated/") or arm in seen:
             continue
         seen.add(arm)
-        for site, known in history["sites"].items():
-            took = [r for r in history["rounds"] if site in r["sites"]]
-            sent = sum(r["bytes_up"] / max(1, len(r["sites"])) for r in took)
-            versions = ", ".join(f"{k} {v}" for k, v in known.get("versions", {}).items())
-            found.append(
-                Sent(arm, site, len(took), sent / 2**20, known["training_cases"], versions)
-            )
+        for site, known in history.sites.items():
+            took = [record for record in history.rounds if site in record.sites]
+            sent = sum(record.bytes_up / max(1, len(record.sites)) for record in took)
+            versions = ", ".join(f"{k} {v}" for k, v in known.versions.items())
+            found.append(Sent(arm, site, len(took), sent / 2**20, known.training_cases, versions))
     return found

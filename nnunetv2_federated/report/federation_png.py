@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -13,24 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_federated.federation.files import replacing
+from nnunetv2_federated.federation.history import RoundRecord, look_up
 from nnunetv2_federated.report.text import picture_text
 
 
-def _series(rounds: Sequence[Mapping[str, Any]], *keys: str) -> tuple[list[int], list[float]]:
-    """Round numbers (counted from 1) and values, where there is a value."""
-    points = []
-    for record in rounds:
-        value: Any = record
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            points.append((int(record["round"]) + 1, float(value)))
-    return [x for x, _ in points], [y for _, y in points]
+def _series(rounds: Sequence[RoundRecord], *names: str) -> tuple[list[int], list[float]]:
+    """Return round numbers (counted from 1) and values, where there is a value."""
+    points = [(record.round + 1, look_up(record, *names)) for record in rounds]
+    known = [(x, y) for x, y in points if y is not None]
+    return [x for x, _ in known], [y for _, y in known]
 
 
 def _panel(
     axes: Axes,
-    rounds: Sequence[Mapping[str, Any]],
+    rounds: Sequence[RoundRecord],
     sites: Sequence[str],
     keys: tuple[str, ...],
     summary: tuple[str, str],
@@ -52,7 +47,7 @@ def _colour(index: int) -> str:
 
 
 def _update_panels(
-    norms: Axes, cosines: Axes, rounds: Sequence[Mapping[str, Any]], sites: Sequence[str]
+    norms: Axes, cosines: Axes, rounds: Sequence[RoundRecord], sites: Sequence[str]
 ) -> None:
     """Draw norms, with a cross where an update was not aggregated as it came, and cosines."""
     for index, site in enumerate(sites):
@@ -75,12 +70,12 @@ def _update_panels(
         axes.grid(visible=True, alpha=0.3)
 
 
-def _outcome(record: Mapping[str, Any], site: str) -> str | None:
-    update = record.get("updates", {}).get(site)
-    return None if update is None else str(update["outcome"])
+def _outcome(record: RoundRecord, site: str) -> str | None:
+    update = record.updates.get(site)
+    return None if update is None else update.outcome
 
 
-def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_federation(rounds: Sequence[RoundRecord], path: Path) -> None:
     """Draw the curves of ``federation.json``.
 
     Client side is the mean over sites of the locally trained models, server side the global model
@@ -90,7 +85,7 @@ def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
     Parameters
     ----------
     rounds
-        The list ``rounds`` of ``federation.json``.
+        Rounds of a :class:`.History`.
     path
         PNG to write.
     """
@@ -101,9 +96,9 @@ def plot_federation(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
             figure.savefig(temporary, format="png", dpi=110)
 
 
-def _draw(rounds: Sequence[Mapping[str, Any]]) -> Figure:
-    updates = {site for record in rounds for site in record.get("updates", {})}
-    sites = sorted(updates | {site for record in rounds for site in record["sites"]})
+def _draw(rounds: Sequence[RoundRecord]) -> Figure:
+    updates = {site for record in rounds for site in record.updates}
+    sites = sorted(updates | {site for record in rounds for site in record.sites})
     rows = 3 if updates else 2
     figure = Figure(figsize=(11, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)

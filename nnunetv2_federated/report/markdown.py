@@ -103,11 +103,11 @@ def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     header = ["federation", "seed", "fold", "site", "outcome", "rounds", "largest norm"]
     norms: dict[tuple[str, ...], list[float]] = {}
     for (arm, seed, fold), history in evidence.histories.items():
-        for record in history["rounds"]:
-            for site, update in record.get("updates", {}).items():
-                if update["outcome"] != ACCEPTED:
-                    key = (arm, str(seed), str(fold), site, update["outcome"])
-                    norms.setdefault(key, []).append(update["norm"])
+        for record in history.rounds:
+            for site, update in record.updates.items():
+                if update.outcome != ACCEPTED:
+                    key = (arm, str(seed), str(fold), site, update.outcome)
+                    norms.setdefault(key, []).append(update.norm)
     return header, [[*key, str(len(own)), f"{max(own):.3g}"] for key, own in norms.items()]
 
 
@@ -123,7 +123,7 @@ def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 def versions(evidence: Evidence) -> dict[str, str]:
     """Versions of the packages at the server, of the first run."""
     for history in evidence.histories.values():
-        return dict(history.get("versions", {}))
+        return dict(history.versions)
     return {}
 
 

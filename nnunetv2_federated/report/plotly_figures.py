@@ -142,7 +142,7 @@ def _first_federation(evidence: Evidence) -> tuple[str, list[str]]:
     """Return the name of the first federated arm, and its sites."""
     arm = next((arm for arm in evidence.arms if arm.startswith("federated/")), "")
     found = [h for (name, _, _), h in evidence.histories.items() if name == arm]
-    return arm, list(found[0]["sites"]) if found else []
+    return arm, list(found[0].sites) if found else []
 
 
 def distribution(evidence: Evidence) -> go.Figure:

@@ -8,9 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,6 +20,7 @@ from small_datasets import plan_and_preprocess, write_dataset
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.cli.trainer_folder import trainer_folders
 from nnunetv2_federated.experiment.resolve import build_run
+from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.flower.launch import launch, prepare
@@ -164,7 +163,7 @@ class FailsOnce(Observer):
 
     def __init__(self) -> None:
         self.starts = 0
-        self.records: list[dict] = []
+        self.records: list[RoundRecord] = []
 
     def site_started(self, site: str, iterations: int) -> None:
         del site, iterations
@@ -175,8 +174,8 @@ class FailsOnce(Observer):
             self.starts += 1
             raise OSError("disk gone")
 
-    def round_finished(self, record: Mapping[str, Any]) -> None:
-        self.records.append(dict(record))
+    def round_finished(self, record: RoundRecord) -> None:
+        self.records.append(record)
 
 
 @pytest.mark.slow
@@ -187,12 +186,12 @@ def test_a_site_that_failed_comes_back(dataset_2d: str, results: Path) -> None:
     run = build_run(options, dataset_2d, "2d", 0, "cpu")
     observer = FailsOnce()
     fold = launch(run, prepare(run), observer=observer)
-    assert [record["failed"] for record in observer.records] == [
+    assert [record.failed for record in observer.records] == [
         {},
         {"site_02": "OSError: disk gone"},
         {},
     ]
-    assert [sorted(record["sites"]) for record in observer.records][1:] == [
+    assert [sorted(record.sites) for record in observer.records][1:] == [
         ["site_01"],
         ["site_01", "site_02"],
     ]

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from nnunetv2_federated.federation.history import History, RoundRecord, SiteSummary
 from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
 from nnunetv2_federated.report.comparison_data import Example, gather, what_left
 from nnunetv2_federated.report.html import write_html
@@ -41,8 +42,14 @@ def history(sites):
                 },
             }
         )  # fmt: skip
-    known = {site: {"training_cases": 5, "versions": {"torch": "2"}} for site in sites}
-    return {"rounds": rounds, "sites": known, "versions": {"nnunetv2": "2.8.1"}}
+    return History(
+        dataset="Dataset901_Balls",
+        configuration="2d",
+        settings={"rounds": 3},
+        sites={site: SiteSummary(5, 0, {"torch": "2"}) for site in sites},
+        rounds=tuple(RoundRecord.from_plain(record) for record in rounds),
+        versions={"nnunetv2": "2.8.1"},
+    )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nnunetv2_federated.cli.console import describe_round
+from nnunetv2_federated.federation.history import RoundRecord
 
 ACCEPTED = {"norm": 1.5, "cosine": 0.5, "bound": 10.0, "outcome": "accepted"}
 ROUND = {
@@ -13,7 +14,7 @@ LINE = "round  1/10  lr 0.01000  train loss -0.5000  validation loss -0.2500  Di
 
 
 def test_a_round_in_which_nothing_happened() -> None:
-    assert describe_round(ROUND, 10) == LINE
+    assert describe_round(RoundRecord.from_plain(ROUND), 10) == LINE
 
 
 def test_updates_that_were_not_taken_as_they_came_are_named() -> None:
@@ -24,7 +25,7 @@ def test_updates_that_were_not_taken_as_they_came_are_named() -> None:
         "zug": {**ACCEPTED, "norm": 1e30, "bound": None, "outcome": "refused"},
     }
     record = {**ROUND, "updates": updates, "failed": {"lyon": "why", "zug": "why"}}
-    assert describe_round(record, 10) == (
+    assert describe_round(RoundRecord.from_plain(record), 10) == (
         f"{LINE}  failed: lyon, zug  refused: lyon, update norm 123 over 10"
         "  clipped: oslo, update norm 11 over 10  refused: zug, update norm 1e+30 over 1e+12"
     )

@@ -20,7 +20,6 @@ from nnunetv2_federated.cli.console import ConsoleObserver
 from nnunetv2_federated.cli.options import parse
 from nnunetv2_federated.cli.server import build_parser
 from nnunetv2_federated.cli.site import main
-from nnunetv2_federated.cli.status import site_rows
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.experiment.options import pick
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
@@ -366,31 +365,7 @@ def test_a_classifier_is_pooled_by_its_cases() -> None:
     assert pool_sites(told)["foreground_mean"] == {"AUROC": pytest.approx(0.8)}
 
 
-# Status
-
-
-def test_status_says_who_answered_last() -> None:
-    def record(number: int, sites: list[str], failed: dict[str, str]) -> dict[str, Any]:
-        return {
-            "round": number,
-            "started": 1000.0 * number,
-            "seconds": {"round": 100.0},
-            "sites": dict.fromkeys(sites),
-            "failed": failed,
-        }
-
-    history = {
-        "sites": {"bern": {"training_cases": 5}, "oslo": {"training_cases": 7}},
-        "rounds": [
-            record(0, ["bern", "oslo"], {}),
-            record(1, ["bern"], {"oslo": "no reply"}),
-        ],
-    }
-
-    assert site_rows(history, now=1100.0 + 180) == [
-        ("bern", "5", "2", "round 2, 3 min ago", ""),
-        ("oslo", "7", "1", "round 1, 20 min ago", "round 2: no reply"),
-    ]
+# Commands
 
 
 def test_every_command_describes_itself(

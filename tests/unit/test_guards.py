@@ -55,7 +55,7 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
-from nnunetv2_federated.flower.replies import read_training
+from nnunetv2_federated.flower.replies import ReplyFormat
 
 TRIALS = 10_000
 BATCH = 10
@@ -210,9 +210,9 @@ def only_a_refusal(read: Callable[[RecordDict], object], content: RecordDict) ->
 def read_report(content: RecordDict) -> object:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 7
     question = Message(RecordDict(), 7, "train")
-    report, weights = read_training(
-        Message(content, reply_to=question), DESCRIBED, SENT, "float32", 2
-    )
+    form = ReplyFormat(SENT, "float32", 2, by_cases=True)
+    reply = form.read(Message(content, reply_to=question), DESCRIBED)
+    report, weights = reply.report, reply.vector
     assert np.isfinite(weights).all()
     assert weights.shape == SENT.shape
     assert (report.site, report.training_cases) == ("bern", 5)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 import matplotlib as mpl
@@ -8,8 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from nnunetv2_federated.federation.history import write_history
-from nnunetv2_federated.report.federation_png import plot_federation
+from nnunetv2_federated.federation.history import History, RoundRecord, read_history
+from nnunetv2_federated.report import federation_png
+
+
+def plot_federation(rounds, path):
+    federation_png.plot_federation([RoundRecord.from_plain(record) for record in rounds], path)
 
 
 def summary(value, sites):
@@ -76,9 +79,9 @@ def test_updates_have_panels_of_their_own(tmp_path):
 def test_drawn_anew_from_its_file_it_is_the_same_picture(tmp_path):
     rounds = [*ROUNDS, {**with_updates(4, "clipped"), "mean_site_dice": math.nan}]
     plot_federation(rounds, tmp_path / "a.png")
-    write_history(tmp_path / "federation.json", {}, rounds)
-    stored = json.loads((tmp_path / "federation.json").read_text())["rounds"]
-    plot_federation(stored, tmp_path / "b.png")
+    records = tuple(RoundRecord.from_plain(record) for record in rounds)
+    History("D", "2d", {"rounds": 5}, {}, records).write(tmp_path / "federation.json")
+    federation_png.plot_federation(read_history(tmp_path).rounds, tmp_path / "b.png")
     np.testing.assert_array_equal(plt.imread(tmp_path / "a.png"), plt.imread(tmp_path / "b.png"))
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import tracemalloc
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
 from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.in_process import InProcessGrid
-from nnunetv2_federated.flower.participants import Attendance, Requirements
+from nnunetv2_federated.flower.participants import Participants, Requirements
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -39,8 +40,9 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
+from nnunetv2_federated.flower.sampling import sample_sites, validation_share
 from nnunetv2_federated.flower.strategies import averages, build_strategy, check_replies
-from nnunetv2_federated.flower.strategy import PolyLRStrategy, sample_sites, validation_share
+from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
 from nnunetv2_federated.nnunet.training import local_state
 
@@ -89,10 +91,11 @@ class Federation:
         self.grid = InProcessGrid(app, len(NAMES), {})
         sites = tuple(SiteCases(name, "Dataset501_A", ("a",), ("b",)) for name in NAMES)
         run = Run("Dataset501_A", "2d", 0, "t", "p", "cpu", FederationSettings(), sites)
-        self.attendance = Attendance(
+        self.results: list[RoundResult] = []
+        self.participants = Participants(
             self.grid, run, Requirements("m", "p", declared or {}), Observer()
         )
-        self.attendance.gather()
+        self.participants.gather()
 
     @staticmethod
     def _name(context):
@@ -121,10 +124,11 @@ class Federation:
             build_strategy(settings.strategy, settings.strategy_options),
             settings,
             [poly_lr(done, settings.rounds, 0.01) for done in range(settings.rounds)],
-            self.attendance,
+            self.participants,
             streaming=averages(settings.strategy),
             first_round=first_round,
             bound=bound,
+            on_result=self.results.append,
         )
 
     def run(self, strategy, start, rounds):
@@ -141,7 +145,7 @@ class Federation:
     def one_round(self, settings, size=5):
         strategy = self.strategy(settings)
         (after,) = self.run(strategy, np.zeros(size, np.float32), 1)
-        return after, strategy.outcome
+        return after, self.results[-1]
 
 
 def start_vector(size=5):
@@ -209,7 +213,7 @@ def test_the_order_of_replies_does_not_change_a_bit(strategy):
             random.Random(order).shuffle(replies)  # noqa: S311
         result, _ = wrapped.aggregate_train(1, replies)
         results.append(unpack_weights(RecordDict({ARRAYS: result})).tobytes())
-        assert [report.site for report in wrapped.outcome.reports] == sorted(NAMES)
+        assert [report.site for report in federation.results[-1].reports] == sorted(NAMES)
     assert len(set(results)) == 1
 
 
@@ -493,10 +497,12 @@ def test_a_poisoned_update_is_refused_whoever_sends_it(strategy, site, answer, d
     wrapped = federation.strategy(settings)
     for weights in federation.run(wrapped, np.zeros(50, np.float32), 2):
         assert np.abs(weights).max() < 2 * 8 * 2**-10
-    assert list(wrapped.outcome.failed) == [site]
-    assert "its update has a norm of" in wrapped.outcome.failed[site]
-    assert wrapped.outcome.updates[site]["outcome"] == "refused"
-    assert sorted(report.site for report in wrapped.outcome.reports) == sorted({*NAMES} - {site})
+    assert list(federation.results[-1].failed) == [site]
+    assert "its update has a norm of" in federation.results[-1].failed[site]
+    assert federation.results[-1].updates[site].outcome == "refused"
+    assert sorted(report.site for report in federation.results[-1].reports) == sorted(
+        {*NAMES} - {site}
+    )
 
 
 @pytest.mark.parametrize("strategy", ["fedadam", "fedyogi", "fedadagrad", "fedavgm"])
@@ -543,10 +549,10 @@ def test_clipped_by_hand(strategy, expected):
     after, outcome = Federation(behave).one_round(settings, size=4)  # norms 1/2, and 2 at oslo
     np.testing.assert_allclose(after, expected, rtol=1e-6)
     assert outcome.failed == {}
-    assert outcome.updates["oslo"] == {
+    assert asdict(outcome.updates["oslo"]) == {
         "norm": 2.0, "cosine": pytest.approx(1), "bound": 1.0, "outcome": "clipped"
     }  # fmt: skip
-    assert outcome.updates["bern"]["outcome"] == "accepted"
+    assert outcome.updates["bern"].outcome == "accepted"
 
 
 def test_the_record_of_updates_does_not_depend_on_the_order_of_replies():
@@ -559,7 +565,8 @@ def test_the_record_of_updates_does_not_depend_on_the_order_of_replies():
         replies = list(federation.grid.send_and_receive(messages))
         random.Random(order).shuffle(replies)  # noqa: S311
         wrapped.aggregate_train(1, replies)
-        records.append(json.dumps(wrapped.outcome.updates))
+        updates = federation.results[-1].updates
+        records.append(json.dumps({site: asdict(update) for site, update in updates.items()}))
     assert len(set(records)) == 1
     assert list(json.loads(records[0])) == sorted(NAMES)
 
@@ -580,7 +587,7 @@ def test_a_site_that_does_not_answer_is_named(min_replies):
     messages = strategy.configure_train(1, arrays, ConfigRecord(), federation.grid)
     replies = list(federation.grid.send_and_receive(messages))
     late = [
-        r for r in replies if federation.attendance.sites[r.metadata.src_node_id].site != "bern"
+        r for r in replies if federation.participants.sites[r.metadata.src_node_id].site != "bern"
     ]
     if min_replies is None:
         with pytest.raises(RoundError, match="bern: no reply"):

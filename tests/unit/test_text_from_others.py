@@ -15,11 +15,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from pydantic import TypeAdapter
 
 from nnunetv2_federated.cli import status
 from nnunetv2_federated.cli.console import ConsoleObserver, say, send_logs_to
 from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.federation.errors import RoundError
+from nnunetv2_federated.federation.history import History, RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.report.comparison_data import Evidence, Example, gather
 from nnunetv2_federated.report.federation_png import plot_federation
@@ -85,7 +87,7 @@ def test_a_line_at_the_terminal_stays_one(capsys: pytest.CaptureFixture[str]) ->
         for text in HOSTILE:
             record = {"round": 0, "failed": {text: text}, "seconds": {"round": 1.0}, "updates": {}}
             numbers = dict.fromkeys(("lr", "train_loss", "loss", "dice"), 0.5)
-            console.round_finished(record | numbers)
+            console.round_finished(RoundRecord.from_plain(record | numbers))
             console.say(f"{text}: {text}")
             say(f"{text}: {text}")
     lines = capsys.readouterr().out.split("\n")
@@ -149,6 +151,10 @@ def history(names: list[str]) -> dict[str, Any]:
         "dataset": names[0], "configuration": names[0], "settings": {"rounds": 2},
         "rounds": rounds, "sites": sites, "versions": {name: name for name in names},
     }  # fmt: skip
+
+
+def read(content: dict[str, Any]) -> History:
+    return TypeAdapter(History).validate_python(content)
 
 
 def test_the_status_shows_what_the_file_says(
@@ -272,7 +278,7 @@ def evidence_of(names: list[str]) -> Evidence:
         arms=arms,
         runs={arm: {(1, 0): records} for arm in (arms[0], *arms[-2:])},
         failures={f"{arm}, seed 1, fold 0": name for arm, name in zip(arms, names, strict=False)},
-        histories={(arm, 1, 0): history(names) for arm in arms},
+        histories={(arm, 1, 0): read(history(names)) for arm in arms},
         sites=names[:-1],
         external=names[-1:],
         unknown_site="test set",
@@ -364,7 +370,7 @@ def test_nothing_of_others_acts_in_the_markdown(hostile: Evidence, tmp_path: Pat
 def test_pictures_are_drawn_whatever_the_names(tmp_path: Path) -> None:
     for number in range(0, len(HOSTILE), 7):  # a legend names up to ten sites
         names = HOSTILE[number : number + 7]
-        plot_federation(history(names)["rounds"], tmp_path / f"curves_{number}.png")
+        plot_federation(read(history(names)).rounds, tmp_path / f"curves_{number}.png")
         counts = {name: dict.fromkeys(names, 2) for name in names}
         plot_partition(counts, tmp_path / f"partition_{number}.png", names[0])
     pictures = sorted(tmp_path.iterdir())

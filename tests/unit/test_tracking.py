@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.history import leaves, round_numbers
+from nnunetv2_federated.federation.history import RoundRecord, leaves, round_numbers
 from nnunetv2_federated.nnunet.training.tracking import (
     _allowed,
     open_trackers,
@@ -16,6 +16,7 @@ from nnunetv2_federated.nnunet.training.tracking import (
 )
 
 RECORD = {
+    "round": 4,
     "participants": ["bern", "oslo", "lyon"],
     "failed": {"lyon": "OSError: /data/case_07.b2nd"},
     "seconds": {"round": 3.0, "training": 2.0},
@@ -23,8 +24,14 @@ RECORD = {
     "bytes_up": 200,
     "train_loss": -0.4,
     "sites": {
-        "bern": {"train_loss": -0.5, "loss": -0.4, "dice": 0.5, "dice_per_class": [0.4, 0.6]},
-        "oslo": {"train_loss": -0.3, "loss": math.nan, "dice": 0.3, "dice_per_class": [0.3]},
+        "bern": {
+            "training_cases": 6, "train_loss": -0.5, "loss": -0.4, "dice": 0.5,
+            "dice_per_class": [0.4, 0.6],
+        },
+        "oslo": {
+            "training_cases": 2, "train_loss": -0.3, "loss": math.nan, "dice": 0.3,
+            "dice_per_class": [0.3],
+        },
     },
     "updates": {
         "bern": {"norm": 2.5, "cosine": 0.25, "bound": 9.0, "outcome": "accepted"},
@@ -35,12 +42,13 @@ RECORD = {
 
 
 def test_a_round_is_told_by_path_and_without_what_an_error_says() -> None:
-    assert round_numbers(RECORD) == {
+    assert round_numbers(RoundRecord.from_plain(RECORD)) == {
         "seconds/round": 3.0,
         "seconds/training": 2.0,
         "bytes_down": 300.0,
         "bytes_up": 200.0,
         "failed_sites": 1.0,
+        "sites/bern/training_cases": 6.0,
         "sites/bern/train_loss": -0.5,
         "sites/bern/loss": -0.4,
         "sites/bern/dice": 0.5,
@@ -53,12 +61,14 @@ def test_a_round_is_told_by_path_and_without_what_an_error_says() -> None:
         "sites/bern/global_model/dice": 0.6,
         "sites/lyon/update_norm": 99.0,
         "sites/lyon/failed": 1.0,
+        "sites/oslo/training_cases": 2.0,
         "sites/oslo/train_loss": -0.3,
         "sites/oslo/dice": 0.3,
         "sites/oslo/dice_per_class/class_1": 0.3,
         "sites/oslo/failed": 0.0,
     }
-    assert round_numbers({**RECORD, "global_model": None})["sites/bern/dice"] == 0.5
+    not_validated = RoundRecord.from_plain({**RECORD, "global_model": None})
+    assert round_numbers(not_validated)["sites/bern/dice"] == 0.5
 
 
 def test_leaves_have_their_path() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunetv2_federated.federation.history import RoundRecord, UpdateRecord
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
 from nnunetv2_federated.federation.update_norms import (
@@ -229,7 +230,7 @@ def test_clipped_to_the_bound():
     bound = auto(clip=True)
     (*_, last) = bound.judge(replies([1, 1, 1, 40]), START)
     assert last.vector.tolist() == [0, 10]  # ten times the median
-    assert bound.record()["d"] == {"norm": 40.0, "cosine": 1.0, "bound": 10.0, "outcome": "clipped"}
+    assert bound.record()["d"] == UpdateRecord(40.0, 1.0, 10.0, "clipped")
     assert bound.refusal("d") is None
     # what no training does is not even clipped
     assert outcomes(bound, [1, 1, 1, 1e30]) == "aaar"
@@ -284,8 +285,11 @@ def test_a_continued_run_judges_as_an_uninterrupted_one(rounds, clip):
     records = []
     for norms in rounds:
         list(whole.judge(replies(norms), START))
-        records.append({"updates": whole.record()})
-    stored = json.loads(json.dumps(records[:-1]))
-    resumed = auto(clip=clip, earlier=accepted_norms([{}, *stored]))  # {}: of an older version
+        records.append(RoundRecord(len(records), updates=whole.record()))
+    stored = [
+        RoundRecord.from_plain(json.loads(json.dumps(record.to_plain()))) for record in records[:-1]
+    ]
+    # the first is of an older version, without updates
+    resumed = auto(clip=clip, earlier=accepted_norms([RoundRecord(0), *stored]))
     list(resumed.judge(replies(rounds[-1]), START))
-    assert resumed.record() == records[-1]["updates"]
+    assert resumed.record() == records[-1].updates

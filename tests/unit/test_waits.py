@@ -35,8 +35,8 @@ from nnunetv2_federated.flower.deployment.server.inquiry import Inquiry
 from nnunetv2_federated.flower.deployment.server.processes import Child
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError
-from nnunetv2_federated.flower.enrolment import RollCall
-from nnunetv2_federated.flower.participants import Attendance, Requirements
+from nnunetv2_federated.flower.enrolment import Enrolment
+from nnunetv2_federated.flower.participants import Participants, Requirements
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
 
 PLANS = "0" * 64
@@ -175,6 +175,8 @@ def test_a_deadline_for_answers_is_a_number_of_seconds(seconds: Any) -> None:
 class FakeGrid:
     """Sites of which each answers what it is told to, when it is told to, or nothing."""
 
+    sequential = False
+
     def __init__(self, clock: Clock, answers: dict[int, Any]) -> None:
         self.clock = clock
         self.answers = answers
@@ -221,7 +223,7 @@ def describe(name: str, **changes: Any) -> str:
     return json.dumps(json.loads(SiteDescription(name, 5, 2, "m", PLANS).to_json()) | changes)
 
 
-def attendance(grid: FakeGrid, said: list[str], **settings: Any) -> Attendance:
+def participants(grid: FakeGrid, said: list[str], **settings: Any) -> Participants:
     class Listening(Observer):
         def say(self, text: str) -> None:
             said.append(text)
@@ -240,14 +242,14 @@ def attendance(grid: FakeGrid, said: list[str], **settings: Any) -> Attendance:
         sites=(),
         run_id="run",
     )
-    return Attendance(grid, run, Requirements("m", PLANS), Listening())  # type: ignore[arg-type]
+    return Participants(grid, run, Requirements("m", PLANS), Listening())  # type: ignore[arg-type]
 
 
 def test_a_site_that_accepts_to_join_and_says_nothing_holds_nobody_up(clock: Clock) -> None:
     """At the start it is waited for as long as that was said, before a round not at all."""
     grid = FakeGrid(clock, {11: describe("bern"), 12: None, 13: describe("oslo")})
     said: list[str] = []
-    here = attendance(grid, said)
+    here = participants(grid, said)
     began = clock.now
 
     here.gather()
@@ -274,7 +276,7 @@ def test_a_site_that_accepts_to_join_and_says_nothing_holds_nobody_up(clock: Clo
 def test_too_few_sites_end_the_start_in_time_with_what_each_said(clock: Clock) -> None:
     refusal = Error(NOT_YET, "has not approved")
     grid = FakeGrid(clock, {11: describe("bern"), 12: None, 13: refusal})
-    here = attendance(grid, [])
+    here = participants(grid, [])
     began = clock.now
     with pytest.raises(RoundError) as error:
         here.gather()
@@ -300,7 +302,7 @@ def test_whatever_a_site_answers_only_that_site_is_refused(
 ) -> None:
     grid = FakeGrid(clock, {11: describe("bern"), 12: describe("lyon"), 13: answer})
     said: list[str] = []
-    here = attendance(grid, said)
+    here = participants(grid, said)
     here.gather()
     assert {"bern", "lyon"} <= {site.site for site in here.sites.values()}
     assert all(len(text) < 1000 and text.isprintable() for text in said)
@@ -320,8 +322,10 @@ def test_what_breaks_a_reader_is_the_failure_of_its_site(clock: Clock) -> None:
         return Named()
 
     said: list[str] = []
-    roll = RollCall(grid, list(NAMES.values()), "join", question=str, read=read, say=said.append)
-    roll.look()
+    enrolment = Enrolment(
+        grid, list(NAMES.values()), "join", question=str, read=read, say=said.append
+    )
+    enrolment.look()
     assert "lyon: its answer cannot be read (OverflowError): too large" in said
     assert "bern takes part" in said
     assert "oslo: the key of oslo was used by a site that calls itself bern" in said
@@ -329,7 +333,7 @@ def test_what_breaks_a_reader_is_the_failure_of_its_site(clock: Clock) -> None:
 
 def test_a_site_that_was_killed_is_waited_for_before_a_round_but_once(clock: Clock) -> None:
     grid = FakeGrid(clock, {node: describe(name) for node, name in NAMES.items()})
-    here = attendance(grid, [])
+    here = participants(grid, [])
     here.gather()
     del grid.online[12]
 
@@ -349,7 +353,7 @@ def test_a_site_that_was_killed_is_waited_for_before_a_round_but_once(clock: Clo
 
 def test_with_min_replies_nobody_beyond_them_is_waited_for(clock: Clock) -> None:
     grid = FakeGrid(clock, {node: describe(name) for node, name in NAMES.items()})
-    here = attendance(grid, [], min_replies=2)
+    here = participants(grid, [], min_replies=2)
     here.gather()
     del grid.online[12]
     began = clock.now
@@ -371,8 +375,9 @@ def test_who_is_silent_or_breaks_the_reader_is_named_and_the_rest_goes_on(clock:
             yield answered(messages[0], "1")  # once more: ignored
 
     grid = Silent(clock, {11: "1", 12: None, 13: "1e400"})
-    questions = [Message(RecordDict(), node, MessageType.EVALUATE) for node in NAMES]
-    found = dict(ask(grid, questions, lambda text: int(float(text)), 30))  # type: ignore[arg-type]
+    questions = {node: RecordDict() for node in NAMES}
+    answers = ask(grid, MessageType.EVALUATE, questions, lambda text: int(float(text)), 30)  # type: ignore[arg-type]
+    found = dict(answers)
 
     assert found[11] == 1
     assert str(found[12]) == "no answer in time"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import random
 import zipfile
@@ -18,8 +17,6 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 from torch import nn
 
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
-from nnunetv2_federated.federation.history import client_side, server_side, write_history
-from nnunetv2_federated.federation.messages import TrainReport, Validation
 from nnunetv2_federated.nnunet.training import local_state
 from nnunetv2_federated.nnunet.training.checkpoint_file import read_network_weights
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
@@ -348,84 +345,3 @@ def test_the_two_newest_states_are_kept(tmp_path):
     assert local_state.rounds_on_disk(tmp_path) == [-1, 0, 2, 9, 10, 100]
     local_state.drop_superseded(tmp_path)
     assert local_state.rounds_on_disk(tmp_path) == [9, 10, 100]
-
-
-# What federation.json says about a round
-
-
-def report(site, cases, loss, local, received=None):
-    return TrainReport(site, cases, loss, local, received, 2.0)
-
-
-# two classes; the second is nowhere at oslo
-BERN = Validation(iterations=4, loss=-2.0, tp=[8, 1], fp=[2, 0], fn=[6, 2])
-OSLO = Validation(iterations=1, loss=-0.25, tp=[2, 0], fp=[0, 0], fn=[0, 0])
-LYON = Validation(iterations=0, loss=0.0, tp=[0, 0], fp=[0, 0], fn=[0, 0])  # no validation case
-REPORTS = [report("bern", 6, 1.0, BERN), report("lyon", 2, 3.0, LYON), report("oslo", 2, 0.5, OSLO)]
-
-
-def test_client_side_by_hand():
-    record = client_side(REPORTS)
-    assert record["train_loss"] == pytest.approx(1.3)  # (6 * 1 + 2 * 3 + 2 * 0.5) / 10
-    assert record["loss"] == pytest.approx(-0.45)  # (-2 - 0.25) / 5 iterations
-    assert record["mean_site_loss"] == pytest.approx(-0.375)  # (-0.5 - 0.25) / 2
-    # from counts of both sites: 2 * 10 / (20 + 2 + 6), 2 * 1 / (2 + 0 + 2)
-    assert record["dice_per_class"] == [pytest.approx(5 / 7), 0.5]
-    assert record["dice"] == pytest.approx((5 / 7 + 1 / 2) / 2)
-    bern, lyon, oslo = (record["sites"][site] for site in ("bern", "lyon", "oslo"))
-    assert bern["dice_per_class"] == [pytest.approx(2 / 3), 0.5]
-    assert bern["loss"] == -0.5
-    assert oslo["dice"] == 1.0
-    assert math.isnan(oslo["dice_per_class"][1])
-    assert math.isnan(lyon["dice"])
-    assert math.isnan(lyon["loss"])
-    assert lyon["train_loss"] == 3.0
-    assert record["mean_site_dice"] == pytest.approx(((2 / 3 + 1 / 2) / 2 + 1) / 2)
-
-
-def test_server_side_by_hand():
-    record = server_side({"bern": BERN, "oslo": OSLO})
-    assert record["loss"] == pytest.approx(-0.45)
-    assert record["dice_per_class"] == [pytest.approx(5 / 7), 0.5]
-    assert list(record["sites"]) == ["bern", "oslo"]
-    assert record["sites"]["oslo"]["loss"] == -0.25
-
-
-@pytest.mark.parametrize("validations", [{}, {"lyon": LYON}])
-def test_nobody_validated(validations):
-    record = server_side(validations)
-    assert math.isnan(record["loss"])
-    assert math.isnan(record["dice"])
-
-
-def test_the_history_is_strict_json(tmp_path):
-    path = tmp_path / "federation.json"
-    record = {"round": 0, **client_side(REPORTS), "global_model": None}
-    write_history(path, {"sites": ("bern",)}, [record])
-
-    def refuse(constant):
-        pytest.fail(f"{constant} is not JSON")
-
-    content = json.loads(path.read_text(), parse_constant=refuse)
-    (first,) = content["rounds"]
-    assert content["sites"] == ["bern"]
-    assert first["sites"]["lyon"]["dice"] is None
-    assert first["sites"]["lyon"]["loss"] is None
-    assert first["sites"]["oslo"]["dice_per_class"] == [1.0, None]
-    assert first["sites"]["bern"]["loss"] == -0.5
-    assert [file.name for file in tmp_path.iterdir()] == ["federation.json"]
-
-
-def test_a_report_survives_the_wire():
-    sent = report("bern", 6, 1.0, BERN, OSLO)
-    came = TrainReport.from_json(sent.to_json())
-    assert came == sent
-    assert came.validation == BERN
-    assert came.received == OSLO
-    assert REPORTS[0].received is None
-
-
-@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"site": "bern", "colour": 1}'])
-def test_an_unreadable_report_is_refused(text):
-    with pytest.raises(SiteError, match="not a valid TrainReport"):
-        TrainReport.from_json(text)

@@ -16,7 +16,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import replacing, write_atomically
-from nnunetv2_federated.federation.history import round_numbers
+from nnunetv2_federated.federation.history import RoundRecord, round_numbers
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
@@ -154,23 +154,25 @@ class GlobalModel:
         """End the runs of the trackers."""
         close_trackers(self.trainer)
 
-    def log_round(
-        self, weights: Vector, record: Mapping[str, Any], validated: Mapping[str, Any]
-    ) -> None:
-        """Take one finished round into nnU-Net's log, plots, trackers and best checkpoint."""
+    def log_round(self, weights: Vector, record: RoundRecord) -> None:
+        """Take one finished round into nnU-Net's log, plots, trackers and best checkpoint.
+
+        Where the global model was not validated, the sites' own models stand in for it.
+        """
         trainer = self.trainer
+        validated = record.global_model or record
         epoch = trainer.current_epoch
         values = {
-            "epoch_start_timestamps": record["started"],
-            "lrs": record["lr"],
-            "train_losses": record["train_loss"],
-            "val_losses": validated["loss"],
-            "mean_fg_dice": validated["dice"],
-            "dice_per_class_or_region": list(validated["dice_per_class"]),
+            "epoch_start_timestamps": record.started,
+            "lrs": record.learning_rate,
+            "train_losses": record.train_loss,
+            "val_losses": validated.loss,
+            "mean_fg_dice": validated.dice,
+            "dice_per_class_or_region": list(validated.dice_per_class),
         }
         with quiet():
             load_vector(trainer.network, weights)
-            trainer.print_to_log_file(f"Round {epoch}, learning rate {record['lr']:.5f}")
+            trainer.print_to_log_file(f"Round {epoch}, learning rate {record.learning_rate:.5f}")
             for key, value in values.items():
                 trainer.logger.log(key, value, epoch)
             trackers = trackers_of(trainer)

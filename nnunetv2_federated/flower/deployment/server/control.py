@@ -1,7 +1,7 @@
 """Flower's control API, called as its commands ``flwr supernode``, ``run`` and ``stop`` call it.
 
 In this process: each of those commands would start an interpreter of its own, which takes seconds
-and a federation of thirty sites minutes. Written for Flower 1.41 and 1.42, see ``fleet.py``.
+and a federation of thirty sites minutes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the server has asked its sites, and what has come of it.
-
-Written for Flower 1.41 and 1.42, see ``fleet.py``.
-"""
+"""What the server has asked its sites, and what has come of it."""
 
 from __future__ import annotations
 
@@ -101,7 +98,7 @@ class _Asked:
 
 
 class Link(Protocol):
-    """What an inquiry needs of a Grid."""
+    """What an inquiry needs of a Grid; :class:`.NetworkGrid` has it."""
 
     node: Node
     patience: float
@@ -309,19 +306,7 @@ class Inquiry:
 
     def _ask_again(self) -> None:
         """Ask nodes that are back, and those that have forgotten the question."""
-        activated = {
-            node.node_id: datetime.fromisoformat(node.last_activated_at).timestamp()
-            for node in self._link.get_nodes()
-        }
-        forgotten = {
-            name
-            for name, asked in self._asked.items()
-            if activated.get(asked.node, 0.0) > asked.question.metadata.created_at
-        }
-        back = [asked for asked in self._lost if asked.node in activated]
-        back += [self._asked[name] for name in forgotten]
-        self._asked = {k: asked for k, asked in self._asked.items() if k not in forgotten}
-        self._lost = [asked for asked in self._lost if asked.node not in activated]
+        back = self._take_back()
         for asked in back:
             if asked.times == _MOST_TIMES_ASKED:
                 asked.reason = f"was lost {asked.times} times while it was asked"
@@ -333,6 +318,26 @@ class Inquiry:
                 if asked.times < _MOST_TIMES_ASKED
             ]
         )
+
+    def _take_back(self) -> list[_Asked]:
+        """Remove and return what has to be asked again.
+
+        These are questions to nodes that were lost and are connected now, and to nodes that have
+        activated since they were asked: those did not keep the question.
+        """
+        activated = {
+            node.node_id: datetime.fromisoformat(node.last_activated_at).timestamp()
+            for node in self._link.get_nodes()
+        }
+        back = [asked for asked in self._lost if asked.node in activated]
+        self._lost = [asked for asked in self._lost if asked.node not in activated]
+        forgotten = {
+            name: asked
+            for name, asked in self._asked.items()
+            if activated.get(asked.node, 0.0) > asked.question.metadata.created_at
+        }
+        self._asked = {k: asked for k, asked in self._asked.items() if k not in forgotten}
+        return [*back, *forgotten.values()]
 
     def _hopeless(self) -> Iterator[Message]:
         """Yield an error for those who are away for too long, or could not be asked."""

@@ -1,7 +1,4 @@
-"""The server's end of the wire: Flower's Grid, made for long rounds and bad lines.
-
-Written for Flower 1.41 and 1.42, see ``fleet.py``.
-"""
+"""The server's connection to its sites: Flower's Grid, made for long rounds and bad lines."""
 
 from __future__ import annotations
 
@@ -13,10 +10,17 @@ from weakref import WeakSet
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
+from flwr.common.constant import SubStatus
+from flwr.common.serde import run_from_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     PushObjectRequest,
     PushObjectResponse,
+)
+from flwr.proto.runtime_pb2 import (
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
 )
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
@@ -24,6 +28,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from nnunetv2_federated.federation.waiting import Grace
@@ -76,31 +81,52 @@ class NetworkGrid(HttpGrid):
 
     Flower's own waits 3 s between looks, and for the slowest upload of those that have begun; it
     returns all replies at the end, and believes what they say of themselves.
+
+    Parameters
+    ----------
+    address
+        ``HOST:PORT`` of the SuperLink.
+    authority
+        PEM of the certificate authority.
+    token
+        Token of the run that this process executes.
+    signing_key
+        Key of the coordinator.
+    admission
+        Sites of the run, and who of them was turned out.
+    storage
+        The SuperLink's database.
+    patience
+        Seconds to wait for a node that was lost while it was asked.
+    grace
+        When to go on without those who are silent; ``None``: once the time is over.
     """
-
-    signing_key: Ed25519PrivateKey
-    patience: float = 0.0
-    """Seconds to wait for a node that was lost while it was asked."""
-    grace: Grace | None = None
-    """When to go on without those who are silent; ``None``: once the time is over."""
-
-    admission: Admission
-    """The sites of the run, and who of them was turned out."""
-
-    storage: Storage
-    """The SuperLink's database."""
 
     def __init__(
         self,
-        runtime_api_address: str,
-        *,
-        insecure: bool,
-        root_certificates: bytes | None,
+        address: str,
+        authority: bytes,
         token: str,
+        *,
+        signing_key: Ed25519PrivateKey,
+        admission: Admission,
+        storage: Storage,
+        patience: float = 0.0,
+        grace: Grace | None = None,
     ) -> None:
-        super().__init__(runtime_api_address, insecure, root_certificates, token=token)
+        super().__init__(address, False, authority, token=token)  # not insecure
+        self.signing_key = signing_key
+        self.admission = admission
+        self.storage = storage
+        self.patience = patience
+        self.grace = grace
         self.impatient: RuntimeHttpClient = self._new_client(None)
         """Asks the SuperLink once, where the Grid itself asks until it is answered."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether one site works after another: all work at the same time."""
+        return False
 
     def _connect(self) -> None:
         self._inquiries: WeakSet[Inquiry] = WeakSet()
@@ -120,17 +146,55 @@ class NetworkGrid(HttpGrid):
             retry_invoker=retry,
         )
 
+    def pull_task(self) -> int:
+        """Take over the run that the token is for; return its id.
+
+        Raises
+        ------
+        httpx.HTTPError
+            If the SuperLink does not hand it out.
+        """
+        task = self._runtime_client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id = task.task_id
+        TaskIdentity.run_id, TaskIdentity.node_id = task.run.run_id, task.context.node_id
+        self.set_run(run_from_proto(task.run))
+        return int(task.run.run_id)
+
+    def heartbeat(self) -> bool:
+        """Tell the SuperLink, once, that the run is being executed; whether it has not given it up.
+
+        Raises
+        ------
+        httpx.HTTPError
+            If the SuperLink does not answer.
+        """
+        return bool(self.impatient.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+
+    def finish(self, error: BaseException | None) -> None:
+        """Tell the SuperLink how the run ended.
+
+        Raises
+        ------
+        httpx.HTTPError
+            If it does not answer, or has given the run up.
+        """
+        status = SubStatus.COMPLETED if error is None else SubStatus.FAILED
+        details = "" if error is None else type(error).__name__
+        self._runtime_client.PushTaskOutput(
+            PushTaskOutputRequest(sub_status=status, details=details)
+        )
+
     def close(self) -> None:
         """Close the connections."""
         super().close()
         self.impatient.close()
 
     def site_names(self) -> dict[int, str]:
-        """Names of the connected sites, by node id; strangers and who was revoked are left out."""
+        """Return the names of the connected sites, by node; without unknown and revoked ones."""
         return self.admission.names([node.node_id for node in self.get_nodes()])
 
     def refused(self) -> dict[int, str]:
-        """Nodes that may take part no more, and why."""
+        """Return the nodes that may take part no more, and why."""
         return self.admission.refused()
 
     def inquiry(self, seconds: float) -> Inquiry:

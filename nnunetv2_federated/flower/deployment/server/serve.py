@@ -28,7 +28,7 @@ from nnunetv2_federated.flower.deployment.server.network_grid import RUN_ENDED, 
 from nnunetv2_federated.flower.deployment.server.site_register import SiteRegister
 from nnunetv2_federated.flower.deployment.server.superlink import SuperLink
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
-from nnunetv2_federated.flower.enrolment import RollCall
+from nnunetv2_federated.flower.enrolment import Enrolment
 from nnunetv2_federated.flower.joint_planning import (
     PlanningSettings,
     check_sites,
@@ -111,9 +111,9 @@ def check_credentials(server: ServerSettings, sites: Iterable[str]) -> None:
     Parameters
     ----------
     server
-        Where they are.
+        Where the credentials are.
     sites
-        Names of those that may connect.
+        Names of the sites that may connect.
 
     Raises
     ------
@@ -131,20 +131,28 @@ def check_credentials(server: ServerSettings, sites: Iterable[str]) -> None:
 
 @contextmanager
 def open_grid(
-    folder: Path, server: ServerSettings, sites: Iterable[str], say: Callable[[str], None]
+    folder: Path,
+    server: ServerSettings,
+    sites: Iterable[str],
+    say: Callable[[str], None],
+    *,
+    patience: float = 0.0,
+    grace: Grace | None = None,
 ) -> Iterator[NetworkGrid]:
     """Start a SuperLink and let the sites' keys in; stop it at the end.
 
     Parameters
     ----------
     folder
-        For the SuperLink's files.
+        Folder of the SuperLink's files.
     server
-        Credentials and address.
+        Credentials and address of the server.
     sites
-        Names of those that may connect.
+        Names of the sites that may connect.
     say
-        Told where it listens.
+        Called with a line about where the server listens.
+    patience, grace
+        How long the Grid waits for sites, see :class:`.NetworkGrid`.
 
     Yields
     ------
@@ -165,7 +173,7 @@ def open_grid(
         say(f"the server listens at {server.listen}")
         for name in link.register(sites):
             say(f"{name}: was turned out of this run; it can take part in a new one")
-        grid = link.acquire_run(signing_key)
+        grid = link.acquire_run(signing_key, patience=patience, grace=grace)
         heartbeat = link.keep_alive(grid)
         try:
             yield grid
@@ -210,19 +218,19 @@ def serve_planning(
     Parameters
     ----------
     folder
-        The preprocessed dataset of the server, for the plans.
+        Preprocessed dataset of the server, which receives the plans.
     server
-        Credentials and address.
+        Credentials and address of the server.
     sites
-        Names of those that are planned for; all are needed.
+        Names of the sites that are planned for; all are needed.
     settings
-        How to plan.
+        Settings of the planner, the fingerprint and the preprocessing.
     wait_for_sites
         Seconds to wait for a site, at the start and when it was lost.
     answer_deadline
         Seconds to wait for an answer, of a site at work on its images.
     say
-        Told what happens.
+        Called with one line about each step.
 
     Raises
     ------
@@ -243,9 +251,8 @@ def serve_planning(
         packages=defining_packages({"configurations": {}}, "nnUNetTrainer"),
     )
     files = folder / "planning"
-    with open_grid(files, server, sites, say) as grid:
-        grid.patience = wait_for_sites
-        roll = RollCall(
+    with open_grid(files, server, sites, say, patience=wait_for_sites) as grid:
+        enrolment = Enrolment(
             grid,
             sites,
             "survey",
@@ -253,13 +260,13 @@ def serve_planning(
             read=SiteSurvey.from_json,
             say=say,
         )
-        roll.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
-        task = plan_together(grid, roll.answers, settings, say, answer_deadline)
+        enrolment.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
+        task = plan_together(grid, enrolment.answers, settings, say, answer_deadline)
         if problem := other_plans(folder, task):
             raise SettingsError(f"the server {problem}")
-        check_sites(grid, task, roll.answers, answer_deadline)
-        prepare_sites(grid, task, roll.answers, say, answer_deadline)
-        install_plans(folder, task, dataset_json_of(task.declared, count_cases(roll.answers)))
+        check_sites(grid, task, enrolment.answers, answer_deadline)
+        prepare_sites(grid, task, enrolment.answers, say, answer_deadline)
+        install_plans(folder, task, dataset_json_of(task.declared, count_cases(enrolment.answers)))
     shutil.rmtree(files)
     return task
 
@@ -272,13 +279,14 @@ def serve_run(
     Parameters
     ----------
     run
-        With ``remote_sites``.
+        A run with ``remote_sites``.
     folder
-        What :func:`.launch.prepare` returned; the SuperLink's files go to ``superlink`` in it.
+        Folder that :func:`.launch.prepare` returned; the SuperLink's files go to ``superlink`` in
+        it.
     server
-        Credentials and address.
+        Credentials and address of the server.
     observer
-        Told what happens.
+        Called when rounds, sites and steps begin or end.
     trainer
         An uninitialised trainer to hold the global model.
 
@@ -293,14 +301,16 @@ def serve_run(
         If the SuperLink cannot be started, or the federation fails.
     """
     model = GlobalModel(run, trainer)
+    settings = run.settings
+    # without --min-replies nobody said that it does not matter who is lost
+    patience = settings.wait_for_sites if settings.min_replies is None else 0.0
+    # a round with a deadline has sites that train to its end: no grace before that
+    grace = Grace(max(settings.wait_for_sites, settings.round_deadline or 0.0), run.needed)
+    superlink = folder / "superlink"
     try:
-        with open_grid(folder / "superlink", server, run.remote_sites, observer.say) as grid:
-            settings = run.settings
-            if settings.min_replies is None:  # nobody said that it is no matter who is lost
-                grid.patience = settings.wait_for_sites
-            # a round with a deadline has sites that train to its end: no grace before that
-            least = max(settings.wait_for_sites, settings.round_deadline or 0.0)
-            grid.grace = Grace(least, run.needed)
+        with open_grid(
+            superlink, server, run.remote_sites, observer.say, patience=patience, grace=grace
+        ) as grid:
             Server(grid, run, model, observer).run()
     except KeyboardInterrupt as stop:
         raise FederationError(

@@ -1,7 +1,7 @@
 """A SuperLink of the server's own, in a process of its own.
 
 The ServerApp runs in the coordinator's process, which acquires the run as ``flower-superexec``
-would and starts no other. Written for Flower 1.41 and 1.42, see ``fleet.py``.
+would and starts no other.
 """
 
 from __future__ import annotations
@@ -18,22 +18,15 @@ from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.common.constant import SubStatus
-from flwr.common.serde import run_from_proto
-from flwr.proto.runtime_pb2 import (
-    AcquireTaskRequest,
-    PullTaskInputRequest,
-    PushTaskOutputRequest,
-    SendTaskHeartbeatRequest,
-)
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import private_folder, replacing
+from nnunetv2_federated.federation.waiting import Grace
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.keyfiles import check_private_folder
 from nnunetv2_federated.flower.deployment.server.admission import Admission
@@ -57,13 +50,13 @@ class SuperLink:
     Parameters
     ----------
     folder
-        For its database, its log and Flower's settings; private.
+        Folder of the SuperLink's database, log and settings; made private.
     credentials
-        ``server`` of what :func:`.credentials.provision` made.
+        Folder ``server`` that :func:`.credentials.provision` made.
     listen
-        Where it listens; beyond loopback only behind a proxy.
+        Address that the SuperLink listens at; beyond loopback only behind a proxy.
     database
-        Folder for its database, which holds the weights in flight; ``None`` for ``folder``.
+        Folder of the database, which holds the weights in flight; ``None`` for ``folder``.
     """
 
     def __init__(
@@ -75,6 +68,7 @@ class SuperLink:
         self._listen = listen
         self._run_file = folder / "run"
         self._admission: Admission
+        """Set by :meth:`register`."""
         private_folder(folder)
         if database is not None:
             check_private_folder(database, "--superlink-database")
@@ -106,7 +100,7 @@ class SuperLink:
         return str(Address(host, self._listen.port))
 
     def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start the SuperLink and wait until it answers.
 
         Raises
         ------
@@ -161,8 +155,17 @@ class SuperLink:
         self._admission = Admission(register, self._control, nodes)
         return [name for name in wanted if name not in nodes]
 
-    def acquire_run(self, key: Ed25519PrivateKey) -> NetworkGrid:
+    def acquire_run(
+        self, key: Ed25519PrivateKey, *, patience: float = 0.0, grace: Grace | None = None
+    ) -> NetworkGrid:
         """Create a run, and take it over as the process that executes it.
+
+        Parameters
+        ----------
+        key
+            Key that signs messages to the sites.
+        patience, grace
+            How long the Grid waits, see :class:`.NetworkGrid`.
 
         Raises
         ------
@@ -173,27 +176,23 @@ class SuperLink:
         end = time.monotonic() + _START_SECONDS
         while True:
             try:
-                return self._acquire_new_run(key)
+                self._control.start_run(_APP_FOLDER)
+                grid = NetworkGrid(
+                    self._address,
+                    self._authority,
+                    self._acquire_token(),
+                    signing_key=key,
+                    admission=self._admission,
+                    storage=Storage(self._database),
+                    patience=patience,
+                    grace=grace,
+                )
+                self._run_file.write_text(str(grid.pull_task()))
             except httpx.HTTPError as error:  # killed: the run may have been handed out to nobody
                 if time.monotonic() > end:
                     raise FederationError(f"the run cannot be acquired: {error}") from error
-
-    def _acquire_new_run(self, key: Ed25519PrivateKey) -> NetworkGrid:
-        self._control.start_run(_APP_FOLDER)
-        grid = NetworkGrid(
-            self._address,
-            insecure=False,
-            root_certificates=self._authority,
-            token=self._acquire_token(),
-        )
-        grid.signing_key, grid.admission = key, self._admission
-        grid.storage = Storage(self._database)
-        received = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id = received.task_id
-        TaskIdentity.run_id, TaskIdentity.node_id = received.run.run_id, received.context.node_id
-        grid.set_run(run_from_proto(received.run))
-        self._run_file.write_text(str(received.run.run_id))
-        return grid
+            else:
+                return grid
 
     def _stop_earlier_run(self) -> None:
         """End the run of a server that was killed: sites would wait for the rest of its messages.
@@ -234,7 +233,7 @@ class SuperLink:
         def beat() -> bool:
             try:
                 # asked once: the sender itself asks again, sooner, and can be stopped meanwhile
-                alive = grid.impatient.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
+                alive = grid.heartbeat()
             except httpx.HTTPError:
                 return False
             if not alive:
@@ -246,23 +245,18 @@ class SuperLink:
         return sender
 
     def finish(self, grid: NetworkGrid, error: BaseException | None) -> None:
-        """Tell how the run ended."""
-        status = SubStatus.COMPLETED if error is None else SubStatus.FAILED
+        """Tell the SuperLink how the run ended, and close the connection to it."""
         with contextlib.suppress(httpx.HTTPError):
-            grid._runtime_client.PushTaskOutput(
-                PushTaskOutputRequest(
-                    sub_status=status, details="" if error is None else type(error).__name__
-                )
-            )
+            grid.finish(error)
             self._run_file.unlink(missing_ok=True)  # there is nothing to stop
         grid.close()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the SuperLink."""
         self._child.stop()
 
     def delete_database(self) -> None:
-        """Delete what a run that is done needs no more, and that is as large as its messages."""
+        """Delete the database of a finished run: it is as large as the run's messages."""
         for file in self._database.parent.glob(f"{self._database.name}*"):
             file.unlink()
 
