@@ -28,8 +28,9 @@ from nnunetv2_federated.flower.deployment.signing import (
     load_verifying_key,
     verify,
 )
+from nnunetv2_federated.flower.deployment.site.inbox import Inbox
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
-from nnunetv2_federated.flower.deployment.site.supernode import Fleet
+from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
 from nnunetv2_federated.flower.records import ARRAYS, pack_reply, pack_weights, unpack_weights
 
 PARAMETERS = 33_000_000
@@ -56,16 +57,18 @@ def site(folder: Path, server: Address, dtype: str) -> None:
     coordinator = load_verifying_key(settings.coordinator)
     app = ClientApp()
     app.train()(functools.partial(answer, dtype))
-    with Fleet(
+    with SuperNode(
         server,
         settings.load_key(),
         settings.load_authority(),
-        settings.work / "inbox",
+        Inbox(settings.work / "inbox"),
         max_bytes=2**31,
-    ) as fleet:
-        for message in fleet.messages():
+    ) as supernode:
+        for message in supernode.messages():
             verify(message, coordinator)
-            fleet.answer(app(message, Context(message.metadata.run_id, 0, {}, RecordDict(), {})))
+            supernode.answer(
+                app(message, Context(message.metadata.run_id, 0, {}, RecordDict(), {}))
+            )
 
 
 def measure(grid: NetworkGrid, vector: np.ndarray, dtype: str, rounds: int) -> list[float]:

@@ -18,8 +18,9 @@ from flwr.supercore.inflatable.inflatable_object import add_header_to_object_bod
 from flwr.supercore.inflatable.inflatable_utils import push_objects
 
 from nnunetv2_federated.flower.deployment.site import serve as site
-from nnunetv2_federated.flower.deployment.site import supernode as fleet
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site import supernode
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload, pack_weights
 
@@ -88,9 +89,9 @@ SLOW_SECONDS = 40
 
 def main() -> None:
     settings = read_site_file(Path(sys.argv[1]))
-    desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
+    guarded = GuardedSite(LocalSite(settings.name, "901", settings.work, "cpu"), ask=bool)
     say = functools.partial(print, flush=True)
-    honest, kinds = site.Clerk.answer, itertools.chain(KINDS, itertools.repeat("nan"))
+    honest, kinds = site.Responder.answer, itertools.chain(KINDS, itertools.repeat("nan"))
     slow = threading.Event()
 
     def push_slowly(*arguments: Any, **options: Any) -> None:
@@ -99,8 +100,8 @@ def main() -> None:
             time.sleep(SLOW_SECONDS)
         push_objects(*arguments, **options)
 
-    def answer(clerk: site.Clerk, message: Message) -> Message:
-        reply = honest(clerk, message)
+    def answer(responder: site.Responder, message: Message) -> Message:
+        reply = honest(responder, message)
         if message.metadata.message_type == "train" and reply.has_content():
             kind = next(kinds)
             reply.content = spoil(kind, reply.content)
@@ -110,9 +111,9 @@ def main() -> None:
         return reply
 
     # setattr, as mypy lets no method and no imported name be replaced
-    setattr(site.Clerk, "answer", answer)  # noqa: B010
-    setattr(fleet, "push_objects", push_slowly)  # noqa: B010
-    site.serve(settings, desk, say, threading.Event())
+    setattr(site.Responder, "answer", answer)  # noqa: B010
+    setattr(supernode, "push_objects", push_slowly)  # noqa: B010
+    site.serve(settings, guarded, say, threading.Event())
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from flwr.supercore.inflatable.inflatable_object import (
 
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.keyfiles import SITE_KEY, read_secret
-from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError
+from nnunetv2_federated.flower.deployment.site.inbox import Inbox
+from nnunetv2_federated.flower.deployment.site.retry import LostError
+from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
 
 MANY_BYTES = 110_000_000
 
@@ -46,13 +48,13 @@ def much(seed: int) -> RecordDict:
     return RecordDict({"much": ArrayRecord({"much": Array(numbers)})})
 
 
-def fill(fleet: Fleet, message: Message, *, leave_out_first: bool) -> None:
+def fill(supernode: SuperNode, message: Message, *, leave_out_first: bool) -> None:
     """Send a message's parts, but perhaps for the first that the server asks for."""
     message.metadata.__dict__["_message_id"] = message.object_id
     tree, objects = get_object_tree(message), get_all_nested_objects(message)
-    response = fleet._client.PushMessages(
+    response = supernode._client.PushMessages(
         PushMessagesRequest(
-            node=fleet._node,
+            node=supernode._node,
             messages_list=[message_to_proto(remove_content_from_message(message))],
             message_object_trees=[tree],
             clientapp_runtime_list=[0.0],
@@ -62,9 +64,9 @@ def fill(fleet: Fleet, message: Message, *, leave_out_first: bool) -> None:
     for name, part in objects.items():
         if name == first and leave_out_first:
             continue
-        fleet._client.PushObject(
+        supernode._client.PushObject(
             PushObjectRequest(
-                node=fleet._node,
+                node=supernode._node,
                 run_id=message.metadata.run_id,
                 object_id=name,
                 object_content=part.deflate(),
@@ -74,15 +76,15 @@ def fill(fleet: Fleet, message: Message, *, leave_out_first: bool) -> None:
     say("filled")
 
 
-def answer(fleet: Fleet, question: Message, manner: str) -> None:
+def answer(supernode: SuperNode, question: Message, manner: str) -> None:
     if manner == "hoard":
-        fill(fleet, Message(much(1), reply_to=question), leave_out_first=True)
+        fill(supernode, Message(much(1), reply_to=question), leave_out_first=True)
     elif manner == "forge":
         forged = Message(much(2), question.metadata.dst_node_id, "query.x")
         forged.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
-        fill(fleet, forged, leave_out_first=False)
+        fill(supernode, forged, leave_out_first=False)
     elif manner != "silent":
-        fleet.answer(Message(question.content, reply_to=question))
+        supernode.answer(Message(question.content, reply_to=question))
 
 
 def main(site_file: Path, manner: str) -> None:
@@ -91,12 +93,14 @@ def main(site_file: Path, manner: str) -> None:
     key = cast(EllipticCurvePrivateKey, load_ssh_private_key(read_secret(folder / SITE_KEY), None))
     authority = (folder / "ca.crt").read_bytes()
     while True:
-        fleet = Fleet(server, key, authority, folder / "work" / "inbox", max_bytes=10**9)
+        supernode = SuperNode(
+            server, key, authority, Inbox(folder / "work" / "inbox"), max_bytes=10**9
+        )
         try:
-            with fleet:
-                for question in fleet.messages():
+            with supernode:
+                for question in supernode.messages():
                     say(f"asked {question.metadata.message_type}")
-                    answer(fleet, question, manner)
+                    answer(supernode, question, manner)
         except LostError as error:
             say(str(error))
             time.sleep(0.5)

@@ -10,24 +10,25 @@ from pathlib import Path
 from flwr.app import Message
 
 from nnunetv2_federated.flower.deployment.site import serve as site
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 
 
 def main() -> None:
     settings = read_site_file(Path(sys.argv[1]))
     say = functools.partial(print, flush=True)
-    honest = site.Clerk.answer
+    honest = site.Responder.answer
 
-    def answer(clerk: site.Clerk, message: Message) -> Message:
+    def answer(responder: site.Responder, message: Message) -> Message:
         if message.metadata.message_type == sys.argv[2]:
             say("says nothing")
             threading.Event().wait()
-        return honest(clerk, message)
+        return honest(responder, message)
 
-    setattr(site.Clerk, "answer", answer)  # noqa: B010  # mypy: it replaces a method
-    desk = Desk(settings.name, "901", settings.work, "cpu", ask=bool)
-    site.serve(settings, desk, say, threading.Event())
+    setattr(site.Responder, "answer", answer)  # noqa: B010  # mypy: it replaces a method
+    guarded = GuardedSite(LocalSite(settings.name, "901", settings.work, "cpu"), ask=bool)
+    site.serve(settings, guarded, say, threading.Event())
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def _rewind(settings: SiteSettingsFile, options: Options, how: str) -> None:
             f"--rewind {run} {number}: give the round as the server counts it, from 1."
         )
     # imported here: it imports torch and Flower, which an approval need not wait for
-    from nnunetv2_federated.cli.site_process import open_desk  # noqa: PLC0415
+    from nnunetv2_federated.cli.site_process import open_site  # noqa: PLC0415
 
-    open_desk(settings, options).rewind(run, int(number) - 1, how)
+    open_site(settings, options).rewind(run, int(number) - 1, how)
     print(f"the server may ask for round {number} of {run} again; what was spent stays spent")

@@ -18,9 +18,10 @@ from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.flower.deployment.site.consent import Agreement
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.new_key import identity
-from nnunetv2_federated.flower.deployment.site.preflight import Wanted, check_site
+from nnunetv2_federated.flower.deployment.site.preflight import PreflightTarget, check_site
 from nnunetv2_federated.flower.deployment.site.proposal_text import describe_here
 from nnunetv2_federated.flower.deployment.site.serve import serve
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
@@ -48,18 +49,18 @@ def check(settings: SiteSettingsFile, options: Options) -> None:
         If anything is missing, naming it.
     """
     check_environment()
-    target = [*options["check"], *("2d", "0")[len(options["check"]) :]]
-    if len(target) > 2:
-        raise SettingsError(f"--check {' '.join(target)}: give CONFIGURATION FOLD, as in 2d 0.")
-    wanted = Wanted(
+    chosen = [*options["check"], *("2d", "0")[len(options["check"]) :]]
+    if len(chosen) > 2:
+        raise SettingsError(f"--check {' '.join(chosen)}: give CONFIGURATION FOLD, as in 2d 0.")
+    target = PreflightTarget(
         dataset=options["dataset"],
         plans_name=options.get("plans", "nnUNetPlans"),
-        configuration=target[0],
-        fold=fold_number(target[1]),
+        configuration=chosen[0],
+        fold=fold_number(chosen[1]),
         trainer=options.get("trainer", "nnUNetTrainer"),
         device=choose_device(options.get("device")),
     )
-    bad = print_findings(f"site {settings.name}", check_site(settings, wanted))
+    bad = print_findings(f"site {settings.name}", check_site(settings, target))
     if bad:
         raise FederationError(f"not ready: {', '.join(bad)}")
 
@@ -73,34 +74,37 @@ def take_part(settings: SiteSettingsFile, options: Options) -> None:
         If the dataset is unknown, a flag's value is not allowed, the site runs already, or the
         server's certificate is not trusted.
     """
-    desk = open_desk(settings, options)
     check_environment()
     if find_name(options["dataset"]) is None:
         raise SettingsError(
             f"dataset {options['dataset']} is unknown here: give the id or name of a dataset under "
             "nnUNet_preprocessed, or under nnUNet_raw to be planned for."
         )
-    desk.device = choose_device(options.get("device"))
-    desk.consent.ask = _who_agrees(options)
+    device = choose_device(options.get("device"))
+    site = open_site(settings, options, device, _who_agrees(options))
     log = settings.work / "site.log"
     send_logs_to(log)
     with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
-        _say(f"site {settings.name}, dataset {options['dataset']}, {desk.device}; log in {log}")
-        desk.record("started", dataset=options["dataset"], version=version("nnunetv2-federated"))
+        _say(f"site {settings.name}, dataset {options['dataset']}, {device}; log in {log}")
+        site.record("started", dataset=options["dataset"], version=version("nnunetv2-federated"))
         for what, mark in identity(settings).items():
             _say(f"{what}: {mark}")
         try:
-            serve(settings, desk, _say, threading.Event())
+            serve(settings, site, _say, threading.Event())
         except KeyboardInterrupt:
             _say("stopped")
         finally:
-            desk.record("stopped")
-            desk.pool.close()
-            desk.release()
+            site.record("stopped")
+            site.close()
 
 
-def open_desk(settings: SiteSettingsFile, options: Options) -> Desk:
-    """Open the site's decisions, ledger and trainers; nothing is trained yet.
+def open_site(
+    settings: SiteSettingsFile,
+    options: Options,
+    device: str = "cpu",
+    ask: Callable[[Agreement], bool] | None = None,
+) -> GuardedSite:
+    """Open the site's approvals, ledger and trainers; nothing is trained yet.
 
     Raises
     ------
@@ -110,16 +114,16 @@ def open_desk(settings: SiteSettingsFile, options: Options) -> Desk:
     processes: int | None = options.get("np")
     if processes is not None and processes < 1:
         raise SettingsError(f"-np {processes}: must be at least 1.")
-    return Desk(
+    here = LocalSite(
         settings.name,
         options["dataset"],
         settings.work,
-        "cpu",
+        device,
         settings.limits,
         processes=processes,
         allowed_modules=settings.allowed_modules,
-        record=AuditLog(settings.work / AUDIT_FILE).record,
     )
+    return GuardedSite(here, ask=ask, record=AuditLog(settings.work / AUDIT_FILE).record)
 
 
 def _who_agrees(options: Options) -> Callable[[Agreement], bool]:

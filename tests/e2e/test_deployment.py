@@ -151,8 +151,8 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     consortium = Consortium(tmp_path, dataset, sites)
     places = {
         "bern": {
-            "nnunetv2_federated.flower.deployment.site.desk:Desk.join": "joining",
-            "nnunetv2_federated.flower.deployment.site.supernode:Fleet._keep": "download",
+            "nnunetv2_federated.flower.deployment.site.membership:Membership.join": "joining",
+            "nnunetv2_federated.flower.deployment.site.supernode:SuperNode._keep": "download",
             "nnunetv2_federated.nnunet.training.trainer:FederatedRounds.train_step": "training",
             "torch:save": "keeping its state",
             "nnunetv2_federated.flower.deployment.site.supernode:push_objects": "upload",

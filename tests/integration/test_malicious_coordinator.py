@@ -19,9 +19,10 @@ from nnunetv2_federated.federation.messages import PlanProposal, Proposal, Train
 from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.signing import sign
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
-from nnunetv2_federated.flower.deployment.site.serve import Clerk
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.flower.deployment.site.serve import Responder
 from nnunetv2_federated.flower.records import (
     ARRAYS,
     CONFIG,
@@ -42,10 +43,10 @@ SETTINGS = FederationSettings(
 class Coordinator:
     """Signs whatever it likes."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, guarded: GuardedSite) -> None:
         self.key = Ed25519PrivateKey.generate()
         self.said: list[str] = []
-        self.clerk = Clerk(desk, self.key.public_key(), self.said.append)
+        self.responder = Responder(guarded, self.key.public_key(), self.said.append)
         self.last: Message | None = None
 
     def message(self, kind: str, payload: str, weights: Any = None) -> Message:
@@ -58,8 +59,8 @@ class Coordinator:
         return message
 
     def send(self, message: Message) -> Message:
-        answer = self.clerk.answer(message)
-        self.clerk.answered()
+        answer = self.responder.answer(message)
+        self.responder.answered()
         return answer
 
     def ask(self, kind: str, payload: str, weights: Any = None) -> Message:
@@ -102,20 +103,24 @@ def task(server_round: int, run_id: str = "first-run", **changes: Any) -> TrainT
 
 
 @pytest.fixture
-def desk(dataset_2d: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def guarded(
+    dataset_2d: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[GuardedSite]:
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     limits = Limits(max_rounds=3, max_hours=1)
-    opened = Desk("bern", dataset_2d, tmp_path / "work", "cpu", limits)
+    opened = GuardedSite(LocalSite("bern", dataset_2d, tmp_path / "work", "cpu", limits))
     opened.consent.approve(proposal().approval(), "test")
     yield opened
     opened.pool.close()
 
 
-def test_a_round_is_trained_once_as_approved_and_its_answer_sent_again(desk: Desk) -> None:
-    coordinator = Coordinator(desk)
+def test_a_round_is_trained_once_as_approved_and_its_answer_sent_again(
+    guarded: GuardedSite,
+) -> None:
+    coordinator = Coordinator(guarded)
     assert not coordinator.join(proposal()).has_error()
-    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
 
     for changes, text in (
         ({"lr": 1.0}, "refused lr 1.0: approved is 0.01"),
@@ -136,17 +141,17 @@ def test_a_round_is_trained_once_as_approved_and_its_answer_sent_again(desk: Des
     assert "another question for round 1" in refusal(coordinator.train(task(0), weights * 2))
     report = TrainReport.from_json(unpack_payload(first.content))
     assert report.site == "bern"
-    assert desk.ledger.spent("Dataset901_Balls").rounds == 1
+    assert guarded.ledger.spent("Dataset901_Balls").rounds == 1
 
     assert not coordinator.train(task(1, validate_received=2), weights).has_error()
     assert "the site is at round 2 already" in refusal(coordinator.train(task(0), weights))
     assert "approved are 2 rounds" in refusal(coordinator.train(task(2), weights))
 
 
-def test_evaluations_are_counted_and_bounded(desk: Desk) -> None:
-    coordinator = Coordinator(desk)
+def test_evaluations_are_counted_and_bounded(guarded: GuardedSite) -> None:
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
 
     def evaluate(**changes: Any) -> Message:
         return coordinator.ask("evaluate", task(2, **changes).to_json(), weights)
@@ -161,30 +166,34 @@ def test_evaluations_are_counted_and_bounded(desk: Desk) -> None:
         )
         assert "another question for the evaluation" in refusal(other)
     assert unpack_payload(evaluate(validate_received=2).content) == unpack_payload(good.content)
-    assert desk.ledger.spent("Dataset901_Balls").evaluations == 1
+    assert guarded.ledger.spent("Dataset901_Balls").evaluations == 1
 
 
-def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(desk: Desk) -> None:
-    coordinator = Coordinator(desk)
+def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(
+    guarded: GuardedSite,
+) -> None:
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
+    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
     for server_round in (0, 1):
         assert not coordinator.train(task(server_round), weights).has_error()
 
     again = coordinator.join(proposal(run_id="second-run"))
 
     assert "at most 3 rounds with this dataset; 2 are spent" in refusal(again)
-    spent = desk.ledger.spent("Dataset901_Balls")
+    spent = guarded.ledger.spent("Dataset901_Balls")
     assert (spent.rounds, spent.evaluations) == (2, 0)
     assert 0 < spent.hours < 1
 
 
-def test_a_new_start_keeps_the_earlier_runs_state_until_its_own_first_round(desk: Desk) -> None:
-    desk.limits = Limits()
-    coordinator = Coordinator(desk)
+def test_a_new_start_keeps_the_earlier_runs_state_until_its_own_first_round(
+    guarded: GuardedSite,
+) -> None:
+    guarded = GuardedSite(dataclasses.replace(guarded.here, limits=Limits()))
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    run, index, folder = _only(desk)
-    weights = to_vector(desk.pool.get(run, index, folder).trainer.network).copy()
+    run, index, folder = _only(guarded)
+    weights = to_vector(guarded.pool.get(run, index, folder).trainer.network).copy()
     coordinator.train(task(0), weights)
     state = folder.with_name("federation.previous") / "sites" / "bern" / "after_round_0.pt"
 
@@ -195,10 +204,11 @@ def test_a_new_start_keeps_the_earlier_runs_state_until_its_own_first_round(desk
     assert "another run" in refusal(coordinator.train(task(0, run_id="second-run"), weights))
     assert not coordinator.train(task(0, run_id="third-run"), weights).has_error()
     assert not state.parents[2].exists()
+    guarded.close()
 
 
-def test_a_result_folder_in_use_is_not_joined(desk: Desk, tmp_path: Path) -> None:
-    coordinator = Coordinator(desk)
+def test_a_result_folder_in_use_is_not_joined(guarded: GuardedSite, tmp_path: Path) -> None:
+    coordinator = Coordinator(guarded)
     fold = tmp_path / "results" / "Dataset901_Balls"
     fold = fold / "nnUNetTrainerFederated__nnUNetPlans__2d" / "fold_0"
     with one_run(fold):
@@ -207,57 +217,58 @@ def test_a_result_folder_in_use_is_not_joined(desk: Desk, tmp_path: Path) -> Non
 
 
 def test_hours_end_a_round_at_work_and_forbid_the_next(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    guarded: GuardedSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator = Coordinator(desk)
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
-    desk.ledger.spend_hours("Dataset901_Balls", 0.5)
-    assert desk.seconds_left(task(0)) == pytest.approx(0.5 * 3600 * 0.8)
-    monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.desk._LOOK_SECONDS", 0.0)
-    spend = desk.ledger.spent
+    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
+    guarded.ledger.spend_hours("Dataset901_Balls", 0.5)
+    assert guarded.work.seconds_left(task(0)) == pytest.approx(0.5 * 3600 * 0.8)
+    monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.work_guard._LOOK_SECONDS", 0.0)
+    spend = guarded.ledger.spent
 
     with monkeypatch.context() as patched:  # an hour passes between two iterations
         patched.setattr(
-            desk.ledger,
+            guarded.ledger,
             "spent",
-            lambda name: Spent(hours=1) if desk._meter._running else spend(name),
+            lambda name: Spent(hours=1) if guarded.meter.running else spend(name),
         )
         assert "has given its 1 hours" in refusal(coordinator.train(task(0), weights))
 
     assert not coordinator.train(task(0), weights).has_error()  # no answer had left
-    desk.ledger.spend_hours("Dataset901_Balls", 0.6)
+    guarded.ledger.spend_hours("Dataset901_Balls", 0.6)
     assert "has given its 1 hours" in refusal(coordinator.train(task(1), weights))
 
 
 def test_an_approval_is_taken_back_at_once_also_while_it_works(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    guarded: GuardedSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator = Coordinator(desk)
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(desk.pool.get(*_only(desk)).trainer.network).copy()
-    monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.desk._LOOK_SECONDS", 0.0)
-    approval, look = proposal().approval(), desk.check_going_on
+    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
+    monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.work_guard._LOOK_SECONDS", 0.0)
+    approval, look = proposal().approval(), guarded.work.check_going_on
 
     def withdrawn_meanwhile(hours: float) -> None:
-        desk.consent.withdraw(approval, "test")
+        guarded.consent.withdraw(approval, "test")
         look(hours)
 
-    monkeypatch.setattr(desk, "check_going_on", withdrawn_meanwhile)
+    monkeypatch.setattr(guarded.work, "check_going_on", withdrawn_meanwhile)
     assert "was withdrawn" in refusal(coordinator.train(task(0), weights))
     assert "was withdrawn" in refusal(coordinator.train(task(0), weights))
     assert "was withdrawn" in refusal(coordinator.ask("query.describe", "{}"))
 
 
-def test_a_site_that_serves_another_dataset_has_to_be_asked_again(desk: Desk) -> None:
-    coordinator = Coordinator(desk)
+def test_a_site_that_serves_another_dataset_has_to_be_asked_again(guarded: GuardedSite) -> None:
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    desk.dataset = "Dataset999_Other"
+    other = GuardedSite(dataclasses.replace(guarded.here, dataset="Dataset999_Other"))
+    coordinator.responder = Responder(other, coordinator.key.public_key(), coordinator.said.append)
     assert "serves another dataset" in refusal(coordinator.ask("query.describe", "{}"))
 
 
-def test_plans_replaced_after_the_site_joined_are_not_trained(desk: Desk) -> None:
-    coordinator = Coordinator(desk)
+def test_plans_replaced_after_the_site_joined_are_not_trained(guarded: GuardedSite) -> None:
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
     plans = load_dataset("901").folder / "nnUNetPlans.json"
     before = plans.read_text()
@@ -271,17 +282,17 @@ def test_plans_replaced_after_the_site_joined_are_not_trained(desk: Desk) -> Non
     assert not coordinator.ask("query.describe", "{}").has_error()
 
 
-def test_a_planning_that_names_other_code_is_not_proposed(desk: Desk) -> None:
-    coordinator = Coordinator(desk)
+def test_a_planning_that_names_other_code_is_not_proposed(guarded: GuardedSite) -> None:
+    coordinator = Coordinator(guarded)
     for planner in ({"planner": "os"}, {"planner": "np"}, {"preprocessor": "Pool"}):
         asked = PlanProposal("Dataset777_X", planner, ["2d"], 5, False, False)
         reason = refusal(coordinator.ask("query.survey", asked.to_json()))
         assert "refused a planning" in reason
-    assert desk.consent.proposed() is None
+    assert guarded.consent.proposed() is None
 
 
-def test_a_signed_message_is_answered_once(desk: Desk) -> None:
-    coordinator = Coordinator(desk)
+def test_a_signed_message_is_answered_once(guarded: GuardedSite) -> None:
+    coordinator = Coordinator(guarded)
     message = coordinator.message("query.join", proposal().to_json())
     copy = RecordDict(dict(message.content))
     assert not coordinator.send(message).has_error()
@@ -292,10 +303,10 @@ def test_a_signed_message_is_answered_once(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("name", ["approved.json", "current.json", "ledger.json", "proposed.json"])
-def test_an_empty_state_file_stops_the_site_in_one_line(desk: Desk, name: str) -> None:
-    coordinator = Coordinator(desk)
+def test_an_empty_state_file_stops_the_site_in_one_line(guarded: GuardedSite, name: str) -> None:
+    coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    (desk.folder / name).write_text("")
+    (guarded.here.folder / name).write_text("")
 
     if name != "proposed.json":
         reason = refusal(coordinator.ask("query.describe", "{}"))
@@ -307,10 +318,12 @@ def test_an_empty_state_file_stops_the_site_in_one_line(desk: Desk, name: str) -
         assert "its saved state cannot be used" in refusal(refused)
 
 
-def test_what_was_asked_and_what_left_is_recorded(desk: Desk) -> None:
+def test_what_was_asked_and_what_left_is_recorded(guarded: GuardedSite) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
-    desk.record = lambda event, **fields: events.append((event, fields))
-    coordinator = Coordinator(desk)
+    recorded = GuardedSite(
+        guarded.here, record=lambda event, **fields: events.append((event, fields))
+    )
+    coordinator = Coordinator(recorded)
     joined = coordinator.join(proposal())
     coordinator.ask("query.describe", "{}")
     coordinator.train(task(0, lr=1.0), np.zeros(3, np.float32))
@@ -322,8 +335,9 @@ def test_what_was_asked_and_what_left_is_recorded(desk: Desk) -> None:
     assert len(asked["by"]) == len(asked["sha256"]) == len(left["sha256"]) == 64
     assert left["bytes"] == len(unpack_payload(joined.content))
     assert "refused lr" in events[-1][1]["reason"]
+    recorded.close()
 
 
-def _only(desk: Desk) -> tuple[Any, int, Path]:
-    ((folder, index),) = desk.pool._alive
-    return desk.pool._alive[folder, index].run, index, folder
+def _only(guarded: GuardedSite) -> tuple[Any, int, Path]:
+    ((folder, index),) = guarded.pool._alive
+    return guarded.pool._alive[folder, index].run, index, folder

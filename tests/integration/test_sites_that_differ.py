@@ -19,7 +19,8 @@ from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Proposal
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.data.site_cases import sites_from_datasets
 from nnunetv2_federated.nnunet.training.cascade import check_stages
@@ -221,7 +222,7 @@ def test_a_hospital_serves_both_stages_of_a_cascade(
     """Its own full validation writes what its second stage starts from."""
     add_stages(two[1])
     keep_cases(two[1], 1)
-    desk = Desk("bern", NAMES[1], tmp_path / "work", "cpu")
+    guarded = GuardedSite(LocalSite("bern", NAMES[1], tmp_path / "work", "cpu"))
     asked = Proposal(
         run_id="first",
         dataset=NAMES[0],
@@ -233,12 +234,12 @@ def test_a_hospital_serves_both_stages_of_a_cascade(
         site_index=0,
         settings=asdict(FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1)),
     )
-    desk.consent.approve(asked.approval(), "test")
+    guarded.consent.approve(asked.approval(), "test")
     with (
         caplog.at_level(logging.ERROR),
         pytest.raises(SiteError, match="site bern: 2d_second lacks files") as refused,
     ):
-        desk.join(asked)
+        guarded.membership.join(asked)
     assert "case_" not in str(refused.value)
     assert "1 of 1 cases of Dataset912_There, such as case_00" in caplog.text
 
@@ -248,8 +249,8 @@ def test_a_hospital_serves_both_stages_of_a_cascade(
     site.validate_fully(to_vector(site.trainer.network))
     pool.close()
 
-    desk.join(asked)
-    desk.release()
+    guarded.membership.join(asked)
+    guarded.membership.release()
 
 
 def test_healthy_and_single_cases_take_part(

@@ -35,10 +35,13 @@ from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.server.processes import Child
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, check_listening
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.inbox import Inbox
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.flower.deployment.site.retry import LostError
 from nnunetv2_federated.flower.deployment.site.serve import serve
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
-from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError
+from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
 from nnunetv2_federated.nnunet.summary import pool_sites, summarise_site
 from nnunetv2_federated.nnunet.training.steps import Steps
 
@@ -148,10 +151,10 @@ def test_a_site_says_that_nobody_answers_and_goes_on_trying(tmp_path: Path) -> N
     settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
     said: list[str] = []
     stopped = threading.Event()
-    desk = Desk("bern", "901", tmp_path, "cpu")
+    guarded = GuardedSite(LocalSite("bern", "901", tmp_path, "cpu"))
 
     threading.Timer(3, stopped.set).start()
-    serve(settings, desk, said.append, stopped)
+    serve(settings, guarded, said.append, stopped)
 
     assert len(said) == 1  # not once for each attempt
     assert said[0].startswith("no connection to 127.0.0.1:9: ")
@@ -163,15 +166,15 @@ def test_a_superlink_killed_between_parts_of_a_message_is_a_lost_connection(
 ) -> None:
     provision(tmp_path, Address("localhost"), ["bern"])
     settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
-    fleet = Fleet(
+    supernode = SuperNode(
         settings.server,
         settings.load_key(),
         settings.load_authority(),
-        tmp_path / "inbox",
+        Inbox(tmp_path / "inbox"),
         max_bytes=1,
     )
 
-    with pytest.raises(LostError, match="lost a part of the message"), fleet._losing():
+    with pytest.raises(LostError, match="lost a part of the message"), supernode._losing():
         raise error
 
 
@@ -183,12 +186,12 @@ def test_a_damaged_inbox_is_an_empty_one(tmp_path: Path, content: bytes) -> None
     inbox.mkdir(parents=True)
     (inbox / "message.pb").write_bytes(content)
     (tmp_path / "work" / "node").write_text("9" * 100)
-    fleet = Fleet(
-        settings.server, settings.load_key(), settings.load_authority(), inbox, max_bytes=1
+    supernode = SuperNode(
+        settings.server, settings.load_key(), settings.load_authority(), Inbox(inbox), max_bytes=1
     )
 
-    assert fleet._kept() is None
-    assert fleet._still_active(in_doubt=False) is None
+    assert Inbox(inbox).kept() is None
+    assert supernode._still_active(in_doubt=False) is None
     assert not inbox.exists()
 
 

@@ -35,7 +35,7 @@ from nnunetv2_federated.federation.tasks import (
 )
 from nnunetv2_federated.flower.deployment.signing import Sequence, sign, verify
 from nnunetv2_federated.flower.deployment.site.consent import Consent, NotApprovedError
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.ledger import (
     EVALUATION,
     ROUND,
@@ -44,6 +44,7 @@ from nnunetv2_federated.flower.deployment.site.ledger import (
     Question,
 )
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_text import describe
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload, pack_weights
 
@@ -418,36 +419,36 @@ def prepare_task(**changes: Any) -> PrepareTask:
 
 
 def test_a_site_is_planned_for_as_it_approved_and_not_otherwise(tmp_path: Path) -> None:
-    desk = Desk("bern", "901", tmp_path, "cpu")
+    guarded = GuardedSite(LocalSite("bern", "901", tmp_path, "cpu"))
     with pytest.raises(SiteError, match="has not agreed to be planned for"):
-        desk.check_fingerprint(FingerprintTask(100, 5, False), 12)
+        guarded.planning.check_fingerprint(FingerprintTask(100, 5, False), 12)
     with pytest.raises(NotApprovedError, match="has not approved planning"):
-        desk.join_planning(plan_proposal())
-    asked = desk.consent.proposed()
+        guarded.planning.join(plan_proposal())
+    asked = guarded.consent.proposed()
     assert asked == plan_proposal()
-    desk.consent.approve(asked.approval(), "test")
-    desk.join_planning(plan_proposal())
-    assert desk.consent.proposed() is None
+    guarded.consent.approve(asked.approval(), "test")
+    guarded.planning.join(plan_proposal())
+    assert guarded.consent.proposed() is None
 
-    desk.check_fingerprint(FingerprintTask(10**6, 5, False), 100)
-    desk.check_prepare(prepare_task())
+    guarded.planning.check_fingerprint(FingerprintTask(10**6, 5, False), 100)
+    guarded.planning.check_prepare(prepare_task())
     for task, text in (
         (FingerprintTask(100, None, False), "refused a fingerprint of other bins"),
         (FingerprintTask(100, 5, True), "refused verify_dataset_integrity True"),
         (FingerprintTask(10**6 + 1, 5, False), "nnU-Net takes at most 1000000"),
     ):
         with pytest.raises(SiteError, match=text):
-            desk.check_fingerprint(task, 100)
+            guarded.planning.check_fingerprint(task, 100)
     with pytest.raises(SiteError, match="refused to preprocess 3d_fullres"):
-        desk.check_prepare(prepare_task(configurations=["2d", "3d_fullres"]))
+        guarded.planning.check_prepare(prepare_task(configurations=["2d", "3d_fullres"]))
     with pytest.raises(SiteError, match="refused to replace plans"):
-        desk.check_prepare(prepare_task(replace_plans=True))
+        guarded.planning.check_prepare(prepare_task(replace_plans=True))
     with pytest.raises(NotApprovedError):
-        desk.join_planning(plan_proposal(min_cases=None))
+        guarded.planning.join(plan_proposal(min_cases=None))
 
-    desk.consent.withdraw(asked.approval(), "test")
+    guarded.consent.withdraw(asked.approval(), "test")
     with pytest.raises(SiteError, match=r"approval of planning .* was withdrawn"):
-        desk.check_prepare(prepare_task())
+        guarded.planning.check_prepare(prepare_task())
 
 
 @pytest.mark.parametrize("samples", [0, -1, 10**8 + 1, 10**10, 10**400, 1.5, True, "1"])

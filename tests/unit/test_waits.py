@@ -33,8 +33,10 @@ from nnunetv2_federated.flower.deployment.server import network_grid as network
 from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.server.inquiry import Inquiry
 from nnunetv2_federated.flower.deployment.server.processes import Child
+from nnunetv2_federated.flower.deployment.site.inbox import Inbox
+from nnunetv2_federated.flower.deployment.site.retry import LostError
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
-from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError
+from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
 from nnunetv2_federated.flower.enrolment import Enrolment
 from nnunetv2_federated.flower.participants import Participants, Requirements
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
@@ -516,11 +518,11 @@ def test_a_question_lives_as_long_as_its_answer_is_waited_for(clock: Clock) -> N
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def supernode(tmp_path: Path) -> SuperNode:
     provision(tmp_path, Address("127.0.0.1", 9), ["bern"])  # nobody listens at "discard"
     settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
-    inbox = tmp_path / "inbox"
-    return Fleet(
+    inbox = Inbox(tmp_path / "inbox")
+    return SuperNode(
         settings.server, settings.load_key(), settings.load_authority(), inbox, max_bytes=2**20
     )
 
@@ -539,58 +541,60 @@ def failing(*statuses: int | None) -> Callable[[Any], PullMessagesResponse]:
 
 
 def test_a_site_asks_again_after_500_and_then_says_what_is_wrong(
-    clock: Clock, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, supernode: SuperNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet._closing, "wait", clock.sleep)
-    assert fleet._call(failing(500, 502, 500, None), None) == PullMessagesResponse()
+    monkeypatch.setattr(supernode._call.closing, "wait", clock.sleep)
+    assert supernode._call(failing(500, 502, 500, None), None) == PullMessagesResponse()
     began = clock.now
     trying = pytest.raises(LostError, match=r"fails \(HTTP 500\); this site goes on trying")
-    with trying, fleet._losing():
-        fleet._call(failing(*[500] * 1000), None)
+    with trying, supernode._losing():
+        supernode._call(failing(*[500] * 1000), None)
     assert 300 < clock.now - began < 320
     no_server = pytest.raises(LostError, match="is this the address of the federation's server")
-    with no_server, fleet._losing():
-        fleet._call(failing(418), None)
+    with no_server, supernode._losing():
+        supernode._call(failing(418), None)
 
 
 def test_a_site_begins_anew_if_a_message_may_have_been_lost(
-    clock: Clock, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, supernode: SuperNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet._closing, "wait", clock.sleep)
-    monkeypatch.setattr(fleet._client, "PullMessages", failing(None, 500, *[None] * 100))
-    assert not fleet._pull().messages_list
+    monkeypatch.setattr(supernode._call.closing, "wait", clock.sleep)
+    monkeypatch.setattr(supernode._client, "PullMessages", failing(None, 500, *[None] * 100))
+    assert not supernode._pull().messages_list
     clock.now += 1000
-    fleet._pull()  # the server fails once
+    supernode._pull()  # the server fails once
     clock.now += 19
-    fleet._pull()
+    supernode._pull()
     clock.now += 2
     with pytest.raises(LostError, match="may have lost a message; connecting anew"):
-        fleet._pull()
+        supernode._pull()
     clock.now += 1000
-    fleet._pull()
+    supernode._pull()
 
 
-def test_a_site_that_is_told_to_stop_waits_for_no_network(fleet: Fleet) -> None:
+def test_a_site_that_is_told_to_stop_waits_for_no_network(supernode: SuperNode) -> None:
     """Parts of messages travel in threads, which Python waits for."""
     lost = threading.Event()
 
     def upload() -> None:
         with contextlib.suppress(LostError):
-            fleet._call(fleet._client.PullMessages, PullMessagesRequest())
+            supernode._call(supernode._client.PullMessages, PullMessagesRequest())
         lost.set()
 
     threading.Thread(target=upload, daemon=True).start()
-    fleet._closing.wait(0.3)
+    supernode._call.closing.wait(0.3)
     assert not lost.is_set()
-    fleet.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    supernode.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert lost.wait(20)
 
 
-def test_a_question_of_too_many_parts_is_refused_before_any_is_fetched(fleet: Fleet) -> None:
+def test_a_question_of_too_many_parts_is_refused_before_any_is_fetched(
+    supernode: SuperNode,
+) -> None:
     many = PullMessagesResponse(message_object_trees=[tree(*[tree()] * 6000)])
     many.messages_list.add()
     with pytest.raises(SiteError, match="refused: a message of more than 16 parts"):
-        fleet._keep(many)
+        supernode._keep(many)
 
 
 def test_a_child_that_cannot_be_started_is_said_and_not_waited_for(tmp_path: Path) -> None:

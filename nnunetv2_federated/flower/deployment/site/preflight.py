@@ -1,4 +1,4 @@
-"""What can go wrong at a site, looked at before it takes part."""
+"""Checks of what can go wrong at a site, made before it takes part."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from nnunetv2_federated.nnunet.training.shared_memory import batch_bytes, check_
 _CLOCKS_MAY_DIFFER = 60.0
 _WARN_DAYS = 30
 _PATIENCE = 10.0
-"""Seconds for one connection."""
+"""Seconds that one connection may take."""
 _GIGABYTE = 2**30
 _FREE_GIGABYTES = 5.0
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the site would train; the federation's settings are not known yet."""
+class PreflightTarget:
+    """A training to try; the settings of a federation are not known yet."""
 
     dataset: str
     plans_name: str
@@ -59,8 +59,8 @@ class Wanted:
     device: str
 
 
-def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
-    """Look at everything a site needs; yield what was found, in the order it is needed."""
+def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[Finding]:
+    """Check everything a site needs, in the order in which it is needed."""
     yield Finding("versions", True, ", ".join(f"{name} {version(name)}" for name in _PACKAGES))
     yield look("key", lambda: (settings.load_key(), str(settings.key))[1])
     yield look("to compare", lambda: _identity(settings))
@@ -69,31 +69,34 @@ def check_site(settings: SiteSettingsFile, wanted: Wanted) -> Iterator[Finding]:
     dataset: list[Dataset] = []
 
     def find_dataset() -> str:
-        found = load_dataset(wanted.dataset, wanted.plans_name)
-        check_configuration(found, wanted.configuration)
+        found = load_dataset(target.dataset, target.plans_name)
+        check_configuration(found, target.configuration)
         dataset.append(found)
-        check_stages(_run(found, wanted))
-        return f"{found.name} with {wanted.plans_name}"
+        check_stages(_run(found, target))
+        return f"{found.name} with {target.plans_name}"
 
     yield look("dataset", find_dataset)
     if not dataset:
         return
-    trainer = _trainer(wanted, settings)
+    trainer = _trainer(target, settings)
     segmentation = trainer is None or validates_segmentations(trainer)
-    yield from inspect(dataset[0], wanted.configuration, [wanted.fold], segmentation=segmentation)
-    yield look("plans", lambda: _plans(dataset[0], wanted, settings))
-    yield look("shared memory", lambda: _shared_memory(dataset[0], wanted))
-    yield look(f"one iteration on {wanted.device}", lambda: _iteration(dataset[0], wanted))
+    yield from inspect(dataset[0], target.configuration, [target.fold], segmentation=segmentation)
+    yield look("plans", lambda: _plans(dataset[0], target, settings))
+    yield look("shared memory", lambda: _shared_memory(dataset[0], target))
+    yield look(f"one iteration on {target.device}", lambda: _iteration(dataset[0], target))
 
 
-def _trainer(wanted: Wanted, settings: SiteSettingsFile) -> type | None:
+def _trainer(target: PreflightTarget, settings: SiteSettingsFile) -> type | None:
     with contextlib.suppress(SettingsError):  # said with the plans
-        return check_trainer(wanted.trainer, settings.allowed_modules)
+        return check_trainer(target.trainer, settings.allowed_modules)
     return None
 
 
 def _identity(settings: SiteSettingsFile) -> str:
-    """Say what the coordinator must see too, or somebody stands between the two."""
+    """Return the fingerprints that the coordinator must see too.
+
+    Where they differ, somebody stands between the two.
+    """
     marks = ", ".join(f"{what} {mark}" for what, mark in identity(settings).items())
     return f"by telephone, with what the coordinator sees: {marks}"
 
@@ -156,7 +159,7 @@ def _clock(server: Address, context: ssl.SSLContext) -> str:
 
 
 def _disk(work: Path) -> str:
-    """Room for weights, optimizer state of three rounds, and predictions."""
+    """Check the room for weights, the optimizer's state of three rounds, and predictions."""
     rooms = {}
     for folder in (work.parent, Path(nnUNet_results.require())):
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,55 +170,55 @@ def _disk(work: Path) -> str:
     return seen
 
 
-def _plans(dataset: Dataset, wanted: Wanted, settings: SiteSettingsFile) -> str:
+def _plans(dataset: Dataset, target: PreflightTarget, settings: SiteSettingsFile) -> str:
     memory = check_training(
         dataset,
-        wanted.configuration,
-        wanted.trainer,
+        target.configuration,
+        target.trainer,
         settings.name,
-        device=wanted.device,
-        limit_gb=settings.limits.max_gpu_gb if wanted.device == "cuda" else None,
+        device=target.device,
+        limit_gb=settings.limits.max_gpu_gb if target.device == "cuda" else None,
         allowed_modules=settings.allowed_modules,
     )
-    configuration = PlansManager(dataset.plans).get_configuration(wanted.configuration)
+    configuration = PlansManager(dataset.plans).get_configuration(target.configuration)
     return (
-        f"{wanted.plans_name} {wanted.configuration}, SHA-256 {dataset.plans_hash[:12]}, patch "
+        f"{target.plans_name} {target.configuration}, SHA-256 {dataset.plans_hash[:12]}, patch "
         f"{'x'.join(map(str, configuration.patch_size))}, batch {configuration.batch_size}; "
         f"channels {', '.join(map(str, dataset.declared['channel_names'].values()))}; labels "
         f"{', '.join(dataset.declared['labels'])}; {memory}"
     )
 
 
-def _shared_memory(dataset: Dataset, wanted: Wanted) -> str:
-    """Room for the batches of augmentation workers, with the plans' batch size."""
+def _shared_memory(dataset: Dataset, target: PreflightTarget) -> str:
+    """Check the room for batches of the augmentation's workers, with the plans' batch size."""
     plans = PlansManager(dataset.plans)
-    configuration = plans.get_configuration(wanted.configuration)
+    configuration = plans.get_configuration(target.configuration)
     batch = batch_bytes(
         configuration.batch_size,
         configuration.patch_size,
         determine_num_input_channels(plans, configuration, dataset.dataset_json),
         plans.get_label_manager(dataset.dataset_json),
     )
-    return check_shared_memory(batch, pinned=wanted.device == "cuda")
+    return check_shared_memory(batch, pinned=target.device == "cuda")
 
 
-def _run(dataset: Dataset, wanted: Wanted) -> Run:
-    training, validation = fold_of_site(dataset, wanted.configuration, wanted.fold)
+def _run(dataset: Dataset, target: PreflightTarget) -> Run:
+    training, validation = fold_of_site(dataset, target.configuration, target.fold)
     return Run(
         dataset=dataset.name,
-        configuration=wanted.configuration,
-        fold=wanted.fold,
-        trainer=wanted.trainer,
-        plans_name=wanted.plans_name,
-        device=wanted.device,
+        configuration=target.configuration,
+        fold=target.fold,
+        trainer=target.trainer,
+        plans_name=target.plans_name,
+        device=target.device,
         settings=FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1),
         sites=(SiteCases("check", dataset.name, tuple(training), tuple(validation)),),
     )
 
 
-def _iteration(dataset: Dataset, wanted: Wanted) -> str:
+def _iteration(dataset: Dataset, target: PreflightTarget) -> str:
     """Train one iteration and leave nothing behind."""
-    run = _run(dataset, wanted)
+    run = _run(dataset, target)
     training, validation = list(run.sites[0].training_cases), list(run.sites[0].validation_cases)
     folder = Path(nnUNet_results.require()) / ".preflight"
     try:
@@ -225,7 +228,7 @@ def _iteration(dataset: Dataset, wanted: Wanted) -> str:
             trainer.disable_checkpointing = True
             trainer.site_cases = (training, validation or training)
             trainer.initialize()
-            if wanted.device == "cuda":
+            if target.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
             loss = trainer.run_round(1e-6)
@@ -235,7 +238,7 @@ def _iteration(dataset: Dataset, wanted: Wanted) -> str:
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
     seen = f"loss {loss:+.3f}, {seconds:.0f} s with one validation iteration and starting loaders"
-    if wanted.device == "cuda":
+    if target.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory / _GIGABYTE
         used = torch.cuda.max_memory_allocated() / _GIGABYTE
         seen += f", {used:.1f} of {total:.1f} GB of {torch.cuda.get_device_name(0)}"

@@ -1,49 +1,33 @@
-"""A hospital's side of a federation: one process that asks, trains and answers."""
+"""A hospital's side of a federation: one process that fetches messages, trains and answers."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import logging
 import threading
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from flwr.app import Context, Error, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable, Mod
+from flwr.app import Context, Error, Message, RecordDict
 
 from nnunetv2_federated.federation.errors import (
     CheckpointError,
     FederationError,
     SiteError,
 )
-from nnunetv2_federated.federation.messages import (
-    FingerprintTask,
-    PlanProposal,
-    PrepareTask,
-    Proposal,
-    TrainTask,
-)
+from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.flower.client_app import make_client_app
 from nnunetv2_federated.flower.deployment.signing import hash_content, load_verifying_key, verify
-from nnunetv2_federated.flower.deployment.site.consent import Agreement, NotApprovedError
-from nnunetv2_federated.flower.deployment.site.desk import EVALUATE_FULLY, WORK, Desk
+from nnunetv2_federated.flower.deployment.site.consent import NotApprovedError
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.inbox import Inbox, reason_of
+from nnunetv2_federated.flower.deployment.site.retry import LostError
+from nnunetv2_federated.flower.deployment.site.site_app import build_site_app
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
-from nnunetv2_federated.flower.deployment.site.supernode import Fleet, LostError, reason_of
-from nnunetv2_federated.flower.records import (
-    CONFIG,
-    NOT_YET,
-    SITE_FAILED,
-    num_bytes,
-    only_array,
-    pack_payload,
-    reply,
-    unpack_payload,
-)
+from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
+from nnunetv2_federated.flower.deployment.site.work_guard import WORK
+from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, num_bytes, unpack_payload
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +37,21 @@ _PAUSE_SECONDS = 2.0
 _READER = "site"
 
 
-def serve(settings: SiteSettingsFile, desk: Desk, say: Say, stopped: threading.Event) -> None:
+def serve(
+    settings: SiteSettingsFile, site: GuardedSite, say: Say, stopped: threading.Event
+) -> None:
     """Take part until stopped: connect, answer what comes, connect again when the server is back.
+
+    Parameters
+    ----------
+    settings
+        Content of ``site.toml``.
+    site
+        The site's guards.
+    say
+        Called with one line about each step.
+    stopped
+        Ends the connection and this function once it is set.
 
     Raises
     ------
@@ -62,24 +59,24 @@ def serve(settings: SiteSettingsFile, desk: Desk, say: Say, stopped: threading.E
         If the server refuses the site, or its certificate is not to be trusted.
     """
     key, authority = settings.load_key(), settings.load_authority()
-    clerk = Clerk(desk, load_verifying_key(settings.coordinator), say)
+    responder = Responder(site, load_verifying_key(settings.coordinator), say)
     said = ""
     while not stopped.is_set():
-        fleet = Fleet(
+        supernode = SuperNode(
             settings.server,
             key,
             authority,
-            settings.work / "inbox",
+            Inbox(settings.work / "inbox"),
             max_bytes=int(settings.max_message_mb * _MEGABYTE),
             stopped=stopped.is_set,
         )
         try:
-            with fleet:
+            with supernode:
                 say(f"connected to {settings.server}")
                 said = ""
-                for message in fleet.messages():
-                    fleet.answer(clerk.answer(message))
-                    clerk.answered()
+                for message in supernode.messages():
+                    supernode.answer(responder.answer(message))
+                    responder.answered()
         except LostError as error:
             if str(error) != said:
                 said = str(error)
@@ -87,25 +84,25 @@ def serve(settings: SiteSettingsFile, desk: Desk, say: Say, stopped: threading.E
             stopped.wait(_PAUSE_SECONDS)
 
 
-class Clerk:
+class Responder:
     """Answers what the coordinator signed, each message once, and records what leaves the site.
 
     Parameters
     ----------
-    desk
-        The site's decisions.
+    site
+        The site's guards.
     coordinator
-        Key of whom the site answers.
+        Public key of the coordinator; the site answers nobody else.
     say
-        Told what happens.
+        Called with one line about each step.
     """
 
-    def __init__(self, desk: Desk, coordinator: Ed25519PublicKey, say: Say) -> None:
-        self._desk = desk
+    def __init__(self, site: GuardedSite, coordinator: Ed25519PublicKey, say: Say) -> None:
+        self._site = site
         self._coordinator = coordinator
         self._by = fingerprint_of(coordinator)
         self._say = say
-        self._app = _build_app(desk, say)
+        self._app = build_site_app(site, say)
         self._fresh = False
         self._round: int | None = None
 
@@ -119,10 +116,10 @@ class Clerk:
     def answered(self) -> None:
         """Remember that the last answer has left."""
         if self._fresh:
-            self._desk.ledger.answered()
+            self._site.ledger.answered()
 
     def _answer(self, message: Message) -> Message:
-        site = self._desk.site
+        site = self._site.here.name
         try:
             self._verify(message)
             context = Context(message.metadata.run_id, 0, {}, RecordDict(), {})
@@ -148,10 +145,10 @@ class Clerk:
         """Raise ``SiteError`` unless the coordinator signed this message, and it is a new one."""
         size = num_bytes(message.content)
         signed = verify(message, self._coordinator)
-        self._desk.ledger.take(signed.sequence, signed.digest)
+        self._site.ledger.take(signed.sequence, signed.digest)
         self._fresh = True
         self._round = _round_of(message)
-        self._desk.record(
+        self._site.record(
             "asked",
             **self._about(message),
             sequence=signed.sequence,
@@ -164,9 +161,9 @@ class Clerk:
         """Record what is about to leave; what cannot be recorded is not sent."""
         if reply.has_error():
             reason = reply.error.reason or ""
-            self._desk.record("refused", **self._about(reply), reason=reason)
+            self._site.record("refused", **self._about(reply), reason=reason)
             return
-        self._desk.record(
+        self._site.record(
             "left",
             **self._about(reply),
             bytes=num_bytes(reply.content),
@@ -193,87 +190,3 @@ def _round_of(message: Message) -> int | None:
 def fingerprint_of(key: Ed25519PublicKey) -> str:
     """Return SHA-256 of a public key, in hex, by which an engineer recognises it."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
-
-
-def _build_app(desk: Desk, say: Say) -> ClientApp:
-    """Build the app every site runs; only what was approved gets through to it."""
-    agree = _Agreeing(say)
-    app = make_client_app(
-        desk.find, desk.find_raw, [_guard_planning(desk, agree, say), _guard_work(desk, say)]
-    )
-
-    @app.query("join")
-    def join(message: Message, context: Context) -> Message:
-        proposal = Proposal.from_json(unpack_payload(message.content, _READER))
-        agree(proposal, functools.partial(desk.join, proposal))
-        return reply(message, desk.find(context).describe().to_json())
-
-    return app
-
-
-class _Agreeing:
-    """Join what was approved; say once that somebody has to look at what was not."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._asked: set[str] = set()
-
-    def __call__(self, agreement: Agreement, join: Callable[[], None]) -> None:
-        what = f"{agreement.what} {agreement.approval()[:12]}"
-        try:
-            join()
-        except NotApprovedError:
-            if what not in self._asked:
-                self._asked.add(what)
-                self._say(f"asked to take part in {what}: look at it and approve it with --approve")
-            raise
-        self._say(f"takes part in {what}")
-
-
-def _guard_planning(desk: Desk, agree: _Agreeing, say: Say) -> Mod:
-    def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        kind = message.metadata.message_type
-        if kind == "query.survey":
-            proposal = PlanProposal.from_json(unpack_payload(message.content, _READER))
-            agree(proposal, functools.partial(desk.join_planning, proposal))
-        elif kind == "query.fingerprint":
-            task = FingerprintTask.from_json(unpack_payload(message.content, _READER))
-            desk.check_fingerprint(task, desk.find_raw(context).survey().cases)
-            say("reads all images and masks for the fingerprint")
-        elif kind == "query.prepare":
-            plans = PrepareTask.from_json(unpack_payload(message.content, _READER))
-            desk.check_prepare(plans)
-            if not plans.check_only:
-                say(f"preprocesses with the federation's plans, SHA-256 {plans.plans_hash[:12]}")
-        return call_next(message, context)
-
-    return guard
-
-
-def _guard_work(desk: Desk, say: Say) -> Mod:
-    def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        kind = message.metadata.message_type
-        if kind not in WORK:
-            return call_next(message, context)
-        task = TrainTask.from_json(unpack_payload(message.content, _READER))
-        question, kept = desk.admit(kind, task, only_array(message.content).data)
-        if kept is not None:
-            say(f"{_work(kind, task)}: the answer given before, again")
-            return Message(kept, reply_to=message)
-        say(_work(kind, task))
-        seconds = desk.seconds_left(task)
-        if seconds != task.seconds:
-            task = dataclasses.replace(task, seconds=seconds)
-            message.content[CONFIG] = pack_payload(task.to_json())
-        with desk.working():
-            answer = call_next(message, context)
-        desk.finish(question, answer.content)
-        return answer
-
-    return guard
-
-
-def _work(kind: str, task: TrainTask) -> str:
-    if kind == MessageType.TRAIN:
-        return f"round {task.server_round + 1}, learning rate {task.lr:.5f}"
-    return "full validation" if kind == EVALUATE_FULLY else "validation of the last round's model"

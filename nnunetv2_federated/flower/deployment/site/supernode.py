@@ -1,13 +1,10 @@
-"""A site's end of the wire: what ``flower-supernode`` does, in the process that trains.
+"""A site's connection to the server: what ``flower-supernode`` does, in the process that trains.
 
 Stock Flower starts a fresh process for every message. Here one process asks the SuperLink for
 messages, answers them with the app installed at the site, and looks at no code the server offers.
-It opens no port. A message stays on disk until it is answered, so that a killed site answers it
-when it is back. Where it cannot say that it kept what it was asked, it activates its node anew,
-from which the server sees that it must ask again.
-
-Written for Flower 1.41 and 1.42: this module, ``grid.py``, ``inquiry.py``, ``parts.py`` and
-``superlink.py`` hold everything internal to Flower that deployment needs.
+It opens no port. A message stays on disk until it is answered (``inbox.py``), so that a killed
+site answers it when it is back. Where it cannot say that it kept what it was asked, it activates
+its node anew, from which the server sees that it must ask again.
 """
 
 from __future__ import annotations
@@ -15,14 +12,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -51,7 +45,6 @@ from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -70,57 +63,45 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from google.protobuf.message import DecodeError
 
-from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.files import private_folder, write_private
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.message_objects import (
-    GIVE_UP_SECONDS,
     OVERLOADED,
     check_parts,
     limited,
     push_part,
-    put_together,
 )
+from nnunetv2_federated.flower.deployment.site.inbox import Inbox, part_names, reason_of
+from nnunetv2_federated.flower.deployment.site.retry import LostError, Retry
 from nnunetv2_federated.flower.records import SITE_FAILED
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-_LONGEST_PAUSE = 10.0
 _GOODBYE_SECONDS = 5.0
 _DOUBT_SECONDS = 20.0
 _REFUSED = (401, 412)
 _RUN_ENDED = 403
 _UNWANTED = (400, 403, 404)
-_FAILED = 500
-_OBJECT_ID = re.compile(r"[0-9a-f]{64}")
-_MESSAGE_FILE = "message.pb"
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
 
-class LostError(FederationError):
-    """There is no connection any more, or not yet; try again."""
-
-
-class Fleet:
+class SuperNode:
     """A connection of one site to the SuperLink, for a ``with`` block.
 
     Parameters
     ----------
     server
-        Where the SuperLink's fleet API is.
+        Address of the SuperLink.
     key
-        The site's; the public half was registered with the SuperLink.
+        Key of the site; the public half was registered with the SuperLink.
     authority
         PEM of the certificate authority.
     inbox
-        Folder for the message being answered.
+        Keeps the message that is being answered.
     max_bytes
-        Largest message accepted.
+        Bytes of the largest message that is accepted.
     stopped
         Asked between attempts; ``True`` ends them.
 
@@ -137,7 +118,7 @@ class Fleet:
         server: Address,
         key: ec.EllipticCurvePrivateKey,
         authority: bytes,
-        inbox: Path,
+        inbox: Inbox,
         *,
         max_bytes: int,
         stopped: Callable[[], bool] = lambda: False,
@@ -154,14 +135,11 @@ class Fleet:
             ],
         )
         self._inbox = inbox
-        self._node_file = inbox.with_name("node")
+        self._node_file = inbox.node_file
         self._max_bytes = max_bytes
         self._stopped = stopped
+        self._call = Retry(server, stopped)
         self._lost = threading.Event()
-        self._closing = threading.Event()
-        """Ends what threads wait for, after Ctrl-C or SIGTERM in the main thread."""
-        self._overloads = 0
-        """How often the server failed, or a proxy in its place."""
         self._doubts_since: float | None = None
         self._node = Node()
         self._heartbeat = HeartbeatSender(self._beat)
@@ -184,7 +162,7 @@ class Fleet:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closing.set()
+        self._call.closing.set()
         if kind is None or issubclass(kind, Exception):
             self._take_leave()
             return
@@ -200,30 +178,31 @@ class Fleet:
         self._client.close()
 
     def _connect(self) -> Node:
-        before = self._overloads
+        before = self._call.overloads
         try:
             return self._activate()
         except httpx.TransportError as error:
             raise LostError(f"no connection to {self._server}: {error}") from error
         except httpx.HTTPStatusError as error:
             with contextlib.suppress(httpx.HTTPError):
-                if (node := self._still_active(in_doubt=self._overloads > before)) is not None:
+                if (node := self._still_active(in_doubt=self._call.overloads > before)) is not None:
                     return node
             raise LostError(_refusal(self._server, error)) from error
 
     def _activate(self) -> Node:
-        """Begin anew: what the server asked before, it asks again."""
+        """Activate the node; what the server asked before, it asks again."""
         request = ActivateNodeRequest(
             public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
         answer = self._call(self._client.ActivateNode, request, patient=False)
-        self._forget()
+        self._inbox.forget()
         return Node(node_id=answer.node_id)
 
     def _still_active(self, *, in_doubt: bool) -> Node | None:
-        """Go on as the node this site was before it was killed, if it kept what it was asked.
+        """Go on as the node that this site was before it was killed, or activate it anew.
 
-        So it does ``in_doubt``, if the server failed before it refused: it may have begun anew.
+        It goes on if it kept what it was asked, or ``in_doubt``: if the server failed before it
+        refused to activate the node, it may have done so. Otherwise it deactivates that node first.
         """
         if not self._node_file.is_file():
             return None
@@ -231,7 +210,7 @@ class Fleet:
             node = Node(node_id=int(self._node_file.read_text()))
         except ValueError:  # too large: nobody's
             return None
-        if in_doubt or self._kept() is not None:
+        if in_doubt or self._inbox.kept() is not None:
             alive = self._call(self._client.SendNodeHeartbeat, _heartbeat(node), patient=False)
             self._doubts_since = time.monotonic() if in_doubt else None
             return node if alive.success else None
@@ -247,7 +226,7 @@ class Fleet:
         LostError
             If the connection is no longer good.
         """
-        kept = self._kept()
+        kept = self._inbox.kept()
         if kept is not None:
             logger.info("a message was left unanswered: answering it now")
             yield from self._opened(kept)
@@ -273,21 +252,21 @@ class Fleet:
         It may also get lost when the server fails over it; see :meth:`_doubt`.
         """
         request = PullMessagesRequest(node=self._node)
-        before = self._overloads
+        before = self._call.overloads
         try:
             received = self._call(self._client.PullMessages, request, patient=False)
         except httpx.TransportError as error:
             raise LostError(f"the connection to {self._server} broke: {error}") from error
         if received.messages_list:
             self._doubts_since = None
-        elif self._overloads > before or self._doubts_since is not None:
+        elif self._call.overloads > before or self._doubts_since is not None:
             self._doubt()
         return received
 
     def _doubt(self) -> None:
-        """Begin anew if nothing comes for some time after the server failed.
+        """Connect anew if nothing comes for some time after the server failed.
 
-        Not at once: beginning anew costs a busy server more than a look.
+        Not at once: that costs a busy server more than a look.
         """
         now = time.monotonic()
         self._doubts_since = self._doubts_since or now
@@ -297,16 +276,17 @@ class Fleet:
 
     def _opened(self, received: PullMessagesResponse) -> Iterator[Message]:
         try:
-            message = self._open(received)
+            message = self._inbox.open(received)
         except SiteError as error:
             self._refuse(received, error)
             return
+        self._identify(message.metadata.run_id)
         yield message
 
     def _refuse(self, received: PullMessagesResponse, error: SiteError | OSError) -> None:
         """Answer that the message could not be taken, and why."""
         logger.error("a message was refused", exc_info=error)
-        self._forget()
+        self._inbox.forget()
         metadata = metadata_from_proto(received.messages_list[0].metadata)
         self._identify(metadata.run_id)
         question = make_message(metadata=metadata, content=RecordDict())
@@ -342,7 +322,7 @@ class Fleet:
                     ),
                     object_ids_to_push=set(response.objects_to_push),
                 )
-        self._forget()
+        self._inbox.forget()
 
     def _push_part(self, part: PushObjectRequest) -> PushObjectResponse:
         push = functools.partial(self._call, self._client.PushObject)
@@ -356,59 +336,19 @@ class Fleet:
         run_id = received.messages_list[0].metadata.run_id
         tree = received.message_object_trees[0]
         check_parts(tree, self._max_bytes)
-        ids = [node.object_id for node in iterate_object_tree(tree)]
-        if not all(_OBJECT_ID.fullmatch(name) for name in ids):
-            raise SiteError("refused: a part of the message has no proper name")
         pull = make_pull_object_fn_protobuf(self._pull_part, self._node, run_id)
-        contents = pull_objects(ids, limited(pull, self._max_bytes))
-        self._forget()
-        private_folder(self._inbox)
-        for name, content in contents.items():
-            write_private(self._inbox / name, content)
-        write_private(self._inbox / _MESSAGE_FILE, received.SerializeToString())
+        contents = pull_objects(part_names(tree), limited(pull, self._max_bytes))
+        self._inbox.keep(received, contents)
         make_confirm_message_received_fn_protobuf(
             lambda request: self._call(self._client.ConfirmMessageReceived, request),
             self._node,
             run_id,
         )(received.messages_list[0].metadata.message_id)
 
-    def _kept(self) -> PullMessagesResponse | None:
-        file = self._inbox / _MESSAGE_FILE
-        if not file.is_file():
-            return None
-        kept = PullMessagesResponse()
-        try:
-            kept.ParseFromString(file.read_bytes())
-        except (DecodeError, OSError):
-            logger.exception("the message that was kept cannot be read")
-            kept.Clear()
-        if len(kept.messages_list) == 1 and len(kept.message_object_trees) == 1:
-            return kept
-        self._forget()  # it is asked again by a server that sees the node activated anew
-        return None
-
-    def _open(self, received: PullMessagesResponse) -> Message:
-        metadata, tree = received.messages_list[0].metadata, received.message_object_trees[0]
-        try:
-            contents = {
-                node.object_id: (self._inbox / node.object_id).read_bytes()
-                for node in iterate_object_tree(tree)
-            }
-        except OSError as error:
-            raise SiteError(f"refused: the message cannot be read: {reason_of(error)}") from error
-        message = put_together(tree, contents)
-        self._identify(metadata.run_id)
-        return message
-
     def _identify(self, run_id: int) -> None:
-        """Say, where Flower looks for it, whose messages are built here."""
+        """Set Flower's process-wide identity, from which ``Message()`` takes run and node."""
         TaskIdentity.task_id = 1
         TaskIdentity.run_id, TaskIdentity.node_id = run_id, self._node.node_id
-
-    def _forget(self) -> None:
-        # first what says that there is a message
-        (self._inbox / _MESSAGE_FILE).unlink(missing_ok=True)
-        shutil.rmtree(self._inbox, ignore_errors=True)
 
     def _beat(self) -> bool:
         try:
@@ -428,56 +368,10 @@ class Fleet:
             yield
         except httpx.HTTPStatusError as error:
             if forget and error.response.status_code in _UNWANTED:
-                self._forget()  # its run has ended: nobody waits for the answer
+                self._inbox.forget()  # its run has ended: nobody waits for the answer
             raise LostError(_refusal(self._server, error)) from error
         except (ObjectPushError, ObjectPullError) as error:  # it was killed in between
             raise LostError(f"{self._server} lost a part of the message") from error
-
-    def _call(
-        self, method: Callable[[Request], Response], request: Request, *, patient: bool = True
-    ) -> Response:
-        """Call until there is an answer: networks come back, and so do servers.
-
-        A server that only fails (HTTP 500) is given up after some minutes. Not ``patient``, only a
-        server that is too busy is called again.
-        """
-        pause = 0.5
-        failing_since: float | None = None
-        while True:
-            try:
-                return method(request)
-            except httpx.HTTPStatusError as error:
-                failing_since = self._still_bearable(error, failing_since)
-            except httpx.TransportError as error:
-                said = str(error)
-                if "SSL" in said and "EOF" not in said:  # EOF: it was killed in between
-                    raise SettingsError(f"{self._server}: {error}") from error
-                if not patient:
-                    raise
-                failing_since = None
-                logger.warning("no connection to %s: %s", self._server, error)
-            if self._stopped() or self._closing.wait(pause):
-                raise LostError("stopped")
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _still_bearable(self, error: httpx.HTTPStatusError, since: float | None) -> float | None:
-        """Return since when the server fails; raise what need not be tried again."""
-        status = error.response.status_code
-        if status not in OVERLOADED:
-            raise error
-        self._overloads += 1
-        logger.warning("%s answered HTTP %d", self._server, status)
-        if status != _FAILED:  # of a proxy: the server is being started again, perhaps
-            return None
-        now = time.monotonic()
-        if since is not None and now - since > GIVE_UP_SECONDS:
-            raise error
-        return since or now
-
-
-def reason_of(error: OSError) -> str:
-    """Say what the machine refused, without the path: that is for the site's log."""
-    return f"{error.strerror or type(error).__name__}; the site's log says more"
 
 
 def _heartbeat(node: Node) -> SendNodeHeartbeatRequest:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
 
 from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
@@ -21,21 +20,23 @@ from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.site.consent import NotApprovedError
-from nnunetv2_federated.flower.deployment.site.desk import Desk
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits
-from nnunetv2_federated.flower.deployment.site.preflight import Wanted, check_site
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.flower.deployment.site.preflight import PreflightTarget, check_site
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.training.weights import to_vector
 
-CONTEXT = Context(1, 1, {}, RecordDict(), {})
-
 
 @pytest.fixture
-def desk(dataset_2d: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def guarded(
+    dataset_2d: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[GuardedSite]:
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    opened = Desk("bern", dataset_2d, tmp_path / "work", "cpu", Limits(max_rounds=5))
+    here = LocalSite("bern", dataset_2d, tmp_path / "work", "cpu", Limits(max_rounds=5))
+    opened = GuardedSite(here)
     yield opened
     opened.pool.close()
 
@@ -56,34 +57,34 @@ def proposal(**changes: Any) -> Proposal:
     return Proposal(**content | changes)
 
 
-def test_a_site_trains_its_own_dataset_once_it_was_approved(desk: Desk) -> None:
+def test_a_site_trains_its_own_dataset_once_it_was_approved(guarded: GuardedSite) -> None:
     asked = proposal()
     with pytest.raises(NotApprovedError, match=f"not approved federation {asked.approval()[:12]}"):
-        desk.join(asked)
+        guarded.membership.join(asked)
     with pytest.raises(SiteError, match="has not joined"):
-        desk.find(CONTEXT)
-    assert desk.consent.proposed() == asked
+        guarded.membership.site()
+    assert guarded.consent.proposed() == asked
 
-    desk.consent.approve(asked.approval(), "test")
-    desk.join(asked)
-    site = desk.find(CONTEXT)
+    guarded.consent.approve(asked.approval(), "test")
+    guarded.membership.join(asked)
+    site = guarded.membership.site()
 
-    assert desk.consent.proposed() is None
+    assert guarded.consent.proposed() is None
     assert site.run.dataset == "Dataset901_Balls"
     assert site.describe().site == "bern"
     assert site.run.settings.seed == FederationSettings.seed + 2  # as the third of the sites
 
 
 def test_a_dataset_that_does_not_agree_with_itself_is_refused_without_naming_a_case(
-    desk: Desk, nnunet_folders: Path, caplog: pytest.LogCaptureFixture
+    guarded: GuardedSite, nnunet_folders: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    desk.consent.approve(proposal().approval(), "test")
+    guarded.consent.approve(proposal().approval(), "test")
     label = nnunet_folders / "raw" / "Dataset901_Balls" / "labelsTr" / "case_05.png"
     before, stat = label.read_bytes(), label.stat()
     label.write_bytes(before + b"0")
     try:
         with pytest.raises(SiteError) as refusal:
-            desk.join(proposal())
+            guarded.membership.join(proposal())
     finally:
         label.write_bytes(before)
         os.utime(label, (stat.st_atime, stat.st_mtime))
@@ -94,28 +95,32 @@ def test_a_dataset_that_does_not_agree_with_itself_is_refused_without_naming_a_c
     )
     assert "the segmentation of 1 case (case_05)" in caplog.text
     with pytest.raises(SiteError, match="has not joined"):
-        desk.find(CONTEXT)
+        guarded.membership.site()
 
 
-def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(desk: Desk) -> None:
-    desk.consent.approve(proposal().approval(), "test")
-    desk.join(proposal())
-    folder = desk.find(CONTEXT).folder.parents[1]
+def test_a_new_start_forgets_the_earlier_one_and_the_same_start_does_not(
+    guarded: GuardedSite,
+) -> None:
+    guarded.consent.approve(proposal().approval(), "test")
+    guarded.membership.join(proposal())
+    folder = guarded.membership.site().folder.parents[1]
     (folder / "kept").touch()
 
-    desk.join(proposal())
+    guarded.membership.join(proposal())
     assert (folder / "kept").exists()
 
-    desk.join(proposal(run_id="second"))
+    guarded.membership.join(proposal(run_id="second"))
     assert not (folder / "kept").exists()
     assert read_run(folder).run_id == "second"
 
 
-def test_a_living_site_repeats_its_first_round_and_says_when_its_state_is_gone(desk: Desk) -> None:
+def test_a_site_repeats_its_first_round_and_says_when_its_state_is_gone(
+    guarded: GuardedSite,
+) -> None:
     """The server was killed before the round ended, and asks for it again."""
-    desk.consent.approve(proposal().approval(), "test")
-    desk.join(proposal())
-    site = desk.find(CONTEXT)
+    guarded.consent.approve(proposal().approval(), "test")
+    guarded.membership.join(proposal())
+    site = guarded.membership.site()
     weights, task = to_vector(site.trainer.network).copy(), TrainTask(0, 0.01, 1, 0)
 
     trained = [site.train(task, weights)[0].copy() for _ in range(2)]
@@ -143,12 +148,12 @@ def test_a_living_site_repeats_its_first_round_and_says_when_its_state_is_gone(d
     ],
 )
 def test_what_does_not_fit_is_refused_by_name_and_without_a_path(
-    desk: Desk, changes: dict[str, Any], text: str
+    guarded: GuardedSite, changes: dict[str, Any], text: str
 ) -> None:
     asked = proposal(**changes)
-    desk.consent.approve(asked.approval(), "test")
+    guarded.consent.approve(asked.approval(), "test")
     with pytest.raises(SiteError, match=text) as error:
-        desk.join(asked)
+        guarded.membership.join(asked)
     assert str(error.value).startswith("site bern")
     assert "/" not in str(error.value)
 
@@ -161,7 +166,7 @@ def test_what_does_not_fit_is_refused_by_name_and_without_a_path(
     ],
 )
 def test_plans_that_name_a_command_or_do_not_fit_are_refused_though_approved(
-    desk: Desk, arguments: dict[str, Any], text: str
+    guarded: GuardedSite, arguments: dict[str, Any], text: str
 ) -> None:
     dataset = load_dataset("901")
     plans = json.loads(json.dumps(dataset.plans))
@@ -170,16 +175,16 @@ def test_plans_that_name_a_command_or_do_not_fit_are_refused_though_approved(
     path.write_text(json.dumps(plans))
     try:
         asked = proposal(plans_name="OtherPlans", plans_hash=hash_plans(plans))
-        desk.consent.approve(asked.approval(), "test")
+        guarded.consent.approve(asked.approval(), "test")
         with pytest.raises(SiteError, match=f"site bern: refused plans: .*{text}"):
-            desk.join(asked)
+            guarded.membership.join(asked)
     finally:
         path.unlink()
     with pytest.raises(SiteError, match="has not joined"):
-        desk.find(CONTEXT)
+        guarded.membership.site()
 
 
-@pytest.mark.usefixtures("desk")
+@pytest.mark.usefixtures("guarded")
 def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
     provision(tmp_path, Address("127.0.0.1", 9), ["bern"])
     bundle = tmp_path / "sites" / "bern"
@@ -193,8 +198,8 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
     )
 
     def findings(dataset: str) -> dict[str, bool]:
-        wanted = Wanted(dataset, "nnUNetPlans", "2d", 0, "nnUNetTrainer", "cpu")
-        return {finding.what: finding.good for finding in check_site(settings, wanted)}
+        target = PreflightTarget(dataset, "nnUNetPlans", "2d", 0, "nnUNetTrainer", "cpu")
+        return {finding.what: finding.good for finding in check_site(settings, target)}
 
     assert findings("901") == {
         "versions": True,

@@ -1,0 +1,171 @@
+"""A proposed training, made into a run of this machine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.run import Run, SiteCases
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.site.limits import Spent
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.nnunet.data.dataset import Dataset, load_dataset
+from nnunetv2_federated.nnunet.data.folds import fold_of_site
+from nnunetv2_federated.nnunet.data.integrity import check_dataset
+from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
+from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
+from nnunetv2_federated.nnunet.planning.memory_estimate import check_training
+from nnunetv2_federated.nnunet.training.cascade import check_stages
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """A proposed training with this site's settings and dataset; nothing is written.
+
+    What a method raises may cross the wire: it names the site and a field, never a case or a path.
+    """
+
+    here: LocalSite
+    proposal: Proposal
+    settings: FederationSettings
+    """Settings of the federation, as they were proposed."""
+    dataset: Dataset
+    """The site's dataset, with the plans that were proposed."""
+
+    @classmethod
+    def of(cls, proposal: Proposal, here: LocalSite) -> LocalRun:
+        """Find what a proposal needs at this site.
+
+        Raises
+        ------
+        SiteError
+            If its settings are not valid, or the site has no dataset with its plans.
+        """
+        try:
+            settings = FederationSettings(**proposal.settings)
+        except (SettingsError, TypeError) as error:
+            raise SiteError(f"site {here.name}: {error}") from error
+        return cls(here, proposal, settings, find_dataset(proposal, here))
+
+    def check_limits(self, spent: Spent, rounds_done: int) -> None:
+        """Check that the training wants no more than the site gives.
+
+        Parameters
+        ----------
+        spent
+            What the site has given of the dataset so far, over all runs.
+        rounds_done
+            Rounds of this run that are among it.
+
+        Raises
+        ------
+        SiteError
+            If it wants more rounds, epochs or memory of the GPU, or names code that is not allowed.
+        """
+        here, proposal = self.here, self.proposal
+        here.limits.check_federation(self.settings, spent, rounds_done, here.name)
+        check_training(
+            self.dataset,
+            proposal.configuration,
+            proposal.trainer,
+            here.name,
+            batch_size=self.settings.batch_size,
+            device=here.device,
+            limit_gb=here.limits.max_gpu_gb if here.device == "cuda" else None,
+            allowed_modules=here.allowed_modules,
+        )
+
+    def check_content(self) -> None:
+        """Find out now what would end the training later, or spoil it.
+
+        Raises
+        ------
+        SiteError
+            If the dataset does not agree with itself.
+        """
+        trainer = check_trainer(self.proposal.trainer, self.here.allowed_modules)
+        try:
+            for line in check_dataset(
+                self.dataset,
+                self.proposal.configuration,
+                [self.proposal.fold],
+                segmentation=validates_segmentations(trainer),
+            ):
+                logger.warning(line)
+        except SettingsError as error:  # names cases: for this site's log only
+            logger.exception("the dataset does not agree with itself")
+            raise SiteError(
+                f"site {self.here.name}: its dataset does not agree with itself; there, "
+                "nnUNetv2_federated_check and the site's log say what"
+            ) from error
+
+    def run(self) -> Run:
+        """Return the run of this site alone.
+
+        Raises
+        ------
+        SiteError
+            If a stage of a cascade lacks files of the other.
+        """
+        proposal, dataset = self.proposal, self.dataset
+        training, validation = fold_of_site(dataset, proposal.configuration, proposal.fold)
+        # limits that belong to all sites together mean nothing in a run with one
+        own = asdict(self.settings) | {
+            "sites_per_round": None,
+            "min_replies": None,
+            "seed": self.settings.seed + proposal.site_index,
+        }
+        run = Run(
+            dataset=dataset.name,
+            configuration=proposal.configuration,
+            fold=proposal.fold,
+            trainer=proposal.trainer,
+            plans_name=proposal.plans_name,
+            device=self.here.device,
+            settings=FederationSettings(**own),
+            sites=(SiteCases(self.here.name, dataset.name, tuple(training), tuple(validation)),),
+            run_id=proposal.run_id,
+        )
+        try:
+            check_stages(run)
+        except SettingsError as error:  # names cases and folders
+            logger.error("a stage of the cascade is missing: %s", error)  # noqa: TRY400
+            raise SiteError(
+                f"site {self.here.name}: {run.configuration} lacks files of the other stage of its "
+                "cascade: preprocess both, and train the first on fold all, or on every fold, with "
+                "the same trainer and plans; the site's log says more"
+            ) from error
+        return run
+
+
+def find_dataset(proposal: Proposal, here: LocalSite) -> Dataset:
+    """Load the site's dataset if it has the federation's plans.
+
+    Raises
+    ------
+    SiteError
+        If not; in the same words whatever is the reason, which only the site's log says.
+    """
+    refusal = SiteError(
+        f"site {here.name}: no dataset preprocessed for {proposal.configuration}, fold "
+        f"{proposal.fold}, with plans {proposal.plans_name} of SHA-256 "
+        f"{proposal.plans_hash[:12]}; plan together, or copy the federation's plans and "
+        "preprocess again; the site's log says more"
+    )
+    try:
+        dataset = load_dataset(here.dataset, proposal.plans_name)
+        fold_of_site(dataset, proposal.configuration, proposal.fold)
+    except SettingsError as error:
+        logger.error("the dataset does not fit: %s", error)  # noqa: TRY400  # it says all
+        raise refusal from error
+    except Exception as error:  # a file of that name may hold anything
+        logger.exception("the dataset does not fit")
+        raise refusal from error
+    if dataset.plans_hash != proposal.plans_hash:
+        logger.error("the plans %s here have SHA-256 %s", proposal.plans_name, dataset.plans_hash)
+        raise refusal
+    return dataset

@@ -1,0 +1,128 @@
+"""The app that a site runs, behind its guards."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from flwr.app import Context, Message, MessageType
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from nnunetv2_federated.federation.messages import (
+    FingerprintTask,
+    PlanProposal,
+    PrepareTask,
+    Proposal,
+    TrainTask,
+)
+from nnunetv2_federated.flower.client_app import make_client_app
+from nnunetv2_federated.flower.deployment.site.consent import Agreement, NotApprovedError
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.work_guard import EVALUATE_FULLY, WORK
+from nnunetv2_federated.flower.records import (
+    CONFIG,
+    only_array,
+    pack_payload,
+    reply,
+    unpack_payload,
+)
+
+Say = Callable[[str], None]
+_READER = "site"
+
+
+def build_site_app(site: GuardedSite, say: Say) -> ClientApp:
+    """Build the app that every site runs; only what was approved gets through to it.
+
+    Parameters
+    ----------
+    site
+        The site's guards.
+    say
+        Called with one line about each step.
+    """
+    agree = _Agreeing(say)
+    app = make_client_app(
+        lambda _: site.membership.site(),
+        lambda _: site.planning.raw_site(),
+        [_guard_planning(site, agree, say), _guard_work(site, say)],
+    )
+
+    @app.query("join")
+    def join(message: Message, context: Context) -> Message:
+        proposal = Proposal.from_json(unpack_payload(message.content, _READER))
+        del context
+        agree(proposal, functools.partial(site.membership.join, proposal))
+        return reply(message, site.membership.site().describe().to_json())
+
+    return app
+
+
+class _Agreeing:
+    """Joins what was approved; says once that somebody has to look at what was not."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._asked: set[str] = set()
+
+    def __call__(self, agreement: Agreement, join: Callable[[], None]) -> None:
+        what = f"{agreement.what} {agreement.approval()[:12]}"
+        try:
+            join()
+        except NotApprovedError:
+            if what not in self._asked:
+                self._asked.add(what)
+                self._say(f"asked to take part in {what}: look at it and approve it with --approve")
+            raise
+        self._say(f"takes part in {what}")
+
+
+def _guard_planning(site: GuardedSite, agree: _Agreeing, say: Say) -> Mod:
+    def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        kind = message.metadata.message_type
+        if kind == "query.survey":
+            proposal = PlanProposal.from_json(unpack_payload(message.content, _READER))
+            agree(proposal, functools.partial(site.planning.join, proposal))
+        elif kind == "query.fingerprint":
+            task = FingerprintTask.from_json(unpack_payload(message.content, _READER))
+            site.planning.check_fingerprint(task, site.planning.raw_site().survey().cases)
+            say("reads all images and masks for the fingerprint")
+        elif kind == "query.prepare":
+            plans = PrepareTask.from_json(unpack_payload(message.content, _READER))
+            site.planning.check_prepare(plans)
+            if not plans.check_only:
+                say(f"preprocesses with the federation's plans, SHA-256 {plans.plans_hash[:12]}")
+        return call_next(message, context)
+
+    return guard
+
+
+def _guard_work(site: GuardedSite, say: Say) -> Mod:
+    def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        kind = message.metadata.message_type
+        if kind not in WORK:
+            return call_next(message, context)
+        task = TrainTask.from_json(unpack_payload(message.content, _READER))
+        question, kept = site.work.admit(kind, task, only_array(message.content).data)
+        if kept is not None:
+            say(f"{_work(kind, task)}: the answer given before, again")
+            return Message(kept, reply_to=message)
+        say(_work(kind, task))
+        seconds = site.work.seconds_left(task)
+        if seconds != task.seconds:
+            task = dataclasses.replace(task, seconds=seconds)
+            message.content[CONFIG] = pack_payload(task.to_json())
+        with site.work.working():
+            answer = call_next(message, context)
+        site.work.finish(question, answer.content)
+        return answer
+
+    return guard
+
+
+def _work(kind: str, task: TrainTask) -> str:
+    if kind == MessageType.TRAIN:
+        return f"round {task.server_round + 1}, learning rate {task.lr:.5f}"
+    return "full validation" if kind == EVALUATE_FULLY else "validation of the last round's model"

@@ -1,0 +1,231 @@
+"""What a site computes for a federation: what follows from the approval, once, within limits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+from flwr.app import MessageType, RecordDict
+
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.messages import TrainTask
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.tasks import (
+    check_evaluation,
+    check_full_validation,
+    check_round,
+)
+from nnunetv2_federated.flower.deployment.site.consent import Consent
+from nnunetv2_federated.flower.deployment.site.ledger import (
+    EVALUATION,
+    ROUND,
+    VALIDATION,
+    Ledger,
+    Question,
+)
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.flower.deployment.site.membership import Membership
+from nnunetv2_federated.nnunet.training.result_folder import drop_previous
+from nnunetv2_federated.nnunet.training.site import Site
+
+EVALUATE_FULLY = f"{MessageType.EVALUATE}.fully"
+WORK = (MessageType.TRAIN, MessageType.EVALUATE, EVALUATE_FULLY)
+"""Types of messages that cost computing time and tell something of the site's cases."""
+
+_KINDS: dict[str, str] = {MessageType.EVALUATE: EVALUATION, EVALUATE_FULLY: VALIDATION}
+_LOOK_SECONDS = 1.0
+"""How often work looks whether it may go on."""
+_SAVE_SECONDS = 60.0
+"""How often the time that work takes is written down, for a site that is killed."""
+_TO_TRAIN = 0.8
+"""Share of the hours that are left; the rest is for validation."""
+
+
+class WorkMeter(Observer):
+    """Counts the time of work, and looks between iterations whether it may go on.
+
+    Parameters
+    ----------
+    ledger
+        Where the time is written down.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.running = False
+        self._ledger = ledger
+        self._dataset = ""
+        self._check: Callable[[float], None] | None = None
+        self._counted = 0.0
+        """Until when the time is written down (``time.monotonic``)."""
+        self._looked = 0.0
+
+    @contextlib.contextmanager
+    def measuring(self, dataset: str, check: Callable[[float], None]) -> Iterator[None]:
+        """Count the time within.
+
+        Parameters
+        ----------
+        dataset
+            Full name of the dataset that the time is spent on.
+        check
+            Called now and then with the hours that are not written down yet; raises ``SiteError``
+            if work may not go on.
+        """
+        self._dataset, self._check = dataset, check
+        self._counted = self._looked = time.monotonic()
+        self.running = True
+        try:
+            yield
+        finally:
+            self.running = False
+            self._count()
+
+    def iteration_done(self) -> None:
+        """Look whether work may go on.
+
+        Raises
+        ------
+        SiteError
+            If the approval was withdrawn or the hours are spent.
+        """
+        now = time.monotonic()
+        if not self.running or now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        if now - self._counted > _SAVE_SECONDS:
+            self._count()
+        if self._check is not None:
+            self._check((time.monotonic() - self._counted) / 3600)
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self._ledger.spend_hours(self._dataset, (now - self._counted) / 3600)
+        self._counted = now
+
+
+class WorkGuard:
+    """Lets a round, the evaluation and the full validation through, each once.
+
+    Parameters
+    ----------
+    here
+        What the hospital offers.
+    consent
+        What its engineer has approved.
+    ledger
+        What was done and spent.
+    membership
+        The federation that was joined last.
+    meter
+        Counts the time of work.
+    """
+
+    def __init__(
+        self,
+        here: LocalSite,
+        consent: Consent,
+        ledger: Ledger,
+        membership: Membership,
+        meter: WorkMeter,
+    ) -> None:
+        self._here = here
+        self._consent = consent
+        self._ledger = ledger
+        self._membership = membership
+        self._meter = meter
+
+    def admit(
+        self, kind: str, task: TrainTask, weights: bytes
+    ) -> tuple[Question, RecordDict | None]:
+        """Allow a piece of work that follows from what was approved, once.
+
+        Parameters
+        ----------
+        kind
+            Type of the message, one of :data:`WORK`.
+        task
+            The task as it came.
+        weights
+            The weights as they came.
+
+        Returns
+        -------
+        tuple
+            The question, and the answer if it was answered before.
+
+        Raises
+        ------
+        SiteError
+            If it is not what was approved, was answered to another question, or nothing is left to
+            give.
+        """
+        proposal, _ = self._membership.current()
+        if task.run_id != proposal.run_id:
+            raise SiteError(
+                f"site {self._here.name}: refused a task of another run than it joined last"
+            )
+        site = self._membership.site()
+        try:
+            _check(kind, task, site)
+        except SiteError as error:
+            raise SiteError(f"site {self._here.name}: {error}") from error
+        question = _question(kind, task, weights)
+        dataset, limits = site.run.dataset, self._here.limits
+        return question, self._ledger.begin(question, dataset, limits, self._here.name)
+
+    def finish(self, question: Question, answer: RecordDict) -> None:
+        """Keep the answer to a piece of work; an earlier run's state is not needed any more."""
+        self._ledger.finish(question, answer)
+        if question.is_round:
+            drop_previous(self._membership.current()[1])
+
+    def seconds_left(self, task: TrainTask) -> float | None:
+        """Return how long to train in a round: less than asked if the site's hours end before."""
+        most = self._here.limits.max_hours
+        if most is None:
+            return task.seconds
+        spent = self._ledger.spent(self._here.dataset_name())
+        left = max(1.0, (most - spent.hours) * 3600 * _TO_TRAIN)
+        return left if task.seconds is None else min(left, task.seconds)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Add the time within to what the site has given; stop when nothing is left to give."""
+        with self._meter.measuring(self._here.dataset_name(), self.check_going_on):
+            yield
+
+    def check_going_on(self, hours: float) -> None:
+        """Raise ``SiteError`` if work that is being done may not go on.
+
+        Parameters
+        ----------
+        hours
+            Hours of this work that are not written down yet.
+        """
+        proposal, _ = self._membership.current()
+        self._consent.require_still(proposal)
+        spent = self._ledger.spent(self._here.dataset_name())
+        self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
+
+
+def _check(kind: str, task: TrainTask, site: Site) -> None:
+    settings, iterations = site.run.settings, site.trainer.num_val_iterations_per_epoch
+    if kind == MessageType.TRAIN:
+        check_round(task, settings, site.trainer.schedule.lrs, iterations)
+    elif kind == MessageType.EVALUATE:
+        check_evaluation(task, settings, iterations)
+    else:
+        check_full_validation(task, settings)
+
+
+def _question(kind: str, task: TrainTask, weights: bytes) -> Question:
+    """Describe a piece of work; how much is validated may differ when it is asked again."""
+    same = asdict(replace(task, validate_received=0))
+    digest = hashlib.sha256(json.dumps([kind, same], sort_keys=True).encode())
+    digest.update(weights)
+    step = task.server_round if kind == MessageType.TRAIN else 0
+    return Question(task.run_id, _KINDS.get(kind, ROUND), step, digest.hexdigest())
