@@ -19,7 +19,10 @@ from pathlib import Path
 real_context = multiprocessing.get_context
 _FORKS = real_context("forkserver")
 _FORKS.set_forkserver_preload(
-    [f"nnunetv2_federated.cli.{name}" for name in ("server", "site_process", "plan", "train")]
+    [
+        *(f"nnunetv2_federated.cli.{name}" for name in ("server", "site_process", "plan", "train")),
+        *(f"nnunetv2_federated.experiment.{name}" for name in ("train", "resolve", "plan")),
+    ]
 )
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nnunetv2_federated.cli.console import LONGEST_LINE, as_table, say
-from nnunetv2_federated.cli.options import parse, run_command
-from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.federation.audit import AUDIT_FILE, EVENTS
 from nnunetv2_federated.federation.chain import Line, Report, Value, check, read
 from nnunetv2_federated.federation.errors import FederationError, SettingsError

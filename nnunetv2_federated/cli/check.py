@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from nnunetv2_federated.cli.console import print_findings
-from nnunetv2_federated.cli.options import fold_number, parse, run_command
-from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.federation.errors import SettingsError
 
 

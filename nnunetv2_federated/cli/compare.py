@@ -2,127 +2,103 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from nnunetv2.paths import nnUNet_results
+from typing import TYPE_CHECKING
 
 from nnunetv2_federated.cli.console import say
-from nnunetv2_federated.cli.options import add_partition_flags, fold_number, parse, run_command
-from nnunetv2_federated.cli.train_flags import add_federation_flags, add_nnunet_flags
-from nnunetv2_federated.experiment.comparison import Comparison, open_comparison
-from nnunetv2_federated.experiment.comparison_models import run_models
-from nnunetv2_federated.experiment.comparison_plan import build_comparison
-from nnunetv2_federated.experiment.comparison_report import write_report
-from nnunetv2_federated.experiment.options import Options
-from nnunetv2_federated.experiment.process import prepare_process
+from nnunetv2_federated.cli.flags import Command, Values, build_parser
+from nnunetv2_federated.cli.options import run_command
+from nnunetv2_federated.experiment.choices import CompareChoices
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.settings import STRATEGIES
-from nnunetv2_federated.nnunet.data.dataset import check_environment
-from nnunetv2_federated.nnunet.device import choose_device
+
+if TYPE_CHECKING:
+    from nnunetv2_federated.experiment.comparison import Comparison
 
 DESCRIPTION = """Train each site alone, the federation, and one model on all cases, with the same
 steps, seeds and data; test every model at every site; write report.html, report.md and PNGs. May be
-killed at any time: the same command continues."""
+killed at any time: the same command continues. In a settings file, the tables [centralised],
+[local] and [federated.NAME] change one kind of arm."""
 
-KINDS = ("local", "federated", "centralised")
+WITHOUT = ("dataset", "configuration", "folds", "sites on other machines")
+"""Fields that this command takes without flags, and a group that it does not have."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser; flags of a training are those of nnUNetv2_train_federated."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_federated_compare",
+def command() -> Command[CompareChoices]:
+    """Return the command line; flags of a training are those of ``nnUNetv2_train_federated``."""
+    parser = build_parser(
+        CompareChoices,
+        "nnUNetv2_federated_compare",
+        DESCRIPTION,
         usage="%(prog)s DATASET CONFIGURATION FOLD [FOLD ...] [flags]",
-        description=DESCRIPTION,
+        without=WITHOUT,
     )
     parser.add_argument("target", nargs="*", metavar="DATASET CONFIGURATION FOLD [FOLD ...]")
-    add = parser.add_argument_group("comparison").add_argument
-    add("-o", dest="output", type=Path, metavar="FOLDER", help="default: below nnUNet_results")
-    add("--arms", nargs="+", choices=KINDS, help="default: all three")
-    add("--strategies", nargs="+", choices=STRATEGIES, help="one federated arm each (fedavg)")
-    add("--seeds", nargs="+", type=int, metavar="N", help="train each arm with each (12345)")
-    add(
-        "--partition-by-seed",
-        action="store_true",
-        default=None,
-        help="deal the cases anew for each seed: trials with different partitions",
-    )
-    add(
-        "--external-site",
-        dest="external_sites",
-        action="append",
-        metavar="NAME",
-        help="held out of all training, tested by every model; may be repeated",
-    )
-    add(
-        "--test-set",
-        action="store_true",
-        default=None,
-        help="test on imagesTs and its labels in place of the validation cases of the fold",
-    )
-    add_nnunet_flags(parser)
-    add_partition_flags(parser)
-    parser.add_argument("--sites-file", type=Path, metavar="JSON", help="{site: [case, ...]}")
-    add_federation_flags(parser)
-    # of the settings file: [centralised], [local] and [federated.NAME] change one kind of arm
-    parser.set_defaults(tables=KINDS)
-    return parser
+    return Command(CompareChoices, parser, without=WITHOUT, complete=_read_target)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = build_parser()
-    run_command(lambda: _compare(parse(parser, argv)))
+    run_command(lambda: _compare(command().parse(argv)))
 
 
-def _compare(options: Options) -> None:
-    prepare_process()
-    target = list(options.get("target", []))
+def _read_target(values: Values) -> Values:
+    """Split the positional arguments into dataset, configuration and folds."""
+    values = dict(values)
+    target = values.pop("target", [])
     if len(target) < 3:
         raise SettingsError(
             f"expected DATASET CONFIGURATION FOLD, got {' '.join(target) or 'nothing'}; "
             "for example: nnUNetv2_federated_compare 501 2d 0"
         )
-    device = choose_device(options.get("device"))
-    folds = [fold_number(text) for text in target[2:]]
-    comparison = build_comparison(
-        options,
-        target[0],
-        target[1],
-        folds,
-        device,
-        say=lambda text: print(text, file=sys.stderr),
-    )
-    folder = options.get("output") or _default_folder(comparison)
+    dataset, configuration, *folds = target
+    return values | {"dataset": dataset, "configuration": configuration, "folds": folds}
+
+
+def _compare(choices: CompareChoices) -> None:
+    # heavy: not for --help
+    from nnunetv2_federated.experiment.comparison import open_comparison  # noqa: PLC0415
+    from nnunetv2_federated.experiment.comparison_models import run_models  # noqa: PLC0415
+    from nnunetv2_federated.experiment.comparison_plan import build_comparison  # noqa: PLC0415
+    from nnunetv2_federated.experiment.comparison_report import write_report  # noqa: PLC0415
+    from nnunetv2_federated.experiment.process import prepare_process  # noqa: PLC0415
+    from nnunetv2_federated.nnunet.device import choose_device  # noqa: PLC0415
+
+    def tell(text: str) -> None:
+        if not choices.quiet:
+            say(text)
+
+    prepare_process()
+    comparison, runs = build_comparison(choices, choose_device(choices.device), say=_note)
+    folder = choices.output or _default_folder(comparison)
     began = open_comparison(folder, comparison)
     os.environ.setdefault("nnUNet_results", str(folder))  # nnU-Net asks for one
     with _only_one(folder):
-        _say(options, f"{'continuing' if began else 'comparing'} in {folder}")
-        failed = run_models(
-            comparison, folder, torch.device(device), say=lambda text: _say(options, text)
-        )
-        report = write_report(comparison, folder)
-    _say(options, f"report: {report}")
+        tell(f"{'continuing' if began else 'comparing'} in {folder}")
+        failed = run_models(comparison, runs, folder, tell)
+        tell(f"report: {write_report(comparison, folder)}")
     if failed:
         print(
-            f"error: {failed} of {len(comparison.models())} models failed, see the report; the "
-            "same command tries them again",
+            f"error: {failed} of {len(runs)} models failed, see the report; the same command "
+            "tries them again",
             file=sys.stderr,
         )
         raise SystemExit(1)
 
 
-def _say(options: Options, text: str) -> None:
-    if not options.get("quiet"):
-        say(text)
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _default_folder(comparison: Comparison) -> Path:
+    # heavy: not for --help
+    from nnunetv2.paths import nnUNet_results  # noqa: PLC0415
+
+    from nnunetv2_federated.nnunet.data.dataset import check_environment  # noqa: PLC0415
+
     check_environment(nnUNet_results)
     folds = "_".join(map(str, comparison.folds))
     name = f"comparison_{comparison.trainer}_{comparison.configuration}_fold_{folds}"

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.options import parse, run_command
-from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.flower.deployment.address import DEFAULT_PORT, Address
 from nnunetv2_federated.flower.deployment.server.credentials import (

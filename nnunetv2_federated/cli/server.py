@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.options import parse, run_command
+from nnunetv2_federated.cli.flags import Command, Values, build_parser
+from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.cli.train import train
-from nnunetv2_federated.cli.train_flags import (
-    add_continue_flags,
-    add_deadline_flag,
-    add_federation_flags,
-    add_network_flags,
-    add_nnunet_flags,
-)
-from nnunetv2_federated.experiment.options import Options
-from nnunetv2_federated.experiment.resolve import DEFAULT_CREDENTIALS
+from nnunetv2_federated.experiment.choices import DEFAULT_CREDENTIALS, TrainChoices
 from nnunetv2_federated.federation.errors import SettingsError
 
+DESCRIPTION = """Run a federation whose sites are on other machines, as its settings file says:
+start the server, let the sites in, train, write the result, stop the server."""
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser; the flags are those of ``nnUNetv2_train_federated``."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_federated_server",
-        description="Run a federation whose sites are on other machines, as its settings file "
-        "says: start the server, let the sites in, train, write the result, stop the server.",
-    )
-    add = parser.add_argument_group("what to train").add_argument
-    add("--dataset", metavar="DATASET", help="id or name; its plans are here, its images need not")
-    add("--configuration", metavar="NAME", help="such as 2d or 3d_fullres")
-    add("--fold", metavar="FOLD", help="0 to 4, or all")
-    add_nnunet_flags(parser)
-    add_continue_flags(parser)
-    add_federation_flags(parser)
-    add_network_flags(parser)
-    add_deadline_flag(parser)
-    return parser
+WITHOUT = ("sites", "sites that exist already", "runtime")
+"""Groups of fields that are about sites on this machine."""
+
+
+def command() -> Command[TrainChoices]:
+    """Return the command line; its flags are those of ``nnUNetv2_train_federated``."""
+    parser = build_parser(TrainChoices, "nnUNetv2_federated_server", DESCRIPTION, without=WITHOUT)
+    return Command(TrainChoices, parser, without=WITHOUT, complete=_complete)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = build_parser()
-    run_command(lambda: _serve(parse(parser, argv)))
+    run_command(lambda: train(command().parse(argv)))
 
 
-def _serve(options: Options) -> None:
+def _complete(values: Values) -> Values:
+    """Add the address that the credentials were made for, if no other is chosen."""
     for name in ("dataset", "configuration", "fold"):
-        if name not in options:
+        if name not in values:
             raise SettingsError(f"--{name} is missing: give it here or in the settings file.")
-    options["target"] = [str(options.pop(n)) for n in ("dataset", "configuration", "fold")]
-    options.setdefault("server", _provisioned(options.get("credentials", DEFAULT_CREDENTIALS)))
-    train(options)
+    if "server" in values:
+        return values
+    return values | {"server": _provisioned(Path(values.get("credentials", DEFAULT_CREDENTIALS)))}
 
 
 def _provisioned(credentials: Path) -> str:

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.options import parse, run_command
-from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.flower.deployment.site.new_key import make_key
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file

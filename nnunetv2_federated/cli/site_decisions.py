@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import getpass
 
+from nnunetv2_federated.cli.options import Options
 from nnunetv2_federated.cli.site_questions import ask, show
-from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.flower.deployment.site.consent import FEWEST_DIGITS, Consent

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from nnunetv2_federated.cli.console import print_findings, say, send_logs_to
-from nnunetv2_federated.cli.options import fold_number
+from nnunetv2_federated.cli.options import Options, fold_number
 from nnunetv2_federated.cli.site_questions import ask
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
-from nnunetv2_federated.experiment.options import Options
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one

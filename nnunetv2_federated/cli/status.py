@@ -11,8 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nnunetv2_federated.cli.console import as_table
-from nnunetv2_federated.cli.options import parse, run_command
-from nnunetv2_federated.experiment.options import Options
+from nnunetv2_federated.cli.options import Options, parse, run_command
 from nnunetv2_federated.federation.history import History, read_history
 
 Row = tuple[str, str, str, str, str]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_federated.cli.console import ConsoleObserver
-from nnunetv2_federated.cli.options import read_settings_file
-from nnunetv2_federated.cli.train_flags import build_parser
-from nnunetv2_federated.experiment.options import Options
-from nnunetv2_federated.experiment.resolve import build_run
+from nnunetv2_federated.cli.flags import build, flag_names
+from nnunetv2_federated.cli.settings_file import Source, read_settings_file
+from nnunetv2_federated.cli.train import WITHOUT
+from nnunetv2_federated.experiment.choices import TrainChoices
+from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.train import train_rounds
 from nnunetv2_federated.nnunet.training.tracking import close_trackers
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
@@ -17,34 +19,37 @@ from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 SETTINGS_VARIABLE = "nnUNet_federated_settings"
 
 
-def _options() -> Options:
+def _choices(trainer: FederatedRounds, name: str) -> TrainChoices:
+    """Return what nnU-Net's command line and the settings file say."""
+    chosen: dict[str, Any] = {
+        "dataset": trainer.plans_manager.dataset_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "trainer": name,
+        "plans": trainer.plans_manager.plans_name,
+        "device": trainer.device.type,
+    }
+    if trainer.current_epoch > 0:
+        chosen["c"] = True
+    if trainer.disable_checkpointing:
+        chosen["disable_checkpointing"] = True
     path = os.environ.get(SETTINGS_VARIABLE)
     if not path:
-        return {}
-    flags = {a.dest for a in build_parser()._actions if a.option_strings}  # no other way
-    return read_settings_file(Path(path), flags)
+        return TrainChoices(**chosen)
+    source = Source(Path(path))
+    known = set(flag_names(TrainChoices, WITHOUT)) - {"settings", "reduced"}
+    content = read_settings_file(TrainChoices, source, known)
+    return build(TrainChoices, {**content, **chosen}, source, chosen)
 
 
 def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
     """Return the trainer with a ``run_training`` that runs a whole federation, then validates."""
 
     def run_training(self: FederatedRounds) -> None:
-        options = _options()
-        options["trainer"] = trainer.__name__
-        options["plans"] = self.plans_manager.plans_name
-        if self.current_epoch > 0:
-            options["c"] = True
-        if self.disable_checkpointing:
-            options["disable_checkpointing"] = True
-        run = build_run(
-            options,
-            self.plans_manager.dataset_name,
-            self.configuration_name,
-            self.fold,
-            self.device.type,
-        )
+        choices = _choices(self, trainer.__name__)
+        run = resolve(choices)
         with ConsoleObserver(run.settings.rounds) as console:
-            train_rounds(run, self, resume="c" in options, observer=console)
+            train_rounds(run, self, resume=choices.c, observer=console)
 
     def perform_actual_validation(self: FederatedRounds, save_probabilities: bool = False) -> None:
         try:

@@ -5,30 +5,54 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunetv2_federated.cli.console import ConsoleObserver, say
-from nnunetv2_federated.cli.options import fold_number, parse, run_command
+from nnunetv2_federated.cli.flags import Command, Values, build_parser
+from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
-from nnunetv2_federated.cli.train_flags import build_parser
-from nnunetv2_federated.experiment.options import Options
-from nnunetv2_federated.experiment.process import prepare_process
-from nnunetv2_federated.experiment.resolve import build_run, server_settings
-from nnunetv2_federated.experiment.train import TrainedModel, prepare_run, validate
-from nnunetv2_federated.experiment.train import train as start
+from nnunetv2_federated.experiment.choices import TrainChoices
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.run import Run
-from nnunetv2_federated.nnunet.device import choose_device
+
+if TYPE_CHECKING:
+    from nnunetv2_federated.experiment.train import TrainedModel
+    from nnunetv2_federated.federation.run import Run
 
 APP_FOLDER = Path(__file__).parents[1] / "flower" / "app"
+
+DESCRIPTION = """Train nnU-Net across sites. Sites are simulated on this machine, one after another,
+or with --server are hospitals on other machines (nnUNetv2_federated_site); the result is a stock
+nnU-Net result folder that nnUNetv2_predict uses as it is."""
+
+WITHOUT = ("what to train",)
+"""Group of fields that this command takes without flags, and not from a settings file."""
+
+
+def command() -> Command[TrainChoices]:
+    """Return the command line."""
+    parser = build_parser(
+        TrainChoices,
+        "nnUNetv2_train_federated",
+        DESCRIPTION,
+        usage="%(prog)s DATASET CONFIGURATION FOLD [flags]",
+        without=WITHOUT,
+    )
+    parser.add_argument(
+        "target",
+        nargs="*",
+        metavar="DATASET CONFIGURATION FOLD",
+        help="dataset id or name, configuration such as 2d or 3d_fullres, and fold (0 to 4, or "
+        "all); with --site-datasets, DATASET may be left out",
+    )
+    return Command(TrainChoices, parser, without=WITHOUT, complete=read_target)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = build_parser()
-    run_command(lambda: train(parse(parser, argv)))
+    run_command(lambda: train(command().parse(argv)))
 
 
-def read_target(options: Options) -> tuple[str | None, str, int | str]:
+def read_target(values: Values) -> Values:
     """Split the positional arguments into dataset, configuration and fold.
 
     ``--site-datasets 101 102 2d 0`` swallows what follows it, so its tail counts too.
@@ -38,55 +62,53 @@ def read_target(options: Options) -> tuple[str | None, str, int | str]:
     SettingsError
         If there are too few or too many.
     """
-    target = list(options.get("target", []))
-    datasets = options.get("site_datasets")
+    values = dict(values)
+    target = list(values.pop("target", []))
+    datasets = list(values.get("site_datasets", []))
     if datasets and len(target) < 2 and len(datasets) > 2:
         target += datasets[-2:]
-        options["site_datasets"] = datasets[:-2]
+        values["site_datasets"] = datasets = datasets[:-2]
     if datasets and len(target) == 2:
-        target.insert(0, options["site_datasets"][0])
+        target.insert(0, datasets[0])
     if len(target) != 3:
         raise SettingsError(
-            f"expected DATASET CONFIGURATION FOLD, got {' '.join(target) or 'nothing'}; "
+            f"expected DATASET CONFIGURATION FOLD, got {' '.join(map(str, target)) or 'nothing'}; "
             "for example: nnUNetv2_train_federated 501 2d 0"
         )
-    return target[0], target[1], fold_number(target[2])
+    return values | dict(zip(("dataset", "configuration", "fold"), target, strict=True))
 
 
-def train(options: Options) -> None:
-    """Train as the flags say."""
-    prepare_process()
-    dataset, configuration, fold = read_target(options)
-    if options.get("c") and options.get("val"):
-        raise SettingsError("--c --val: continue the training, or only validate; not both.")
-    if options.get("val_best") and options.get("disable_checkpointing"):
-        raise SettingsError("--val_best needs checkpoints: leave --disable_checkpointing out.")
-    device = choose_device(options.get("device"))
-    run = build_run(options, dataset, configuration, fold, device)
-    best, npz = bool(options.get("val_best")), bool(options.get("npz"))
-    if options.get("val"):
-        _say_result(validate(run, best=best, npz=npz), options)
+def train(choices: TrainChoices) -> None:
+    """Train, validate or prepare what was chosen, and print the result."""
+    # heavy: not for --help
+    from nnunetv2_federated.experiment import train as experiment  # noqa: PLC0415
+    from nnunetv2_federated.experiment.resolve import resolve, server_settings  # noqa: PLC0415
+
+    run = resolve(choices)
+    if choices.val:
+        _say_result(experiment.validate(run, best=choices.val_best, npz=choices.npz), choices)
         return
-    backend, resume = options.get("backend", "in-process"), bool(options.get("c"))
-    console = ConsoleObserver(run.settings.rounds, quiet=bool(options.get("quiet")))
-    if options.get("prepare_only"):
-        _say_command(run, prepare_run(run, resume=resume, observer=console, backend=backend))
+    console = ConsoleObserver(run.settings.rounds, quiet=choices.quiet)
+    if choices.prepare_only:
+        folder = experiment.prepare_run(
+            run, resume=choices.c, observer=console, backend=choices.backend
+        )
+        _say_command(run, folder)
         return
-    server = server_settings(options) if run.remote_sites else None
     stopping = stopping_as_interrupt() if run.remote_sites else contextlib.nullcontext()
     with stopping, console:
-        if "device" not in options and run.device == "cpu":
+        if choices.device is None and run.device == "cpu":
             console.say("no CUDA device found: training on the CPU")
-        trained = start(
+        trained = experiment.train(
             run,
-            resume=resume,
+            resume=choices.c,
             observer=console,
-            backend=backend,
-            server=server,
-            best=best,
-            npz=npz,
+            backend=choices.backend,
+            server=server_settings(choices) if run.remote_sites else None,
+            best=choices.val_best,
+            npz=choices.npz,
         )
-    _say_result(trained, options)
+    _say_result(trained, choices)
 
 
 def _say_command(run: Run, folder: Path) -> None:
@@ -96,8 +118,8 @@ def _say_command(run: Run, folder: Path) -> None:
     )
 
 
-def _say_result(trained: TrainedModel, options: Options) -> None:
-    if options.get("quiet"):
+def _say_result(trained: TrainedModel, choices: TrainChoices) -> None:
+    if choices.quiet:
         return
     if trained.headline is not None:
         metric, value = trained.headline

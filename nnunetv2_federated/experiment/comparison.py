@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.files import format_problem, write_atomically
 from nnunetv2_federated.federation.partition import Sites
 
 COMPARISON_FILE = "comparison.json"
+FORMAT = 2
+"""Number of the format of ``comparison.json``; files without a number are of the first."""
 CENTRALISED = "centralised"
 
 
@@ -21,10 +23,10 @@ class Arm:
     """One way to train: ``local/<site>``, ``federated/<name>`` or ``centralised``."""
 
     name: str
-    options: dict[str, Any]
-    """Flags of ``nnUNetv2_train_federated``, all but those that say who has which cases."""
-    partitions: dict[str, Sites] = field(default_factory=dict)
-    """By seed, where a federated arm deals the cases otherwise than the comparison does."""
+    options: Mapping[str, Any]
+    """What was chosen for its trainings, spelled as in a settings file: plain JSON."""
+    partitions: Mapping[int, Sites] = field(default_factory=dict)
+    """Sites by seed, where a federated arm deals the cases otherwise than the comparison does."""
 
     @property
     def kind(self) -> str:
@@ -42,7 +44,7 @@ class Model:
 
     @property
     def folder(self) -> Path:
-        """Where it lives, below the comparison's folder."""
+        """Folder of the model, below that of the comparison."""
         return Path("models") / self.arm / f"seed_{self.seed}" / f"fold_{self.fold}"
 
     def __str__(self) -> str:
@@ -60,8 +62,8 @@ class Comparison:
     trainer: str
     folds: list[int | str]
     seeds: list[int]
-    sites: dict[str, Sites]
-    """By seed, the sites that train."""
+    sites: dict[int, Sites]
+    """Sites that train, by seed."""
     external: Sites
     """Sites that only test."""
     arms: list[Arm]
@@ -85,18 +87,43 @@ class Comparison:
 
     def sites_of(self, arm: Arm, seed: int) -> Sites:
         """Sites that an arm trains with."""
-        return arm_sites(arm, self.sites[str(seed)], seed)
+        return arm_sites(arm, self.sites[seed], seed)
 
     def to_json(self) -> str:
         """Serialise, readable by :meth:`from_json`."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
-        """Read what :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        SettingsError
+            If the text is of another format.
+        """
         raw = json.loads(text)
-        raw["arms"] = [Arm(**arm) for arm in raw["arms"]]
+        _check_format(raw)
+        del raw["format"]
+        raw["sites"] = _by_seed(raw["sites"])
+        raw["arms"] = [
+            Arm(arm["name"], arm["options"], _by_seed(arm["partitions"])) for arm in raw["arms"]
+        ]
         return cls(**raw)
+
+
+def _by_seed(sites: Mapping[str, Sites]) -> dict[int, Sites]:
+    """Read seeds, which are texts as keys of JSON."""
+    return {int(seed): found for seed, found in sites.items()}
+
+
+def _check_format(content: object) -> None:
+    """Raise ``SettingsError`` if the content of a comparison's file is of another format."""
+    found = content.get("format", 1) if isinstance(content, dict) else None
+    if type(found) is not int:
+        raise SettingsError("it is not the file of a comparison")
+    if found != FORMAT:
+        raise SettingsError(f"it has {format_problem(found, FORMAT, 'this installation')}")
 
 
 def arm_sites(arm: Arm, sites: Sites, seed: int) -> Sites:
@@ -106,7 +133,7 @@ def arm_sites(arm: Arm, sites: Sites, seed: int) -> Sites:
         return {site: sites[site]}
     if arm.kind == CENTRALISED:
         return {CENTRALISED: sorted(case for cases in sites.values() for case in cases)}
-    return arm.partitions.get(str(seed), sites)
+    return arm.partitions.get(seed, sites)
 
 
 def split_external(sites: Sites, names: list[str]) -> tuple[Sites, Sites]:
@@ -145,8 +172,10 @@ def open_comparison(folder: Path, comparison: Comparison) -> bool:
     if path.is_file():
         try:
             stored = json.loads(path.read_text())
-        except ValueError as error:
-            raise SettingsError(f"{path} cannot be read ({error}): give another -o.") from error
+            _check_format(stored)
+        except (ValueError, SettingsError) as error:
+            what = str(error).rstrip(".")
+            raise SettingsError(f"{path} cannot be read ({what}): give another -o.") from error
         ours = json.loads(comparison.to_json())
         different = first_difference(stored, ours)
         if different is not None:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from nnunetv2_federated.cli.train_flags import as_flags
 from nnunetv2_federated.experiment.comparison import Comparison, Model
-from nnunetv2_federated.experiment.comparison_plan import test_cases, train_options
+from nnunetv2_federated.experiment.comparison_plan import Runs, test_cases
 from nnunetv2_federated.federation.children import die_with_parent
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.history import HISTORY_FILE, History, read_history
-from nnunetv2_federated.federation.run import RUN_FILE
+from nnunetv2_federated.federation.run import RUN_FILE, Run
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split, known_patients
 from nnunetv2_federated.nnunet.evaluation.tester import (
@@ -36,28 +35,36 @@ STATE_FILE, TESTS_FILE = "state.json", "tests.json"
 _TRAINED, _FAILED = "trained", "failed"
 
 
-def run_models(
-    comparison: Comparison, folder: Path, device: torch.device, say: Callable[[str], None]
-) -> int:
+def run_models(comparison: Comparison, runs: Runs, folder: Path, say: Callable[[str], None]) -> int:
     """Train and test what is not yet; a model that fails is noted, and the others go on.
+
+    Parameters
+    ----------
+    comparison
+        What is compared.
+    runs
+        Run of each model.
+    folder
+        Folder of the comparison.
+    say
+        Receives one line for each model.
 
     Returns
     -------
     int
         How many models failed.
     """
-    models = comparison.models()
     failed = 0
-    for number, model in enumerate(models, 1):
+    for number, (model, run) in enumerate(runs.items(), 1):
         place = folder / model.folder
-        title = f"[{number}/{len(models)}] {model}"
+        title = f"[{number}/{len(runs)}] {model}"
         if (place / TESTS_FILE).is_file():
             say(f"{title}: done before")
             continue
         started = time.monotonic()
-        reason = train_model(comparison, model, place, device)
+        reason = train_model(run, place)
         if reason is None:
-            reason = test_model(comparison, model, place, device)
+            reason = test_model(comparison, model, place, torch.device(run.device))
         write_state(place, _TRAINED if reason is None else _FAILED, reason)
         seconds = time.monotonic() - started
         say(f"{title}: " + (f"{seconds:.0f} s" if reason is None else f"failed: {reason}"))
@@ -84,29 +91,16 @@ def result_folder(comparison: Comparison, model: Model, place: Path) -> Path:
     return place / comparison.dataset / name
 
 
-def train_model(
-    comparison: Comparison, model: Model, place: Path, device: torch.device
-) -> str | None:
+def train_model(run: Run, place: Path) -> str | None:
     """Train a model in a process of its own, from where it stopped; return why it failed."""
     if read_state(place).get("state") == _TRAINED:
         return None
     place.mkdir(parents=True, exist_ok=True)
-    arm = comparison.arm(model.arm)
-    sites_file = place / "sites.json"
-    write_atomically(sites_file, json.dumps(comparison.sites_of(arm, model.seed)))
-    options = train_options(comparison, arm, model.seed, sites_file)
-    run_file = (
-        result_folder(comparison, model, place) / f"fold_{model.fold}" / "federation" / RUN_FILE
-    )
-    command = [
-        *(sys.executable, "-m", "nnunetv2_federated.cli.train"),
-        *(comparison.dataset, comparison.configuration, str(model.fold)),
-        *as_flags({**options, "device": device.type}),
-        *(["--c"] if run_file.is_file() else []),
-    ]
+    write_atomically(place / RUN_FILE, run.to_json())
+    command = [sys.executable, "-m", "nnunetv2_federated.experiment.train_run", str(place)]
     environment = {**os.environ, "nnUNet_results": str(place)}
     with (place / "train.log").open("a") as log:
-        # flags of ours and values that were checked; descriptors stay open for the lock
+        # a module of ours and a folder of ours; descriptors stay open for the lock
         done = subprocess.run(  # noqa: S603
             command,
             env=environment,

@@ -1,28 +1,37 @@
-"""From what the user chose to a comparison."""
+"""From what the user chose to a comparison, and the run of each of its models."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_federated.experiment.choices import (
+    DEALING,
+    ArmChoices,
+    CompareChoices,
+    FederatedArmChoices,
+    SiteChoices,
+)
 from nnunetv2_federated.experiment.comparison import (
     CENTRALISED,
     Arm,
     Comparison,
+    Model,
     split_external,
 )
-from nnunetv2_federated.experiment.options import Options, partition_settings, pick
-from nnunetv2_federated.experiment.resolve import build_run
+from nnunetv2_federated.experiment.resolve import resolve_sites, suggestions, weights_file
 from nnunetv2_federated.federation.case_table import read_case_table, table_column
+from nnunetv2_federated.federation.choice import spell_key
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import Sites
 from nnunetv2_federated.federation.run import Run
-from nnunetv2_federated.federation.settings import STRATEGIES, setting_names
+from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
 from nnunetv2_federated.flower.launch import check_buildable, check_choices
 from nnunetv2_federated.nnunet.data.dataset import (
     Dataset,
@@ -32,11 +41,7 @@ from nnunetv2_federated.nnunet.data.dataset import (
 )
 from nnunetv2_federated.nnunet.data.folds import draw_by_table, fold_split
 from nnunetv2_federated.nnunet.data.integrity import check_dataset
-from nnunetv2_federated.nnunet.data.site_cases import (
-    partition_dataset,
-    read_sites_file,
-    saved_partition,
-)
+from nnunetv2_federated.nnunet.data.site_cases import sites_of_fold
 from nnunetv2_federated.nnunet.environment import environment, quiet
 from nnunetv2_federated.nnunet.evaluation.tester import (
     raw_folder,
@@ -46,83 +51,93 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
 )
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
 from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
-from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
-_DEFAULT_SEED = 12345
 TEST_SET = "test set"
 """Site of test cases whose site is not known."""
-_OF_A_TRAINING = ("trainer", "plans", "pretrained_weights")
-_OF_A_PARTITION = (
-    "sites",
-    "partition",
-    "alpha",
-    "stratified_fraction",
-    "min_cases",
-    "case_table",
-    "by",
-)
+
+Runs = Mapping[Model, Run]
+
+
+@dataclass(frozen=True)
+class _PlannedArm:
+    """An arm, and what was chosen for its trainings."""
+
+    name: str
+    choices: ArmChoices
+    partitions: Mapping[int, Sites] = dataclasses.field(default_factory=dict)
+
+    def arm(self) -> Arm:
+        """Return the arm as the comparison's file has it."""
+        return Arm(self.name, _as_json(self.choices), self.partitions)
 
 
 def build_comparison(
-    options: Options,
-    name: str,
-    configuration: str,
-    folds: list[int | str],
-    device: str,
-    *,
-    say: Callable[[str], None],
-) -> Comparison:
+    choices: CompareChoices, device: str, *, say: Callable[[str], None]
+) -> tuple[Comparison, Runs]:
     """Resolve every choice, and check every training, or find the first that cannot be.
 
-    ``say`` takes what the user is better told, one line each.
+    Parameters
+    ----------
+    choices
+        What to compare.
+    device
+        Device to train on.
+    say
+        Receives what the user should know, one line each.
+
+    Returns
+    -------
+    tuple
+        The comparison, and the run of each of its models.
 
     Raises
     ------
     SettingsError
-        With one line about what came, what is allowed and how to mend it.
+        With one line about what came, what is allowed and how to fix it.
     """
-    plans = options.get("plans", "nnUNetPlans")
-    with _scratch_results() as scratch:
-        dataset = load_dataset(name, plans)
-        check_configuration(dataset, configuration)
-        if dataset.plans["configurations"][configuration].get("previous_stage"):
-            raise SettingsError(
-                f"configuration {configuration} needs predictions of another one; compare "
-                "configurations that stand alone."
-            )
-        draw_by_table(dataset, configuration, folds, options.get("case_table"))
-        seeds = options.get("seeds") or [options.get("seed", _DEFAULT_SEED)]
-        sites, external = _sites(options, dataset, configuration, seeds)
+    configuration, folds = choices.configuration, list(choices.folds)
+    with _scratch_results():
+        dataset = load_dataset(choices.dataset, choices.plans)
+        _check_alone(dataset, configuration)
+        draw_by_table(dataset, configuration, folds, choices.case_table)
+        seeds = list(choices.seeds or [choices.seed])
+        sites, external = _sites(choices, dataset, seeds)
+        arms = _arms(choices, dataset, seeds, sites=sites, external=external)
         comparison = Comparison(
             dataset=dataset.name,
             configuration=configuration,
-            plans_name=plans,
+            plans_name=choices.plans,
             plans_hash=dataset.plans_hash,
-            trainer=options.get("trainer", "nnUNetTrainer"),
+            trainer=choices.trainer,
             folds=folds,
             seeds=seeds,
             sites=sites,
             external=external,
-            arms=_arms(options, dataset, configuration, seeds, sites=sites, external=external),
-            test_set=bool(options.get("test_set")),
-            test_sites=_test_sites(options),
+            arms=[arm.arm() for arm in arms],
+            test_set=choices.test_set,
+            test_sites=_test_sites(choices),
         )
         check_tests(comparison, dataset)
-        runs = [
-            (arm, check_model(comparison, arm, seed, fold, device=device, scratch=scratch))
-            for arm in comparison.arms
-            for seed in seeds
-            for fold in folds
-        ]
+        runs = _runs(comparison, arms, dataset, device)
         built = [
             check_buildable(run)  # seed and fold change nothing of what it looks at
-            for run in {arm.name: run for arm, run in reversed(runs)}.values()
+            for run in {model.arm: run for model, run in reversed(runs.items())}.values()
         ]
         segmentation = any(validates_segmentations(type(trainer)) for trainer in built)
         for line in check_dataset(dataset, configuration, folds, segmentation=segmentation):
-            say(f"note: {line}")
-        _give_all_the_same_epoch(runs, dataset)
-    return comparison
+            say(line)
+        arms = _with_the_same_epoch(arms, runs, dataset)
+        comparison = dataclasses.replace(comparison, arms=[arm.arm() for arm in arms])
+        return comparison, _runs(comparison, arms, dataset, device)
+
+
+def _check_alone(dataset: Dataset, configuration: str) -> None:
+    check_configuration(dataset, configuration)
+    if dataset.plans["configurations"][configuration].get("previous_stage"):
+        raise SettingsError(
+            f"configuration {configuration} needs predictions of another one; compare "
+            "configurations that stand alone."
+        )
 
 
 @contextmanager
@@ -133,132 +148,112 @@ def _scratch_results() -> Iterator[Path]:
 
 
 def _sites(
-    options: Options, dataset: Dataset, configuration: str, seeds: Sequence[int]
-) -> tuple[dict[str, Sites], Sites]:
-    """Sites that train, by seed, and those that only test."""
-    if not options.get("external_sites"):
-        return {str(seed): _dealt(options, dataset, configuration, seed) for seed in seeds}, {}
-    if options.get("partition_by_seed"):
+    choices: CompareChoices, dataset: Dataset, seeds: Sequence[int]
+) -> tuple[dict[int, Sites], Sites]:
+    """Return the sites that train, by seed, and those that only test."""
+    if not choices.external_sites:
+        return {seed: _dealt(choices, choices, dataset, seed) for seed in seeds}, {}
+    if choices.partition_by_seed:
         raise SettingsError(
             "--partition-by-seed --external-site: a site dealt anew for each seed is another site; "
             "leave one of the flags out."
         )
     found, external = split_external(
-        _dealt(options, dataset, configuration, seeds[0]), options["external_sites"]
+        _dealt(choices, choices, dataset, seeds[0]), list(choices.external_sites)
     )
-    return {str(seed): found for seed in seeds}, external
+    return dict.fromkeys(seeds, found), external
 
 
-def _dealt(options: Options, dataset: Dataset, configuration: str, seed: int) -> Sites:
-    chosen = any(name in options for name in _OF_A_PARTITION)
-    if "sites_file" in options:
-        if chosen:
-            raise SettingsError(
-                "--sites-file and the flags of a partition both say which cases a site has: keep "
-                "one of them."
-            )
-        return read_sites_file(options["sites_file"])
-    if not chosen and saved_partition(dataset).is_file():
-        return read_sites_file(saved_partition(dataset))
-    trainer = federated_trainer(options.get("trainer", "nnUNetTrainer"))
-    suggested = {} if chosen else getattr(trainer, "federation_defaults", {})
-    given = {**pick(suggested, _OF_A_PARTITION), **options}
-    if options.get("partition_by_seed"):
-        given["seed"] = seed
-    sites, _ = partition_dataset(
-        dataset,
-        configuration,
-        partition_settings(given),
-        given.get("case_table"),
-        given.get("by"),
-    )
-    return sites
+def _dealt(choices: CompareChoices, sites: SiteChoices, dataset: Dataset, seed: int) -> Sites:
+    """Return the sites of a seed.
+
+    Parameters
+    ----------
+    choices
+        Those of the comparison.
+    sites
+        Those about sites, of the comparison or of one arm.
+    dataset, seed
+        Dataset whose cases are dealt; the seed counts with ``partition_by_seed``.
+    """
+    own = sites.part(SiteChoices)
+    if choices.partition_by_seed:
+        own = own.changed(seed=seed)
+    return resolve_sites(own, dataset, choices.configuration, choices.trainer)
 
 
 def _arms(
-    options: Options,
+    choices: CompareChoices,
     dataset: Dataset,
-    configuration: str,
     seeds: Sequence[int],
     *,
-    sites: dict[str, Sites],
+    sites: Mapping[int, Sites],
     external: Sites,
-) -> list[Arm]:
-    """Every arm, with the flags it is trained with."""
-    kinds = options.get("arms") or ["local", "federated", "centralised"]
-    common = pick(options, (*setting_names(), *_OF_A_TRAINING))
-    common.pop("seed", None)
-    common.setdefault("trainer", "nnUNetTrainer")
+) -> list[_PlannedArm]:
+    """Return every arm, with what was chosen for its trainings."""
+    common = {k: v for k, v in choices.part(ArmChoices).given().items() if k != "seed"}
+    common.setdefault("trainer", choices.trainer)
     alone = {
         **{k: v for k, v in common.items() if k not in ("strategy", "strategy_options")},
         "sites_per_round": 1,
         "min_replies": 1,
     }
     arms = []
-    if "local" in kinds:
-        own = {**alone, **_table(options, "local")}
+    if "local" in choices.arms:
+        own = ArmChoices(**{**alone, **choices.local.given()})
         names = sorted({site for found in sites.values() for site in found})
-        arms += [Arm(f"local/{site}", own) for site in names]
-    if "federated" in kinds:
-        excluded = {case for cases in external.values() for case in cases}
-        for name, own in _federated(options).items():
-            partition = pick(own, _OF_A_PARTITION)
-            flags = {k: v for k, v in {**common, **own}.items() if k not in partition}
-            partitions = {}
-            if partition:
-                given = {
-                    **pick(options, (*_OF_A_PARTITION, "partition_by_seed", "seed")),
-                    **partition,
-                }
-                for seed in seeds:
-                    dealt = _dealt(given, dataset, configuration, seed)
-                    kept = {
-                        s: [c for c in cases if c not in excluded] for s, cases in dealt.items()
-                    }
-                    partitions[str(seed)] = {s: cases for s, cases in kept.items() if cases}
-            arms.append(Arm(f"federated/{name}", flags, partitions))
-    if "centralised" in kinds:
-        arms.append(Arm(CENTRALISED, {**alone, **_table(options, CENTRALISED)}))
+        arms += [_PlannedArm(f"local/{site}", own) for site in names]
+    if "federated" in choices.arms:
+        for name, arm in _federated(choices).items():
+            given = {**common, **arm.part(ArmChoices).given()}
+            partitions = _partitions(choices, arm, dataset, seeds, external)
+            arms.append(_PlannedArm(f"federated/{name}", ArmChoices(**given), partitions))
+    if "centralised" in choices.arms:
+        own = ArmChoices(**{**alone, **choices.centralised.given()})
+        arms.append(_PlannedArm(CENTRALISED, own))
     return arms
 
 
-def _table(options: Options, kind: str) -> dict[str, Any]:
-    """Return a table of the settings file, such as ``[centralised]``."""
-    table: dict[str, Any] = dict(options.get(kind, {}))
-    _check_keys(table, kind, (*setting_names(), *_OF_A_TRAINING))
-    return table
-
-
-def _federated(options: Options) -> dict[str, dict[str, Any]]:
+def _federated(choices: CompareChoices) -> dict[str, FederatedArmChoices]:
     """Return the federated arms: of ``--strategies``, then of the tables ``[federated.NAME]``."""
-    tables = options.get("federated", {})
-    names = options.get("strategies") or ([] if tables else [options.get("strategy", "fedavg")])
-    found: dict[str, dict[str, Any]] = {name: {"strategy": name} for name in names}
+    tables = choices.federated
+    names = choices.strategies or (() if tables else (choices.strategy,))
+    found: dict[str, FederatedArmChoices] = {}
+    for strategy in names:
+        found[strategy] = FederatedArmChoices(strategy=strategy)
     for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise SettingsError(
-                f"[federated] {name}: expected a table for each arm, as [federated.fedprox]."
-            )
-        _check_keys(
-            table, f"federated.{name}", (*setting_names(), *_OF_A_TRAINING, *_OF_A_PARTITION)
-        )
         known = {"strategy": name} if name in STRATEGIES else {}
-        found[name] = {**known, **table}
+        found[name] = FederatedArmChoices(**{**known, **table.given()})
     return found
 
 
-def _check_keys(table: dict[str, Any], name: str, known: Sequence[str]) -> None:
-    for key in table:
-        if key not in known or key == "seed":
-            allowed = ", ".join(sorted(set(known) - {"seed"}))
-            raise SettingsError(f"[{name}] {key} is unknown; known are {allowed}.")
-
-
-def _test_sites(options: Options) -> dict[str, str]:
-    """Site of every case that the case table knows, where it says the sites."""
-    if not options.get("test_set") or options.get("partition") != "column":
+def _partitions(
+    choices: CompareChoices,
+    arm: FederatedArmChoices,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    external: Sites,
+) -> dict[int, Sites]:
+    """Return the sites of an arm that deals the cases otherwise, without external cases."""
+    own = {name: getattr(arm, name) for name in DEALING if name in arm.chosen}
+    if not own:
         return {}
-    return table_column(read_case_table(options["case_table"]), options["by"])
+    given = {k: v for k, v in choices.part(SiteChoices).given().items() if k != "sites_file"}
+    excluded = {case for cases in external.values() for case in cases}
+    partitions = {}
+    for seed in seeds:
+        dealt = _dealt(choices, SiteChoices(**{**given, **own}), dataset, seed)
+        kept = {site: [c for c in cases if c not in excluded] for site, cases in dealt.items()}
+        partitions[seed] = {site: cases for site, cases in kept.items() if cases}
+    return partitions
+
+
+def _test_sites(choices: CompareChoices) -> dict[str, str]:
+    """Return the site of every case of the case table, where the table says the sites."""
+    table, column = choices.case_table, choices.by
+    if not choices.test_set or choices.method != "column" or table is None or column is None:
+        return {}
+    return table_column(read_case_table(table), column)
 
 
 def test_cases(
@@ -274,7 +269,7 @@ def test_cases(
         known = comparison.test_sites
         return {"Tr": external, "Ts": {case: known.get(case, TEST_SET) for case in names}}
     _, validation = fold_split(dataset, comparison.configuration, fold)
-    owner = {case: site for site, cases in comparison.sites[str(seed)].items() for case in cases}
+    owner = {case: site for site, cases in comparison.sites[seed].items() for case in cases}
     return {"Tr": {**{case: owner[case] for case in validation if case in owner}, **external}}
 
 
@@ -292,42 +287,106 @@ def check_tests(comparison: Comparison, dataset: Dataset) -> None:
                 ) from error
 
 
-def train_options(comparison: Comparison, arm: Arm, seed: int, sites_file: Path) -> Options:
-    """Return the flags of one training."""
-    return {
-        **arm.options,
-        "plans": comparison.plans_name,
-        "seed": seed,
-        "sites_file": sites_file,
-    }
+def _runs(
+    comparison: Comparison, arms: Sequence[_PlannedArm], dataset: Dataset, device: str
+) -> dict[Model, Run]:
+    """Return the run of each model, as its training will have it."""
+    chosen = {arm.name: arm.choices for arm in arms}
+    runs = {}
+    for model in comparison.models():
+        sites = _sites_of(comparison, model)
+        runs[model] = model_run(
+            chosen[model.arm].changed(seed=model.seed),
+            dataset,
+            comparison.configuration,
+            model.fold,
+            sites,
+            device=device,
+        )
+        check_choices(runs[model])
+    return runs
 
 
-def check_model(
-    comparison: Comparison, arm: Arm, seed: int, fold: int | str, *, device: str, scratch: Path
+def _sites_of(comparison: Comparison, model: Model) -> Sites:
+    arm = comparison.arm(model.arm)
+    if arm.kind == "local" and arm.name.removeprefix("local/") not in comparison.sites[model.seed]:
+        raise SettingsError(f"{arm.name}: the partition of seed {model.seed} has no such site.")
+    return comparison.sites_of(arm, model.seed)
+
+
+def model_run(
+    choices: ArmChoices,
+    dataset: Dataset,
+    configuration: str,
+    fold: int | str,
+    sites: Sites,
+    *,
+    device: str,
 ) -> Run:
-    """Build the run of one training as the training will, or find why it cannot be."""
-    path = scratch / "sites.json"
-    if arm.kind == "local" and arm.name.removeprefix("local/") not in comparison.sites[str(seed)]:
-        raise SettingsError(f"{arm.name}: the partition of seed {seed} has no such site.")
-    path.write_text(json.dumps(comparison.sites_of(arm, seed)))
-    options = train_options(comparison, arm, seed, path)
-    run = build_run(options, comparison.dataset, comparison.configuration, fold, device)
-    check_choices(run)
-    return run
+    """Return the run of one training on sites that are known.
+
+    Parameters
+    ----------
+    choices
+        What was chosen for the training; what is not chosen the trainer suggests, except how many
+        sites train in a round.
+    dataset, configuration, fold
+        What is trained on.
+    sites
+        Cases of each site, of all folds.
+    device
+        Device to train on.
+
+    Raises
+    ------
+    SettingsError
+        If the run cannot be as chosen.
+    """
+    suggested = suggestions(choices.trainer, FederationSettings)
+    suggested.pop("sites_per_round", None)
+    given = choices.part(FederationSettings).given()
+    return Run(
+        dataset=dataset.name,
+        configuration=configuration,
+        fold=fold,
+        trainer=choices.trainer,
+        plans_name=str(dataset.plans["plans_name"]),
+        device=device,
+        settings=FederationSettings(**{**suggested, **given}),
+        sites=sites_of_fold(dataset, configuration, fold, sites),
+        pretrained_weights=weights_file(choices),
+    )
 
 
-def _give_all_the_same_epoch(runs: Sequence[tuple[Arm, Run]], dataset: Dataset) -> None:
+def _with_the_same_epoch(
+    arms: Sequence[_PlannedArm], runs: Runs, dataset: Dataset
+) -> list[_PlannedArm]:
     """Set the iterations of an epoch where the trainer's own is a pass over the cases it has.
 
     A pass over all cases has more steps than one over a site's. The mean site's is taken for all.
     """
-    for arm, run in runs:
-        if "iterations_per_epoch" in arm.options:
-            continue
-        with quiet():
-            trainer = build_trainer(run, dataset)
-        if trainer.num_iterations_per_epoch is None:
-            batch_size = trainer.configuration_manager.batch_size
-            federated = [r for a, r in runs if a.kind == "federated"] or [run]
-            sizes = [len(site.training_cases) for r in federated for site in r.sites]
-            arm.options["iterations_per_epoch"] = math.ceil(sum(sizes) / len(sizes) / batch_size)
+    federated = [run for model, run in runs.items() if model.arm.startswith("federated/")]
+    equal = []
+    for arm in arms:
+        own = next(run for model, run in runs.items() if model.arm == arm.name)
+        iterations = _pass_over_a_site(own, federated or [own], dataset)
+        changes = {} if iterations is None else {"iterations_per_epoch": iterations}
+        equal.append(dataclasses.replace(arm, choices=arm.choices.changed(**changes)))
+    return equal
+
+
+def _pass_over_a_site(run: Run, federated: Sequence[Run], dataset: Dataset) -> int | None:
+    """Return the iterations of a pass over the mean site's cases, where an epoch is a pass."""
+    with quiet():
+        trainer = build_trainer(run, dataset)
+    if trainer.num_iterations_per_epoch is not None:
+        return None
+    sizes = [len(site.training_cases) for own in federated for site in own.sites]
+    batch_size: int = trainer.configuration_manager.batch_size
+    return math.ceil(sum(sizes) / len(sizes) / batch_size)
+
+
+def _as_json(choices: ArmChoices) -> dict[str, Any]:
+    """Return what was chosen, spelled as in a settings file."""
+    given = {spell_key(ArmChoices, name): value for name, value in choices.given().items()}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}

@@ -43,7 +43,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         if path.is_file():
             runs = records.setdefault(model.arm, {})
             runs[model.seed, model.fold] = json.loads(path.read_text())
-    sites = comparison.sites[str(comparison.seeds[0])]
+    sites = comparison.sites[comparison.seeds[0]]
     everyone = {**sites, **comparison.external}
     cases = sorted(case for own in everyone.values() for case in own)
     classes = case_classes(dataset, comparison.configuration, cases)

@@ -1,17 +1,28 @@
-"""From what the user chose to a run."""
+"""From what a user chose to a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from nnunetv2_federated.experiment.options import Options, partition_settings, pick
+from nnunetv2_federated.experiment.choices import (
+    DEALING,
+    Checkpoints,
+    DealChoices,
+    ModelChoices,
+    Networked,
+    SiteChoices,
+    SiteDatasets,
+    TrainChoices,
+)
+from nnunetv2_federated.experiment.process import prepare_process
+from nnunetv2_federated.federation.choice import Choices, names_of, spell_flag, spell_key
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.partition import PartitionSettings, Sites
 from nnunetv2_federated.federation.run import RUN_FILE, Run, SiteCases, read_run
-from nnunetv2_federated.federation.settings import FederationSettings, setting_names
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, check_listening
 from nnunetv2_federated.nnunet.data.dataset import (
@@ -28,103 +39,159 @@ from nnunetv2_federated.nnunet.data.site_cases import (
     sites_from_datasets,
     sites_of_fold,
 )
+from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.training.result_folder import federation_folder, no_earlier_run
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
-DEFAULT_CREDENTIALS = Path("credentials", "server")
-
-_PARTITION_FLAGS = (
-    "sites",
-    "partition",
-    "alpha",
-    "stratified_fraction",
-    "min_cases",
-    "case_table",
-    "by",
-)
-
-_OF_THE_BOUND = ("max_update_norm", "oversized_update")
-"""What may change when a run goes on: otherwise one that refused a site would refuse it again."""
+OF_THE_BOUND = ("max_update_norm", "oversized_update")
+"""Settings that a run may change when it continues: one that refused a site's update would
+otherwise refuse it again."""
 
 
-def build_run(
-    options: Options, dataset_name: str | None, configuration: str, fold: int | str, device: str
-) -> Run:
+def resolve(choices: TrainChoices) -> Run:
     """Resolve every choice, or find the first that cannot be.
+
+    Parameters
+    ----------
+    choices
+        What to train. With ``c`` or ``val``, the run that began with these choices is returned.
 
     Raises
     ------
     SettingsError
-        With one line about what came, what is allowed and how to mend it.
+        With one line about what came, what is allowed and how to fix it.
     """
-    plans = options.get("plans", "nnUNetPlans")
-    dataset = load_dataset(str(dataset_name), plans)
-    trainer = options.get("trainer", "nnUNetTrainerFederated")
-    options = _with_defaults(options, federated_trainer(trainer), dataset)
-    settings = _settings(options)
-    remote = remote_sites(options)
+    prepare_process()
+    _check_checkpoints(choices)
+    device = choose_device(choices.device)
+    dataset = load_dataset(choices.dataset, choices.plans)
+    choices = _with_defaults(choices, dataset)
+    remote = remote_sites(choices)
     if remote:
-        check_planned(dataset, configuration)
+        check_planned(dataset, choices.configuration)
     else:
-        check_configuration(dataset, configuration)
-    weights = options.get("pretrained_weights")
-    if weights is not None and not Path(weights).is_file():
-        raise SettingsError(f"-pretrained_weights {weights}: no such file.")
+        check_configuration(dataset, choices.configuration)
     run = Run(
         dataset=dataset.name,
-        configuration=configuration,
-        fold=fold,
-        trainer=trainer,
-        plans_name=plans,
+        configuration=choices.configuration,
+        fold=choices.fold,
+        trainer=choices.trainer,
+        plans_name=choices.plans,
         device=device,
-        settings=settings if not options.get("c") else FederationSettings(),
-        sites=() if remote else _sites(options, dataset, configuration, fold),
-        disable_checkpointing=bool(options.get("disable_checkpointing")),
-        pretrained_weights=weights,
+        settings=FederationSettings() if choices.c else choices.part(FederationSettings),
+        sites=() if remote else _sites(choices, dataset),
+        disable_checkpointing=choices.disable_checkpointing,
+        pretrained_weights=weights_file(choices),
         remote_sites=remote,
         run_id=uuid.uuid4().hex if remote else "",
     )
-    if options.get("c"):
-        return _continued(options, run)
-    if options.get("val") and (federation_folder(run) / RUN_FILE).is_file():
+    if choices.c:
+        return _continued(choices, run)
+    if choices.val and (federation_folder(run) / RUN_FILE).is_file():
         return dataclasses.replace(read_run(federation_folder(run)), device=device)
     return run
 
 
-def remote_sites(options: Options) -> tuple[str, ...]:
-    """Names of the sites on other machines; none without ``--server``.
+def resolve_sites(
+    choices: SiteChoices, dataset: Dataset, configuration: str, trainer: str
+) -> Sites:
+    """Return the sites of a dataset: of a sites file, the saved partition, or dealt anew.
+
+    Parameters
+    ----------
+    choices
+        A chosen sites file is taken; the saved partition unless a field of :data:`.DEALING` is
+        chosen; else the cases are dealt.
+    dataset
+        Dataset whose cases the sites share.
+    configuration
+        Configuration whose preprocessed cases are dealt.
+    trainer
+        Name of the trainer, which may suggest how to deal them.
 
     Raises
     ------
     SettingsError
-        If a site has no key, or flags for sites on this machine are given too.
+        If a file and a partition are both chosen, the file cannot be read, or the partition is not
+        possible.
     """
-    if not networked(options):
-        return ()
-    for name in (*_chosen(options), "backend", "prepare_only"):
-        if name in options:
-            raise SettingsError(
-                f"--{name.replace('_', '-')} with --server: the sites are on other machines, each "
-                "with a dataset of its own; keep one of the two."
-            )
-    return sites_with_keys(options)
+    chosen = _sites_chosen(choices)
+    if len(chosen) > 1:
+        raise SettingsError(
+            f"{' and '.join(chosen)} both say which cases a site has: keep one of them."
+        )
+    if choices.sites_file is not None:
+        return read_sites_file(choices.sites_file)
+    if not chosen and saved_partition(dataset).is_file():
+        return read_sites_file(saved_partition(dataset))
+    suggested = {} if chosen else suggestions(trainer, DealChoices)
+    own = DealChoices(**{**suggested, **choices.part(DealChoices).given()})
+    sites, _ = partition_dataset(
+        dataset, configuration, own.part(PartitionSettings), own.case_table, own.by
+    )
+    return sites
 
 
-def networked(options: Options) -> bool:
-    """Whether the sites are on other machines.
+def suggestions(trainer: str, record: type[Choices]) -> dict[str, Any]:
+    """Return what a trainer suggests for the fields of a record.
+
+    A trainer suggests by its attribute ``federation_defaults``, spelled as in a settings file.
+    """
+    suggested: Mapping[str, Any] = getattr(federated_trainer(trainer), "federation_defaults", {})
+    keys = {spell_key(record, name): name for name in names_of(record)}
+    return {keys[key]: value for key, value in suggested.items() if key in keys}
+
+
+def weights_file(choices: ModelChoices) -> str | None:
+    """Return the checkpoint to start from.
 
     Raises
     ------
     SettingsError
-        If a flag makes sense only then, and they are not.
+        If it does not exist.
+    """
+    if choices.pretrained_weights is None:
+        return None
+    if not choices.pretrained_weights.is_file():
+        raise SettingsError(f"-pretrained_weights {choices.pretrained_weights}: no such file.")
+    return str(choices.pretrained_weights)
+
+
+def remote_sites(choices: TrainChoices) -> tuple[str, ...]:
+    """Return the names of the sites on other machines; none without ``--server``.
+
+    Raises
+    ------
+    SettingsError
+        If a site has no key, or choices for sites on this machine are made, too.
+    """
+    if not networked(choices):
+        return ()
+    local = [name for name in ("backend", "prepare_only") if name in choices.chosen]
+    for flag in (*_sites_chosen(choices), *(spell_flag(TrainChoices, name) for name in local)):
+        raise SettingsError(
+            f"{flag} with --server: the sites are on other machines, each with a dataset of its "
+            "own; keep one of the two."
+        )
+    return sites_with_keys(choices)
+
+
+def networked(choices: Networked) -> bool:
+    """Return whether the sites are on other machines.
+
+    Raises
+    ------
+    SettingsError
+        If something is chosen that needs a server, and no server is.
     """
     for name in ("credentials", "listen", "remote_sites", "superlink_database", "force"):
-        if name in options and "server" not in options:
-            raise SettingsError(f"--{name.replace('_', '-')}: is for --server HOST:PORT only.")
-    return "server" in options
+        if name in choices.chosen and choices.server is None:
+            flag = spell_flag(Networked, name)
+            raise SettingsError(f"{flag}: is for --server HOST:PORT only.")
+    return choices.server is not None
 
 
-def sites_with_keys(options: Options) -> tuple[str, ...]:
+def sites_with_keys(choices: Networked) -> tuple[str, ...]:
     """Return the remote sites that were chosen, by default all that have a key.
 
     Raises
@@ -132,8 +199,8 @@ def sites_with_keys(options: Options) -> tuple[str, ...]:
     SettingsError
         If one has none.
     """
-    known = server_settings(options).site_keys()
-    chosen = tuple(sorted(options.get("remote_sites", known)))
+    known = server_settings(choices).site_keys()
+    chosen = tuple(sorted(known if choices.remote_sites is None else choices.remote_sites))
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise SettingsError(
@@ -142,127 +209,90 @@ def sites_with_keys(options: Options) -> tuple[str, ...]:
     return chosen
 
 
-def server_settings(options: Options) -> ServerSettings:
-    """Where the server listens, and with which credentials.
+def server_settings(choices: Networked) -> ServerSettings:
+    """Return where the server listens, and with which credentials.
 
     Raises
     ------
     SettingsError
         If it would be open to others than its sites, or its keys are.
     """
-    public = Address.of(options["server"])
+    public = Address.of(str(choices.server))
     default = public if public.loopback else public.behind_proxy
-    listen = Address.of(options["listen"]) if "listen" in options else default
-    check_listening(listen, force=bool(options.get("force")))
-    settings = ServerSettings(
-        Path(options.get("credentials", DEFAULT_CREDENTIALS)),
-        listen,
-        options.get("superlink_database"),
-    )
+    listen = default if choices.listen is None else Address.of(choices.listen)
+    check_listening(listen, force=choices.force)
+    settings = ServerSettings(choices.credentials, listen, choices.superlink_database)
     settings.check()
     return settings
 
 
-def _with_defaults(options: Options, trainer: type, dataset: Dataset) -> Options:
-    """Add the flags a trainer suggests in its attribute ``federation_defaults``.
-
-    Its sites only where nothing else says who has which cases.
-    """
-    defaults: Mapping[str, Any] = getattr(trainer, "federation_defaults", {})
-    if options.get("c") or options.get("val"):
-        return options
-    if _chosen(options) or saved_partition(dataset).is_file():
-        of_its_sites = (*_PARTITION_FLAGS, "sites_per_round")
-        defaults = {k: v for k, v in defaults.items() if k not in of_its_sites}
-    return {**defaults, **options}
+def _check_checkpoints(choices: Checkpoints) -> None:
+    if choices.c and choices.val:
+        raise SettingsError("--c --val: continue the training, or only validate; not both.")
+    if choices.val_best and choices.disable_checkpointing:
+        raise SettingsError("--val_best needs checkpoints: leave --disable_checkpointing out.")
 
 
-def _settings(options: Options) -> FederationSettings:
-    chosen = pick(options, setting_names())
-    given = chosen.get("strategy_options", {})
-    if isinstance(given, list):
-        chosen["strategy_options"] = dict(_key_value(text) for text in given)
-    return FederationSettings(**chosen)
+def _with_defaults(choices: TrainChoices, dataset: Dataset) -> TrainChoices:
+    """Add the settings a trainer suggests; those of its sites only if it suggests the sites."""
+    if choices.c or choices.val:
+        return choices
+    suggested = suggestions(choices.trainer, FederationSettings)
+    if _sites_chosen(choices) or saved_partition(dataset).is_file():
+        suggested.pop("sites_per_round", None)
+    return TrainChoices(**{**suggested, **choices.given()})
 
 
-def _key_value(text: str) -> tuple[str, float]:
-    key, separator, value = text.partition("=")
-    try:
-        number = int(value) if value.lstrip("+-").isdecimal() else float(value)
-    except ValueError:
-        separator = ""
-        number = 0
-    if not separator:
-        raise SettingsError(f"--strategy-option {text}: write key=number, as in proximal_mu=0.1.")
-    return key, number
+def _sites_chosen(choices: SiteChoices) -> list[str]:
+    """Return the flags that say which cases a site has; those of a partition count as one."""
+    record = type(choices)
+    names = [*names_of(SiteDatasets), "sites_file", *DEALING]
+    chosen = [name for name in names if name in choices.chosen]
+    dealing = [name for name in chosen if name in DEALING][1:]
+    return [spell_flag(record, name) for name in chosen if name not in dealing]
 
 
-def _chosen(options: Options) -> list[str]:
-    """Return the flags that say which cases a site has: those of a partition count as one."""
-    explicit = [name for name in ("site_datasets", "sites_file") if name in options]
-    return explicit + [name for name in _PARTITION_FLAGS if name in options][:1]
-
-
-def _sites(
-    options: Options, dataset: Dataset, configuration: str, fold: int | str
-) -> tuple[SiteCases, ...]:
-    """Sites from datasets, a file, flags, the saved partition, or three hybrid sites."""
-    chosen = _chosen(options)
-    draw_by_table(dataset, configuration, [fold], options.get("case_table"))
-    if len(chosen) > 1:
-        flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
-        raise SettingsError(f"{flags} both say which cases a site has: keep one of them.")
-    if "site_datasets" in options:
-        names: Sequence[str] = [str(name) for name in options["site_datasets"]]
-        plans = options.get("plans", "nnUNetPlans")
-        return sites_from_datasets(names, configuration, fold, plans)
-    if "sites_file" in options:
-        sites = read_sites_file(options["sites_file"])
-    elif not chosen and saved_partition(dataset).is_file():
-        sites = read_sites_file(saved_partition(dataset))
-    else:
-        sites, _ = partition_dataset(
-            dataset,
-            configuration,
-            partition_settings(options),
-            options.get("case_table"),
-            options.get("by"),
-        )
+def _sites(choices: TrainChoices, dataset: Dataset) -> tuple[SiteCases, ...]:
+    """Return the sites of a fold: datasets of their own, or cases of one dataset."""
+    configuration, fold = choices.configuration, choices.fold
+    draw_by_table(dataset, configuration, [fold], choices.case_table)
+    if choices.site_datasets is not None and len(_sites_chosen(choices)) == 1:
+        return sites_from_datasets(choices.site_datasets, configuration, fold, choices.plans)
+    sites = resolve_sites(choices, dataset, configuration, choices.trainer)
     return sites_of_fold(dataset, configuration, fold, sites)
 
 
-def _same_sites(options: Options, run: Run, stored: Run) -> bool:
-    """Whether the remote sites are those of the stored run, but for those revoked since."""
+def _same_sites(choices: Networked, run: Run, stored: Run) -> bool:
+    """Return whether the remote sites are those of the stored run, but for those revoked since."""
     if not stored.remote_sites or not run.remote_sites:
         return run.remote_sites == stored.remote_sites
-    known = server_settings(options).site_keys()
+    known = server_settings(choices).site_keys()
     return set(run.remote_sites) == {name for name in stored.remote_sites if name in known}
 
 
-def _continued(options: Options, run: Run) -> Run:
+def _continued(choices: TrainChoices, run: Run) -> Run:
     """Return the run as it was started; a flag that says otherwise is refused."""
     folder = federation_folder(run)
     if not (folder / RUN_FILE).is_file():
         raise no_earlier_run(folder)
     stored = read_run(folder)
-    asked = _settings(options)
-    bound = pick(options, _OF_THE_BOUND)
-    for name in pick(options, setting_names()):
-        if name in ("resident_trainers", *bound):
-            continue
+    asked = choices.part(FederationSettings)
+    for name in sorted(asked.chosen - {"resident_trainers", *OF_THE_BOUND}):
         if getattr(asked, name) != getattr(stored.settings, name):
             raise SettingsError(
-                f"--{name.replace('_', '-')} {getattr(asked, name)}: the run to continue has "
-                f"{getattr(stored.settings, name)}; leave the flag out, or start anew without --c."
+                f"{spell_flag(FederationSettings, name)} {getattr(asked, name)}: the run to "
+                f"continue has {getattr(stored.settings, name)}; leave the flag out, or start anew "
+                "without --c."
             )
-    if not _same_sites(options, run, stored):
+    if not _same_sites(choices, run, stored):
         raise SettingsError(
             f"--c: the run to continue has {', '.join(stored.remote_sites) or 'no'} remote sites; "
             "name the same."
         )
-    if _chosen(options) and run.sites != stored.sites:
+    if _sites_chosen(choices) and run.sites != stored.sites:
         raise SettingsError(
             "--c: these sites are not those of the run to continue; leave the site flags out."
         )
+    bound = {name: getattr(asked, name) for name in OF_THE_BOUND if name in asked.chosen}
     settings = dataclasses.replace(stored.settings, **bound)
     return dataclasses.replace(stored, device=run.device, settings=settings)

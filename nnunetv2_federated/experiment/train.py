@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_federated.experiment.process import prepare_process
+from nnunetv2_federated.experiment.resolve import OF_THE_BOUND
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
@@ -39,9 +40,8 @@ from nnunetv2_federated.nnunet.training.result_folder import (
 from nnunetv2_federated.nnunet.training.tracking import close_trackers
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
-CHANGEABLE = ("resident_trainers", "max_update_norm", "oversized_update")
-"""Settings that may change when a run continues. The bound of updates may, because a run that
-refused a site's update would otherwise refuse it again."""
+_CHANGEABLE = ("resident_trainers", *OF_THE_BOUND)
+"""Settings that may change when a run continues."""
 
 
 class Headline(NamedTuple):
@@ -285,7 +285,7 @@ def _check_continues(run: Run) -> None:
     if not (folder / RUN_FILE).is_file():
         raise no_earlier_run(folder)
     stored = read_run(folder)
-    kept = {name: getattr(stored.settings, name) for name in CHANGEABLE}
+    kept = {name: getattr(stored.settings, name) for name in _CHANGEABLE}
     settings = dataclasses.replace(run.settings, **kept)
     asked = dataclasses.replace(run, device=stored.device, settings=settings)
     for field in dataclasses.fields(Run):

@@ -78,6 +78,18 @@ def check_fold(value: object) -> int | str:
     raise SettingsError(f"fold {_shown(value)}: give a number such as 0, or all.")
 
 
+def read_fold(value: object) -> int | str:
+    """Return a fold as :func:`check_fold` does; a number may be a text.
+
+    Raises
+    ------
+    SettingsError
+        If it is neither a number of a fold nor ``all``.
+    """
+    number = isinstance(value, str) and value.isdecimal() and len(value) < 9
+    return check_fold(int(str(value)) if number else value)
+
+
 def _shown(value: object) -> str:
     """Show what came without letting it do anything to a terminal."""
     text = repr(value)

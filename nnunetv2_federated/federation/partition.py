@@ -15,22 +15,31 @@ column      the site of each case stands in a column of the case table, for inst
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
+from pydantic import Field
 
+from nnunetv2_federated.federation.choice import (
+    DEFAULT_SEED,
+    Allowed,
+    Choice,
+    Choices,
+    Count,
+    Seed,
+    record,
+)
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.text import few
 
 Sites = dict[str, list[str]]
 """Site name to its cases, both sorted."""
 
-METHODS = ("iid", "stratified", "dirichlet", "hybrid", "column")
+Method = Literal["iid", "stratified", "dirichlet", "hybrid", "column"]
+METHODS: tuple[str, ...] = get_args(Method)
 
 MAX_DRAWS = 100
 """How many partitions are drawn in search of one in which every site has `min_cases`."""
@@ -38,41 +47,42 @@ MAX_DRAWS = 100
 MIN_ALPHA = 1e-3
 """Below this a class sits at one site anyway, and gamma variates underflow to 0/0."""
 
+_Alpha = Annotated[
+    float,
+    Field(ge=MIN_ALPHA, allow_inf_nan=False),
+    Allowed(f"a finite number of at least {MIN_ALPHA}, for instance 0.5"),
+]
+_Share = Annotated[float, Field(ge=0, le=1), Allowed("0 to 1, for instance 0.3")]
 
-@dataclass(frozen=True)
-class PartitionSettings:
-    """How to partition a dataset; `--help` of nnUNetv2_partition speaks the same words."""
 
-    sites: int = 3
-    """Number of sites; `column` takes it from the table instead."""
-    method: str = "hybrid"
-    """One of `METHODS`."""
-    alpha: float = 0.5
-    """Dirichlet concentration: small is skewed, large is even."""
-    stratified_fraction: float = 0.3
-    """Share of every class that `hybrid` spreads evenly."""
-    min_cases: int = 1
-    """Every site has at least as many cases."""
-    seed: int = 12345
+@record
+class PartitionSettings(Choices):
+    """How to deal the cases of a dataset to sites."""
 
-    def __post_init__(self) -> None:
-        _check_whole("--sites", self.sites, minimum=1)
-        _check_whole("--min-cases", self.min_cases, minimum=1)
-        _check_whole("--seed", self.seed, minimum=0)
-        if self.method not in METHODS:
-            raise SettingsError(
-                f"unknown partition {self.method!r}; set --partition to one of {', '.join(METHODS)}"
-            )
-        if not (_is_number(self.alpha) and MIN_ALPHA <= self.alpha < math.inf):
-            raise SettingsError(
-                f"alpha is {self.alpha!r}, allowed is a finite number of at least {MIN_ALPHA}; "
-                "set --alpha, for instance to 0.5"
-            )
-        if not (_is_number(self.stratified_fraction) and 0 <= self.stratified_fraction <= 1):
-            raise SettingsError(
-                f"stratified fraction is {self.stratified_fraction!r}, allowed is 0 to 1; "
-                "set --stratified-fraction, for instance to 0.3"
-            )
+    group: ClassVar[str] = "sites"
+
+    sites: Annotated[
+        Count, Choice("number of sites; for --partition column those of the table", "N")
+    ] = 3
+    method: Annotated[
+        Method,
+        Choice(
+            "how cases are dealt to sites: 'iid' at random, 'stratified' with the same mix of "
+            "classes, 'dirichlet' with shares of each class drawn from Dirichlet(alpha), 'hybrid' "
+            "with a stratified share of each class and the rest by Dirichlet(alpha), 'column' as "
+            "the column --by of the case table says",
+            flag="--partition",
+            key="partition",
+        ),
+    ] = "hybrid"
+    alpha: Annotated[
+        _Alpha, Choice("Dirichlet concentration: small is skewed, large is even", "X")
+    ] = 0.5
+    stratified_fraction: Annotated[
+        _Share, Choice("share of each class that 'hybrid' deals evenly", "SHARE")
+    ] = 0.3
+    min_cases: Annotated[Count, Choice("fewest cases of a site", "N")] = 1
+    seed: Seed = DEFAULT_SEED
 
 
 class _Group(NamedTuple):
@@ -379,14 +389,3 @@ def _check_site_name(name: str) -> None:
         raise SettingsError(
             f"site name {name!r} cannot be a folder name; use letters, digits, '_' and '-'"
         )
-
-
-def _check_whole(flag: str, value: object, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise SettingsError(
-            f"{flag} is {value!r}, allowed is a whole number of at least {minimum}; change {flag}"
-        )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_federated.federation.choice import require
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import format_problem
 from nnunetv2_federated.federation.names import check_fold, check_name
-from nnunetv2_federated.federation.settings import FederationSettings, require
+from nnunetv2_federated.federation.settings import FederationSettings
 
 
 @dataclass(frozen=True)

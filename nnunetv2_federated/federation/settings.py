@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from typing import Annotated, ClassVar, Literal, get_args
 
-from nnunetv2_federated.federation.errors import SettingsError
+from pydantic import Field
 
-STRATEGIES = (
+from nnunetv2_federated.federation.choice import (
+    DEFAULT_SEED,
+    Allowed,
+    Choice,
+    Choices,
+    Count,
+    Seconds,
+    Seed,
+    names_of,
+    record,
+    require,
+)
+
+Strategy = Literal[
     "fedavg",
     "fedavgm",
     "fedprox",
@@ -18,126 +31,175 @@ STRATEGIES = (
     "fedmedian",
     "fedtrimmedavg",
     "krum",
-)
+]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+_LearningRate = Annotated[
+    float, Field(gt=0, le=1), Allowed("above 0 and at most 1; nnU-Net has 0.01")
+]
+_Momentum = Annotated[float, Field(ge=0, lt=1), Allowed("at least 0 and below 1; nnU-Net has 0.99")]
+_WeightDecay = Annotated[
+    float, Field(ge=0, lt=1), Allowed("at least 0 and below 1; nnU-Net has 3e-5")
+]
+_UpdateNorm = Annotated[
+    Literal["auto", "none"] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    Allowed("auto, none or a number above 0"),
+]
+_Options = Annotated[
+    Mapping[str, int | Annotated[float, Field(allow_inf_nan=False)]],
+    Allowed("finite numbers by name"),
+]
 
 
-LR_SCHEDULES = ("trainer", "poly")
-TRANSPORT_DTYPES = ("float32", "float16", "bfloat16")
-OVERSIZED_UPDATE = ("refuse", "clip")
-BACKENDS = ("in-process", "ray")
-"""What runs the sites of one machine."""
+@record
+class Waits(Choices):
+    """How long sites on other machines are waited for."""
 
-_ABOVE_0 = math.nextafter(0.0, 1.0)
-_BELOW_1 = math.nextafter(1.0, 0.0)
+    group: ClassVar[str] = "sites on other machines"
+
+    wait_for_sites: Annotated[
+        Seconds,
+        Choice(
+            "how long to wait for sites on other machines before a round begins without them, or "
+            "fails",
+            "SECONDS",
+        ),
+    ] = 600.0
+    answer_deadline: Annotated[
+        Seconds,
+        Choice(
+            "longest to wait for any answer where --round-deadline does not say less; a silent "
+            "site is then left out and named",
+            "SECONDS",
+        ),
+    ] = 86400.0
 
 
-def require(ok: bool, flag: str, value: object, allowed: str) -> None:
-    """Raise ``SettingsError`` that a flag must be what is allowed, unless it is."""
-    if not ok:
-        raise SettingsError(f"{flag} {value}: must be {allowed}.")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(float(str(value)))
-
-
-@dataclass(frozen=True)
-class FederationSettings:
+@record
+class FederationSettings(Waits):
     """How a federation trains. ``None`` leaves a value to the trainer or the plans."""
 
-    rounds: int = 120
-    local_epochs: int = 1
-    iterations_per_epoch: int | None = None
-    """``None``: the trainer's own, 250 for ``nnUNetTrainer``."""
-    val_iterations: int | None = None
-    """``None``: the trainer's own, 50 for ``nnUNetTrainer``."""
-    batch_size: int | None = None
-    """``None``: the plans'."""
-    initial_lr: float | None = None
-    """``None``: the trainer's own, 0.01 for ``nnUNetTrainer``."""
-    lr_schedule: str = "trainer"
-    """``trainer`` keeps the trainer's own schedule with rounds in place of epochs (a warm-up, a
-    cosine; ``nnUNetTrainer`` has poly), ``poly`` takes ``(1 - round / rounds) ** 0.9`` for all."""
-    momentum: float | None = None
-    """``None``: the trainer's own, 0.99 for ``nnUNetTrainer``."""
-    weight_decay: float | None = None
-    """``None``: the trainer's own, 3e-5 for ``nnUNetTrainer``."""
-    local_momentum: str = "keep"
-    batchnorm: str = "average"
-    """Of networks that have BatchNorm: ``average`` its weights and running statistics like all
-    others, ``local`` keeps each site's own (FedBN, Li et al. 2021, arXiv:2102.07623), ``group``
-    builds the network with GroupNorm in its place."""
-    strategy: str = "fedavg"
-    strategy_options: Mapping[str, float] = field(default_factory=dict)
-    weighting: str = "cases"
-    sites_per_round: int | None = None
-    min_replies: int | None = None
-    """``None``: see :meth:`needed`."""
-    max_update_norm: float | str = "auto"
-    """Longest update (L2 norm of trained minus sent weights) that is aggregated: a number, ``none``
-    for no limit of one's own, or ``auto`` for ten times the usual, from three sites on."""
-    oversized_update: str = "refuse"
-    """What becomes of a longer one: ``refuse`` it, and the site has failed in this round, or
-    ``clip`` it to the limit."""
-    transport_dtype: str = "float32"
-    """Of weights on the way; 16 bits carry a site's change of the weights, not the weights."""
-    global_validation: bool = True
-    """Validate the global model, at the sites, before each round's training."""
-    resident_trainers: int | None = None
-    round_deadline: float | None = None
-    """Seconds a round may take; ``None`` to wait for every site as long as it is connected."""
-    wait_for_sites: float = 600.0
-    """Seconds to wait for sites on other machines before a round begins without them, or fails."""
-    answer_deadline: float = 86400.0
-    """Seconds to wait at most for an answer where ``round_deadline`` does not say less."""
-    seed: int = 12345
+    group: ClassVar[str] = "federation"
+
+    rounds: Annotated[Count, Choice("rounds of the federation", "N")] = 120
+    local_epochs: Annotated[Count, Choice("nnU-Net epochs of a site in a round", "N")] = 1
+    iterations_per_epoch: Annotated[
+        Count | None,
+        Choice("training iterations of an epoch", "N", unset="the trainer's, 250"),
+    ] = None
+    val_iterations: Annotated[
+        Count | None,
+        Choice("validation iterations of an epoch", "N", unset="the trainer's, 50"),
+    ] = None
+    batch_size: Annotated[
+        Count | None, Choice("images or patches of a batch", "N", unset="the plans'")
+    ] = None
+    initial_lr: Annotated[
+        _LearningRate | None,
+        Choice("learning rate of the first round", "X", unset="the trainer's, 0.01"),
+    ] = None
+    lr_schedule: Annotated[
+        Literal["trainer", "poly"],
+        Choice(
+            "learning rate by round: 'trainer' keeps the trainer's own schedule with rounds in "
+            "place of epochs (a warm-up, a cosine; nnUNetTrainer has poly), 'poly' takes nnU-Net's "
+            "(1 - round / rounds) ** 0.9 in its place; parameter groups keep their ratios"
+        ),
+    ] = "trainer"
+    momentum: Annotated[
+        _Momentum | None, Choice("momentum of SGD", "X", unset="the trainer's, 0.99")
+    ] = None
+    weight_decay: Annotated[
+        _WeightDecay | None, Choice("weight decay", "X", unset="the trainer's, 3e-5")
+    ] = None
+    local_momentum: Annotated[
+        Literal["keep", "reset"], Choice("what a site does with its momentum between rounds")
+    ] = "keep"
+    batchnorm: Annotated[
+        Literal["average", "local", "group"],
+        Choice(
+            "BatchNorm, in networks that have it: 'average' its weights and running statistics "
+            "like all others, 'local' keeps each site's own (FedBN, Li et al. 2021, "
+            "arXiv:2102.07623), 'group' builds the network with GroupNorm in its place"
+        ),
+    ] = "average"
+    strategy: Annotated[Strategy, Choice("Flower's strategy")] = "fedavg"
+    strategy_options: Annotated[
+        _Options,
+        Choice(
+            "argument of the strategy, for example proximal_mu=0.1; may be repeated",
+            "KEY=VALUE",
+            flag="--strategy-option",
+            unset="Flower's",
+            repeated=True,
+        ),
+    ] = dataclasses.field(default_factory=dict)
+    weighting: Annotated[
+        Literal["cases", "uniform"],
+        Choice("weight of a site in the mean: its number of training cases, or the same for all"),
+    ] = "cases"
+    sites_per_round: Annotated[
+        Count | None, Choice("sites that train in a round", "N", unset="all")
+    ] = None
+    min_replies: Annotated[
+        Count | None,
+        Choice(
+            "fewest usable replies of a round",
+            "N",
+            unset="all sites; with --server more than half of them",
+        ),
+    ] = None
+    max_update_norm: Annotated[
+        _UpdateNorm,
+        Choice(
+            "longest update that is aggregated, as L2 norm of trained minus sent weights; 'none' "
+            "for no limit, 'auto' for ten times the usual, from three sites on",
+            "X|auto|none",
+        ),
+    ] = "auto"
+    oversized_update: Annotated[
+        Literal["refuse", "clip"],
+        Choice(
+            "what happens to a longer update: 'refuse' it, and the site has failed in this round, "
+            "or 'clip' it to the limit"
+        ),
+    ] = "refuse"
+    transport_dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        Choice(
+            "type of weights on the way; 16 bits halve the traffic and carry a site's change of "
+            "the weights, not the weights"
+        ),
+    ] = "float32"
+    global_validation: Annotated[
+        bool,
+        Choice(
+            "validate the global model at the sites before each round's training",
+        ),
+    ] = True
+    resident_trainers: Annotated[
+        Count | None, Choice("trainers kept in memory at once", "N", unset="4")
+    ] = None
+    round_deadline: Annotated[
+        Seconds | None,
+        Choice(
+            "longest a round may take",
+            "SECONDS",
+            unset="none: every connected site is waited for",
+        ),
+    ] = None
+    seed: Seed = DEFAULT_SEED
 
     def __post_init__(self) -> None:
-        self._check_counts()
-        norm = self.max_update_norm
-        fits = norm in ("auto", "none") or (_is_number(norm) and float(norm) > 0)
-        require(fits, "--max-update-norm", norm, "auto, none or a number above 0")
-        for name, low, high, allowed in (
-            ("initial_lr", _ABOVE_0, 1.0, "above 0 and at most 1; nnU-Net has 0.01"),
-            ("momentum", 0.0, _BELOW_1, "at least 0 and below 1; nnU-Net has 0.99"),
-            ("weight_decay", 0.0, _BELOW_1, "at least 0 and below 1; nnU-Net has 3e-5"),
-        ):
-            value = getattr(self, name)
-            fits = value is None or (_is_number(value) and low <= value <= high)
-            require(fits, _flag(name), value, allowed)
-        for name, choices in (
-            ("local_momentum", ("keep", "reset")),
-            ("batchnorm", ("average", "local", "group")),
-            ("lr_schedule", LR_SCHEDULES),
-            ("weighting", ("cases", "uniform")),
-            ("transport_dtype", TRANSPORT_DTYPES),
-            ("oversized_update", OVERSIZED_UPDATE),
-            ("strategy", STRATEGIES),
-            ("global_validation", (True, False)),
-        ):
-            value = getattr(self, name)
-            allowed = "one of " + ", ".join(map(str, choices))
-            require(
-                value in choices and type(value) is type(choices[0]), _flag(name), value, allowed
-            )
-        for name in ("round_deadline", "wait_for_sites", "answer_deadline"):
-            seconds = getattr(self, name)
-            fits = (seconds is None and name == "round_deadline") or (
-                _is_number(seconds) and seconds > 0
-            )
-            require(fits, _flag(name), seconds, "a number of seconds above 0")
-        options = self.strategy_options
-        numbers = isinstance(options, Mapping) and all(map(_is_number, options.values()))
-        require(numbers, "--strategy-option", options, "finite numbers by name")
+        if self.sites_per_round and self.min_replies:
+            allowed = f"at most --sites-per-round ({self.sites_per_round})"
+            fits = self.min_replies <= self.sites_per_round
+            require(fits, "--min-replies", self.min_replies, allowed)
 
     def needed(self, count: int, *, remote: bool) -> int:
         """Return how many of ``count`` sites a round cannot do without.
 
-        Where ``min_replies`` says nothing, these are more than half of sites on other machines, so
+        Where ``min_replies`` is not set, these are more than half of sites on other machines, so
         that no single one of three or more can end a federation; and all on this machine, where a
         site that fails is a mistake to be seen.
         """
@@ -145,27 +207,7 @@ class FederationSettings:
             return min(self.min_replies, count)
         return count // 2 + 1 if remote else count
 
-    def _check_counts(self) -> None:
-        optional = (
-            "iterations_per_epoch",
-            "val_iterations",
-            "batch_size",
-            "sites_per_round",
-            "min_replies",
-            "resident_trainers",
-        )
-        needed = ("rounds", "local_epochs", "seed")
-        for name in (*needed, *optional):
-            value = getattr(self, name)
-            low = 0 if name == "seed" else 1
-            ok = (value is None and name in optional) or (type(value) is int and value >= low)
-            require(ok, _flag(name), value, f"a whole number of at least {low}")
-        if self.sites_per_round and self.min_replies:
-            allowed = f"at most --sites-per-round ({self.sites_per_round})"
-            fits = self.min_replies <= self.sites_per_round
-            require(fits, "--min-replies", self.min_replies, allowed)
-
 
 def setting_names() -> tuple[str, ...]:
     """Names of all :class:`FederationSettings`, as the settings file spells them."""
-    return tuple(f.name for f in fields(FederationSettings))
+    return names_of(FederationSettings)

@@ -38,7 +38,10 @@ BAD = {
     "more sites than cases": (["901", "2d", "0", "--sites", "13"], "13"),
     "rounds": (["901", "2d", "0", "--rounds", "0"], "--rounds 0"),
     "lr": (["901", "2d", "0", "--initial-lr", "-1"], "--initial-lr -1.0"),
-    "alpha": (["901", "2d", "0", "--alpha", "0"], "set --alpha"),
+    "alpha": (
+        ["901", "2d", "0", "--alpha", "0"],
+        "--alpha 0.0: must be a finite number of at",
+    ),
     "sites a round": (["901", "2d", "0", "--sites-per-round", "4"], "--sites-per-round 4"),
     "replies": (["901", "2d", "0", "--min-replies", "4"], "--min-replies 4"),
     "answers": (["901", "2d", "0", "--answer-deadline", "0"], "--answer-deadline 0"),

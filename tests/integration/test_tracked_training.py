@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import a_run
 from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nnunetv2_federated.experiment.resolve import build_run
 from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
 from nnunetv2_federated.nnunet.training.tracking import MLflowTracker
@@ -43,9 +43,9 @@ def mlflow_runs(results: Path) -> tuple[MlflowClient, list[MLflowRun]]:
 
 def interrupt(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop in the last round at the worst moment: the one before is logged, but not yet saved."""
-    options = {"sites": 2, "partition": "iid", "rounds": ROUNDS}
+    options = {"sites": 2, "method": "iid", "rounds": ROUNDS}
     options |= {"iterations_per_epoch": 2, "val_iterations": 2, "resident_trainers": 1}
-    run = build_run(options, dataset, "2d", 0, "cpu")
+    run = a_run(dataset, **options)
     save = GlobalModel.save_state
 
     def fail_in_the_last(model: GlobalModel, weights: Any, rounds: Any, inner: Any) -> None:

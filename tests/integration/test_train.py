@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_federated.experiment.resolve import build_run
+from nnunetv2_federated.experiment.choices import TrainChoices
+from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.train import train, validate
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.observer import Observer
@@ -17,8 +18,10 @@ from nnunetv2_federated.federation.run import Run
 
 
 def a_run(dataset: str, **changes: Any) -> Run:
-    options = {"sites": 2, "rounds": 2, "iterations_per_epoch": 1, "val_iterations": 1}
-    return build_run({**options, **changes}, dataset, "2d", 0, "cpu")
+    chosen = {"sites": 2, "rounds": 2, "iterations_per_epoch": 1, "val_iterations": 1, **changes}
+    return resolve(
+        TrainChoices(dataset=dataset, configuration="2d", fold=0, device="cpu", **chosen)
+    )
 
 
 class Interrupts(Observer):

@@ -17,10 +17,10 @@ import nnunetv2.training.nnUNetTrainer
 import numpy as np
 import pytest
 import torch
+from conftest import a_run
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 
-from nnunetv2_federated.experiment.resolve import build_run
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
@@ -83,7 +83,7 @@ def tiny(dataset_2d: str) -> str:
 def run_of(dataset: str, trainer: str, **options: Any) -> Run:
     short = {"sites": 2, "rounds": 3, "iterations_per_epoch": 1, "val_iterations": 1}
     options = {"trainer": trainer, "plans": TINY, **short, **options}
-    return build_run(options, dataset, "2d", 0, "cpu")
+    return a_run(dataset, **options)
 
 
 def train_round(run: Run, server_round: int = 0) -> tuple[GlobalModel, Site, np.ndarray]:

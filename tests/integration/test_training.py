@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import a_run
 from helpers import Train, load_history
 from mlflow import MlflowClient
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
@@ -19,7 +20,6 @@ from small_datasets import plan_and_preprocess, write_dataset
 
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.cli.trainer_folder import trainer_folders
-from nnunetv2_federated.experiment.resolve import build_run
 from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
@@ -181,9 +181,9 @@ class FailsOnce(Observer):
 @pytest.mark.slow
 def test_a_site_that_failed_comes_back(dataset_2d: str, results: Path) -> None:
     del results
-    options = {"sites": 2, "partition": "iid", "rounds": 3, "min_replies": 1}
+    options = {"sites": 2, "method": "iid", "rounds": 3, "min_replies": 1}
     options |= {"iterations_per_epoch": 2, "val_iterations": 2}
-    run = build_run(options, dataset_2d, "2d", 0, "cpu")
+    run = a_run(dataset_2d, **options)
     observer = FailsOnce()
     fold = launch(run, prepare(run), observer=observer)
     assert [record.failed for record in observer.records] == [
@@ -290,7 +290,7 @@ def test_a_site_whose_augmentation_worker_was_killed_is_built_anew(
     del results
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     options = {"sites": 2, "rounds": 3, "iterations_per_epoch": 12, "val_iterations": 1}
-    run = build_run(options, dataset_2d, "2d", 0, "cpu")
+    run = a_run(dataset_2d, **options)
     folder = prepare(run)
     pool = SitePool()
     try:

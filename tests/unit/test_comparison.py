@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_cls.tester import ClsTester
-from nnunetv2_federated.cli.options import read_settings_file
-from nnunetv2_federated.cli.train_flags import as_flags, build_parser
+from nnunetv2_federated.cli.compare import command
 from nnunetv2_federated.experiment.comparison import (
     Arm,
     Comparison,
@@ -35,7 +34,7 @@ def comparison(**changes):
         "trainer": "nnUNetTrainer",
         "folds": [0],
         "seeds": [1],
-        "sites": {"1": SITES},
+        "sites": {1: SITES},
         "external": {},
         "arms": [Arm("centralised", {"rounds": 2})],
         "test_set": False,
@@ -49,7 +48,7 @@ def test_an_arm_trains_with_one_site_all_sites_or_all_cases_as_one():
     assert arm_sites(Arm("federated/fedavg", {}), SITES, 1) == SITES
     assert arm_sites(Arm("centralised", {}), SITES, 1) == {"centralised": ["a1", "b1", "b2", "c1"]}
     own = {"x": ["a1", "b1"], "y": ["b2", "c1"]}
-    assert arm_sites(Arm("federated/iid", {}, {"1": own}), SITES, 1) == own
+    assert arm_sites(Arm("federated/iid", {}, {1: own}), SITES, 1) == own
 
 
 def test_external_sites_train_nowhere():
@@ -78,19 +77,24 @@ def test_a_folder_continues_its_own_comparison_and_refuses_another(tmp_path):
         open_comparison(tmp_path / "mine", comparison())
 
 
-def test_flags_are_spelled_as_they_are_parsed():
-    options = {
-        "trainer": "nnUNetTrainer",
-        "rounds": 3,
-        "strategy": "fedprox",
-        "strategy_options": {"proximal_mu": 0.1},
-        "global_validation": False,
-        "momentum": 0.9,
-    }
-    parsed = vars(build_parser().parse_args(["901", "2d", "0", *as_flags(options)]))
-    found = {key: parsed[key] for key in options}
-    assert found == {**options, "strategy_options": ["proximal_mu=0.1"]}
-    assert as_flags({"global_validation": True}) == []
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 3}, "format 3, this installation knows 2: upgrade"),
+        ({"format": None}, "format 1, this installation knows 2: .* older nnunetv2-federated"),
+        ({"format": "x"}, "not the file of a comparison"),
+    ],
+)
+def test_a_comparison_of_another_format_is_refused(tmp_path, change, words):
+    open_comparison(tmp_path, comparison())
+    path = tmp_path / "comparison.json"
+    content = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    with pytest.raises(SettingsError, match=words) as refusal:
+        open_comparison(tmp_path, comparison())
+    assert "comparison.json cannot be read" in str(refusal.value)
+    assert "give another -o" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_reduced_table_replaces_what_it_names_table_by_table(tmp_path):
@@ -99,16 +103,14 @@ def test_the_reduced_table_replaces_what_it_names_table_by_table(tmp_path):
         "rounds = 120\nmomentum = 0.9\n[centralised]\nrounds = 240\nmomentum = 0.8\n"
         "[reduced]\nrounds = 2\n[reduced.centralised]\nrounds = 4\n"
     )
-    known, tables = {"rounds", "momentum"}, ("centralised",)
-    assert read_settings_file(path, known, tables=tables)["rounds"] == 120
-    assert read_settings_file(path, known, tables=tables, reduced=True) == {
-        "rounds": 2,
-        "momentum": 0.9,
-        "centralised": {"rounds": 4, "momentum": 0.8},
-    }
+    argv = ["901", "2d", "0", "--settings", str(path)]
+    assert command().parse(argv).rounds == 120
+    less = command().parse([*argv, "--reduced"])
+    assert (less.rounds, less.momentum) == (2, 0.9)
+    assert less.centralised.given() == {"rounds": 4, "momentum": 0.8}
     path.write_text("rounds = 120\n")
     with pytest.raises(SettingsError, match=r"no table \[reduced\]"):
-        read_settings_file(path, known, reduced=True)
+        command().parse([*argv, "--reduced"])
 
 
 def test_spread_is_mean_and_sample_deviation_of_the_known():

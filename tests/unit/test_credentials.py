@@ -18,6 +18,7 @@ from flwr.supercore.primitives.asymmetric import sign_message, uses_nist_ec_curv
 
 from nnunetv2_federated.cli import site
 from nnunetv2_federated.cli.provision import main
+from nnunetv2_federated.experiment.choices import Networked
 from nnunetv2_federated.experiment.resolve import _same_sites, sites_with_keys
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.run import Run
@@ -540,7 +541,7 @@ def test_a_database_folder_of_others_is_refused_and_a_new_one_is_private(tmp_pat
 def test_a_run_goes_on_with_the_sites_that_were_not_revoked_since(tmp_path: Path) -> None:
     """``--c`` wants the sites the run was started with, and cannot have a revoked one."""
     provision(tmp_path, SERVER, ["bern", "lyon", "oslo"])
-    options = {"server": "localhost", "credentials": tmp_path / "server"}
+    options = Networked(server="localhost", credentials=tmp_path / "server")
 
     def run(*sites: str) -> Run:
         return Run(

@@ -17,11 +17,9 @@ from consortium import wait_for
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 
 from nnunetv2_federated.cli.console import ConsoleObserver
-from nnunetv2_federated.cli.options import parse
-from nnunetv2_federated.cli.server import build_parser
+from nnunetv2_federated.cli.server import command as server_command
 from nnunetv2_federated.cli.site import main
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
-from nnunetv2_federated.experiment.options import pick
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.messages import (
@@ -30,7 +28,7 @@ from nnunetv2_federated.federation.messages import (
     TrainReport,
     Validation,
 )
-from nnunetv2_federated.federation.settings import FederationSettings, setting_names
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.server.processes import Child
@@ -303,10 +301,11 @@ def test_the_server_shows_its_sites_and_where_they_differ(
 def test_the_example_of_a_server_holds_known_and_allowed_settings() -> None:
     path = Path(__file__).parents[2] / "examples" / "deployment" / "federation.toml"
 
-    options = parse(build_parser(), ["--settings", str(path)])
+    # its server is named here: nothing was provisioned beside the example
+    choices = server_command().parse(["--settings", str(path), "--server", "localhost"])
 
-    assert FederationSettings(**pick(options, setting_names())).min_replies == 2
-    assert options["credentials"] == path.parent / "credentials" / "server"
+    assert choices.part(FederationSettings).min_replies == 2
+    assert choices.credentials == path.parent / "credentials" / "server"
 
 
 # Rounds with a deadline

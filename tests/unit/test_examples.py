@@ -252,21 +252,16 @@ CLASSIFICATION = {
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
 def test_classification_settings_are_those_of_the_presentation(name):
-    from nnunetv2_federated.cli.options import read_settings_file  # noqa: PLC0415
-    from nnunetv2_federated.cli.train_flags import build_parser  # noqa: PLC0415
-    from nnunetv2_federated.federation.settings import (  # noqa: PLC0415
-        FederationSettings,
-        setting_names,
-    )
+    from nnunetv2_federated.cli.train import command  # noqa: PLC0415
+    from nnunetv2_federated.federation.settings import FederationSettings  # noqa: PLC0415
 
     folder = EXAMPLES.with_name("classification")
     assert {path.stem for path in folder.glob("*.toml")} == set(CLASSIFICATION)
-    flags = {action.dest for action in build_parser()._actions}
-    values = read_settings_file(folder / f"{name}.toml", flags)
-    kept = FederationSettings(**{k: v for k, v in values.items() if k in setting_names()})
+    values = command().parse(["911", "2d_cls", "0", "--settings", str(folder / f"{name}.toml")])
+    kept = values.part(FederationSettings)
     assert (
         kept.rounds,
-        values["sites"],
+        values.sites,
         kept.sites_per_round,
         kept.initial_lr,
         kept.momentum,
@@ -275,14 +270,13 @@ def test_classification_settings_are_those_of_the_presentation(name):
 
 @pytest.mark.parametrize("name", ["presentation_segmentation", "presentation_resnet50"])
 def test_comparisons_are_known_to_the_command_and_can_be_reduced(name):
-    from nnunetv2_federated.cli.compare import build_parser  # noqa: PLC0415
-    from nnunetv2_federated.cli.options import parse  # noqa: PLC0415
+    from nnunetv2_federated.cli.compare import command  # noqa: PLC0415
 
     path = str(EXAMPLES.with_name("comparison") / f"{name}.toml")
     full, less = (
-        parse(build_parser(), ["901", "2d", "0", "--settings", path, *flags])
+        command().parse(["901", "2d", "0", "--settings", path, *flags])
         for flags in ([], ["--reduced"])
     )
-    assert less["rounds"] < full["rounds"]
-    assert less["centralised"]["rounds"] < full["centralised"]["rounds"]
-    assert less["sites"] == full["sites"]  # not named there
+    assert less.rounds < full.rounds
+    assert less.centralised.rounds < full.centralised.rounds
+    assert less.sites == full.sites  # not named there

@@ -182,17 +182,20 @@ def test_min_cases_is_reached_by_drawing_again():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"sites": 0}, "--sites is 0, allowed is a whole number of at least 1"),
-        ({"sites": 2.0}, "--sites is 2.0"),
-        ({"sites": True}, "--sites is True"),
-        ({"method": "random"}, "unknown partition 'random'; set --partition to one of iid, strat"),
-        ({"alpha": 0}, "alpha is 0, allowed is a finite number .* set --alpha"),
-        ({"alpha": float("nan")}, "alpha is nan"),
-        ({"alpha": float("inf")}, "alpha is inf"),
-        ({"alpha": "0.5"}, "alpha is '0.5'"),
-        ({"stratified_fraction": 1.5}, "is 1.5, allowed is 0 to 1; set --stratified-fraction"),
-        ({"min_cases": 0}, "--min-cases is 0"),
-        ({"seed": -1}, "--seed is -1"),
+        ({"sites": 0}, "--sites 0: must be a whole number of at least 1"),
+        ({"sites": 2.0}, r"--sites 2\.0: must be"),
+        ({"sites": True}, "--sites True: must be"),
+        (
+            {"method": "random"},
+            "--partition random: must be one of iid, stratified, dirichlet",
+        ),
+        ({"alpha": 0}, "--alpha 0: must be a finite number of at least 0.001, for instance 0.5"),
+        ({"alpha": float("nan")}, "--alpha nan: must be"),
+        ({"alpha": float("inf")}, "--alpha inf: must be"),
+        ({"alpha": "0.5"}, "--alpha 0.5: must be"),
+        ({"stratified_fraction": 1.5}, r"--stratified-fraction 1\.5: must be 0 to 1"),
+        ({"min_cases": 0}, "--min-cases 0: must be"),
+        ({"seed": -1}, "--seed -1: must be"),
     ],
 )
 def test_bad_settings(bad, message):
