@@ -80,7 +80,7 @@ def take_part(settings: SiteSettingsFile, options: Options) -> None:
             "nnUNet_preprocessed, or under nnUNet_raw to be planned for."
         )
     device = choose_device(options.get("device"))
-    site = open_site(settings, options, device, _who_agrees(options))
+    site = open_site(settings, options, device, who_agrees(options))
     log = settings.work / "site.log"
     send_logs_to(log)
     with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
@@ -125,8 +125,15 @@ def open_site(
     return GuardedSite(here, ask=ask, record=AuditLog(settings.work / AUDIT_FILE).record)
 
 
-def _who_agrees(options: Options) -> Callable[[Agreement], bool]:
-    """Return what decides about a proposal; each shows it in words before anything else."""
+def who_agrees(options: Options) -> Callable[[Agreement], bool]:
+    """Return what decides about a proposal, once it has shown it in words.
+
+    Parameters
+    ----------
+    options
+        Flags of the command: with ``approve_all`` it agrees, else somebody at the terminal is
+        asked, and without a terminal it waits for ``--approve``.
+    """
     dataset: str = options["dataset"]
     if "approve_all" in options:
         return lambda agreement: _agree(agreement, dataset)

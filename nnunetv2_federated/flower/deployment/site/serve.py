@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp.typing import Mod
 
 from nnunetv2_federated.federation.errors import (
     CheckpointError,
@@ -22,6 +23,7 @@ from nnunetv2_federated.flower.deployment.signing import hash_content, load_veri
 from nnunetv2_federated.flower.deployment.site.consent import NotApprovedError
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.inbox import Inbox, reason_of
+from nnunetv2_federated.flower.deployment.site.news import ConnectionNews, RoundNews
 from nnunetv2_federated.flower.deployment.site.retry import LostError
 from nnunetv2_federated.flower.deployment.site.site_app import build_site_app
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
@@ -59,8 +61,9 @@ def serve(
         If the server refuses the site, or its certificate is not to be trusted.
     """
     key, authority = settings.load_key(), settings.load_authority()
-    responder = Responder(site, load_verifying_key(settings.coordinator), say)
-    said = ""
+    rounds = RoundNews(say, lambda _: site.membership.site().folder / "validation")
+    connection = ConnectionNews(say, lambda: rounds.finished)
+    responder = Responder(site, load_verifying_key(settings.coordinator), say, [rounds])
     while not stopped.is_set():
         supernode = SuperNode(
             settings.server,
@@ -72,15 +75,12 @@ def serve(
         )
         try:
             with supernode:
-                say(f"connected to {settings.server}")
-                said = ""
+                connection.connected(settings.server)
                 for message in supernode.messages():
                     supernode.answer(responder.answer(message))
                     responder.answered()
         except LostError as error:
-            if str(error) != said:
-                said = str(error)
-                say(said)
+            connection.lost(str(error))
             stopped.wait(_PAUSE_SECONDS)
 
 
@@ -95,14 +95,22 @@ class Responder:
         Public key of the coordinator; the site answers nobody else.
     say
         Called with one line about each step.
+    mods
+        Modifiers of Flower around the site's app, such as one that says what a round brought.
     """
 
-    def __init__(self, site: GuardedSite, coordinator: Ed25519PublicKey, say: Say) -> None:
+    def __init__(
+        self,
+        site: GuardedSite,
+        coordinator: Ed25519PublicKey,
+        say: Say,
+        mods: Sequence[Mod] = (),
+    ) -> None:
         self._site = site
         self._coordinator = coordinator
         self._by = fingerprint_of(coordinator)
         self._say = say
-        self._app = build_site_app(site, say)
+        self._app = build_site_app(site, say, mods)
         self._fresh = False
         self._round: int | None = None
 

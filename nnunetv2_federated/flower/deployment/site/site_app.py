@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 _READER = "site"
 
 
-def build_site_app(site: GuardedSite, say: Say) -> ClientApp:
+def build_site_app(site: GuardedSite, say: Say, mods: Sequence[Mod] = ()) -> ClientApp:
     """Build the app that every site runs; only what was approved gets through to it.
 
     Parameters
@@ -42,12 +42,14 @@ def build_site_app(site: GuardedSite, say: Say) -> ClientApp:
         The site's guards.
     say
         Called with one line about each step.
+    mods
+        Modifiers of Flower around the guards; they see every question and its answer.
     """
     agree = _Agreeing(say)
     app = make_client_app(
         lambda _: site.membership.site(),
         lambda _: site.planning.raw_site(),
-        [_guard_planning(site, agree, say), _guard_work(site, say)],
+        [*mods, _guard_planning(site, agree, say), _guard_work(site, say)],
     )
 
     @app.query("join")
