@@ -1,4 +1,4 @@
-"""Progress at the terminal: bars for people, plain lines for files.
+"""What commands print: lines, tables, logs, and the progress of a training.
 
 Names, reasons and versions come from other machines. What prints or logs them is here: it lets no
 control character through, reads no markup, and keeps a line one line.
@@ -15,20 +15,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Column, Table
 from rich.text import Text
 
+from nnunetv2_federated.cli.progress_bars import choose_bars
 from nnunetv2_federated.federation.finding import Finding
 from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.progress import Progress
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import LONGEST, clean, one_line
 from nnunetv2_federated.federation.update_bound import ACCEPTED, LARGEST_NORM
@@ -37,7 +32,7 @@ LONGEST_LINE = 4000
 """Characters of a line put together here: it may name many sites."""
 
 _MOST_LINES = 200
-"""Of a traceback in a log."""
+"""Lines of a traceback that a log keeps."""
 
 
 def say(text: object) -> None:
@@ -53,13 +48,13 @@ def as_table(
     Parameters
     ----------
     title
-        Above it; empty for none.
+        Line above the table; empty for none.
     columns
-        Their names.
+        Names of the columns.
     rows
-        As many texts each as there are columns.
+        Texts of each row, as many as there are columns.
     longest
-        Characters of a cell that are kept.
+        Largest number of characters of a cell; the rest is cut off.
     """
     headers = [Column(Text(clean(name)), overflow="fold") for name in columns]
     table = Table(*headers, title=Text(clean(title), style="table.title") if title else None)
@@ -69,14 +64,14 @@ def as_table(
 
 
 def print_findings(title: str, findings: Iterable[Finding]) -> list[str]:
-    """Print what was looked at as a table; return what is not good.
+    """Print what was checked as a table; return the names of what is not good.
 
     Parameters
     ----------
     title
-        Above it.
+        Line above the table.
     findings
-        Each is drawn when all are there.
+        Results of the checks, one row each.
     """
     found = list(findings)
     rows = [("ok" if finding.good else "NO", finding.what, finding.seen) for finding in found]
@@ -87,7 +82,7 @@ def print_findings(title: str, findings: Iterable[Finding]) -> list[str]:
 
 
 class LogFormatter(logging.Formatter):
-    """Writes a record as one line; those of a traceback follow, indented."""
+    """Writes a log record as one line; the lines of a traceback follow, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
@@ -117,7 +112,7 @@ def _indented(text: str) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that may lack a line: a full disk is told by what cannot go on without it."""
+    """A log that may lack a line: a full disk is reported by what cannot go on without it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's
         """Print no traceback."""
@@ -151,24 +146,27 @@ def describe_round(record: RoundRecord, num_rounds: int) -> str:
 
 
 class ConsoleObserver(Observer):
-    """Draws two bars on a terminal; one line a round anywhere."""
+    """Prints a line a round; draws bars on a terminal and in a notebook.
+
+    Where no bar is drawn, as in the output of a batch job, the line says how long the training
+    still takes.
+
+    Parameters
+    ----------
+    num_rounds
+        Rounds of the federation.
+    quiet
+        Print and draw nothing.
+    """
 
     def __init__(self, num_rounds: int, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stdout, quiet=quiet, soft_wrap=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-        )
+        self._bars = choose_bars(self._console, num_rounds)
         self._num_rounds = num_rounds
-        self._rounds = self._progress.add_task("rounds", total=num_rounds)
-        self._site = self._progress.add_task("site", total=None, visible=False)
+        self._progress = Progress(total=num_rounds)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._bars.start()
         return self
 
     def __exit__(
@@ -177,7 +175,7 @@ class ConsoleObserver(Observer):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self._bars.stop()
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
@@ -198,7 +196,7 @@ class ConsoleObserver(Observer):
             )
 
     def sites_joined(self, sites: Sequence[SiteDescription]) -> None:
-        """Print a table of them."""
+        """Print a table of the sites."""
         packages = sorted({name for site in sites for name in site.versions})
         columns = ("site", "training", "validation", "device", "room", *packages)
         rows = [
@@ -221,21 +219,21 @@ class ConsoleObserver(Observer):
 
     def run_started(self, rounds_done: int, num_rounds: int) -> None:
         """Say where a run starts or continues."""
-        self._progress.update(self._rounds, completed=rounds_done)
+        self._bars.set_rounds(rounds_done)
         if rounds_done:
             self.say(f"continuing after round {rounds_done} of {num_rounds}")
 
     def site_started(self, site: str, iterations: int) -> None:
         """Reset the site's bar."""
-        self._progress.reset(
-            self._site, total=iterations, description=clean(site, 24), visible=True
-        )
+        self._bars.begin_site(site, iterations)
 
     def iteration_done(self) -> None:
         """Advance the site's bar."""
-        self._progress.advance(self._site)
+        self._bars.advance_site()
 
     def round_finished(self, record: RoundRecord) -> None:
         """Print the round's line."""
-        self._progress.advance(self._rounds)
-        self.say(describe_round(record, self._num_rounds))
+        self._bars.advance_round()
+        left = self._progress.finished(record.round + 1)
+        shown = f"  {left} left" if left and not self._bars.show_time_left else ""
+        self.say(describe_round(record, self._num_rounds) + shown)

@@ -1,9 +1,18 @@
-"""What a round's line at the terminal says."""
+"""What a training prints: a line a round, and bars where somebody looks on."""
 
 from __future__ import annotations
 
-from nnunetv2_federated.cli.console import describe_round
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nnunetv2_federated.cli import console as console_module
+from nnunetv2_federated.cli.console import ConsoleObserver, describe_round
+from nnunetv2_federated.cli.progress_bars import NoBars, NotebookBars, TerminalBars, choose_bars
 from nnunetv2_federated.federation.history import RoundRecord
+from nnunetv2_federated.federation.progress import Progress
 
 ACCEPTED = {"norm": 1.5, "cosine": 0.5, "bound": 10.0, "outcome": "accepted"}
 ROUND = {
@@ -29,3 +38,68 @@ def test_updates_that_were_not_taken_as_they_came_are_named() -> None:
         f"{LINE}  failed: lyon, zug  refused: lyon, update norm 123 over 10"
         "  clipped: oslo, update norm 11 over 10  refused: zug, update norm 1e+30 over 1e+12"
     )
+
+
+def test_without_a_terminal_a_round_says_how_long_the_others_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the first round, which also builds trainers, is left out
+    times = iter((1000.0, 1120.0, 1300.0))
+    monkeypatch.setattr(
+        console_module, "Progress", lambda total: Progress(lambda: next(times), total)
+    )
+    with ConsoleObserver(4) as console:
+        for number in range(3):
+            console.site_started("bern", 1)
+            console.iteration_done()
+            console.round_finished(RoundRecord.from_plain({**ROUND, "round": number}))
+    lines = capsys.readouterr().out.splitlines()
+    line = LINE.replace("round  1/10", "round {}/4")
+    assert lines == [
+        line.format(1),
+        f"{line.format(2)}  4 min left",  # two rounds of 120 s
+        f"{line.format(3)}  2 min left",  # one of (120 + 180) / 2 s
+    ]
+
+
+def test_a_terminal_and_a_notebook_have_bars_and_a_file_has_none() -> None:
+    kinds = {
+        "terminal": Console(file=io.StringIO(), force_terminal=True, force_jupyter=False),
+        "notebook": Console(file=io.StringIO(), force_jupyter=True),
+        "file": Console(file=io.StringIO()),
+        "quiet": Console(file=io.StringIO(), force_terminal=True, quiet=True),
+    }
+    chosen = {name: type(choose_bars(console, 3)) for name, console in kinds.items()}
+    assert chosen == {
+        "terminal": TerminalBars,
+        "notebook": NotebookBars,
+        "file": NoBars,
+        "quiet": NoBars,
+    }
+
+
+def test_the_observer_draws_its_bars_in_a_notebook(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    program = (
+        "from nnunetv2_federated.cli.console import ConsoleObserver\n"
+        "from nnunetv2_federated.federation.history import RoundRecord\n"
+        "with ConsoleObserver(2) as observer:\n"
+        "    observer.run_started(1, 2)\n"
+        "    observer.site_started('bern', 3)\n"
+        "    observer.iteration_done()\n"
+        f"    observer.round_finished(RoundRecord.from_plain({ {**ROUND, 'round': 1}!r}))\n"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(program)])
+    done = nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    shown = "".join(
+        str(output.get("text", output.get("data", {}).get("text/plain", "")))
+        for output in done.cells[0].outputs
+    )
+    assert "continuing after round 1 of 2" in shown
+    assert "round 2/2" in shown
+    assert "rounds: 100%" in shown or "2/2" in shown.partition("rounds")[2]
+    assert "warn" not in shown.lower()

@@ -109,7 +109,7 @@ def test_the_bar_of_a_site_reads_no_markup(
         for text in HOSTILE:
             console.site_started(text, 5)
             console.iteration_done()
-            console._progress.refresh()
+            console._bars.refresh()
     shown = capsys.readouterr().out
     assert "[/x]" in shown
     assert "\x1b]0;b" not in shown
