@@ -43,7 +43,7 @@ from nnunetv2_federated.nnunet.data.site_cases import sites_of_fold
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
-from nnunetv2_federated.nnunet.training.site import SitePool
+from nnunetv2_federated.nnunet.training.site_pool import SitePool
 
 SITES_OF_CENTRE = {"guangzhou": 3, "hannover": 2}
 POISONED = 0

@@ -216,8 +216,7 @@ def _draw_until_filled(groups: Sequence[_Group], settings: PartitionSettings) ->
         remedy += f", or raise --alpha above {settings.alpha:g}"
     raise SettingsError(
         f"{MAX_DRAWS} draws of the {settings.method} partition into {settings.sites} sites gave "
-        f"the smallest site at most {fullest} cases, but each site needs {settings.min_cases}; "
-        f"{remedy}"
+        f"the smallest site at most {fullest} cases, wanted are {settings.min_cases}; {remedy}"
     )
 
 

@@ -19,7 +19,8 @@ from nnunetv2_federated.flower.records import (
     unpack_weights,
 )
 from nnunetv2_federated.nnunet.planning.raw_site import RawSite
-from nnunetv2_federated.nnunet.training.site import Site, SitePool
+from nnunetv2_federated.nnunet.training.site import Site
+from nnunetv2_federated.nnunet.training.site_pool import SitePool
 
 _POOL = SitePool()
 _READER = "site"

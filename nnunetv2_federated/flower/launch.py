@@ -25,7 +25,7 @@ from nnunetv2_federated.nnunet.training.build_trainer import results_not_writabl
 from nnunetv2_federated.nnunet.training.cascade import check_stages
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
 from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder
-from nnunetv2_federated.nnunet.training.site import DEFAULT_RESIDENT, SitePool
+from nnunetv2_federated.nnunet.training.site_pool import DEFAULT_RESIDENT, SitePool
 from nnunetv2_federated.nnunet.training.tracking import wanted_trackers
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, check_workers
 

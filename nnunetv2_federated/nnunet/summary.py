@@ -1,4 +1,4 @@
-"""nnU-Net's ``validation/summary.json``: read, joined, and told without a word on single cases."""
+"""nnU-Net's ``validation/summary.json``: read, joined, and reduced to means over cases."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nnunetv2_federated.federation.messages import FullValidation
 def read_headline(folder: Path) -> tuple[str, float]:
     """Return the first metric of ``foreground_mean`` in ``validation/summary.json``.
 
-    nnU-Net's is Dice; a trainer that writes another summary puts first what it is judged by. NaN
-    for ``null``, a value that is not defined.
+    nnU-Net's is Dice; a trainer with another summary puts its own headline metric first. NaN for
+    ``null``, a value that is not defined.
     """
     means = load_json(str(folder / "validation" / "summary.json"))["foreground_mean"]
     name = next(iter(means))
@@ -26,7 +26,7 @@ def read_headline(folder: Path) -> tuple[str, float]:
 
 
 def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join nnU-Net summaries case by case; means over all cases, as nnU-Net takes them."""
+    """Join the cases of several nnU-Net summaries; means are over all cases, as nnU-Net's."""
     cases = [case for summary in summaries for case in summary["metric_per_case"]]
     labels = list(summaries[0]["mean"])
     mean = {
@@ -40,13 +40,13 @@ def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarise_site(site: str, cases: int, folder: Path) -> FullValidation:
-    """Read a site's summary and keep its means, with the number of cases behind each."""
+    """Return the means of a site's summary, each with the number of cases it is taken over."""
     summary = load_json(str(folder / "validation" / "summary.json"))
     rows = summary.get("metric_per_case", [])
 
     def counted(label: str, metric: str, value: float) -> list[float]:
-        told = [r["metrics"][label][metric] for r in rows if label in r.get("metrics", {})]
-        count = sum(not math.isnan(v) for v in told) if told else cases
+        values = [r["metrics"][label][metric] for r in rows if label in r.get("metrics", {})]
+        count = sum(not math.isnan(v) for v in values) if values else cases
         return [_finite(value) or 0.0, float(count)] if count else [0.0, 0.0]
 
     return FullValidation(
@@ -67,34 +67,34 @@ def pool_sites(sites: Sequence[FullValidation]) -> dict[str, Any]:
     classifier's) gets the mean over sites, weighted by their cases.
     """
     sites = [site for site in sites if site.cases]
-    labels = {label: metrics for site in sites for label, metrics in site.mean.items()}
-    mean = {
-        label: {
-            metric: weighted_mean(
-                (s.mean[label][metric][0], s.mean[label][metric][1])
-                for s in sites
-                if metric in s.mean.get(label, {})
-            )
-            for metric in metrics
-        }
-        for label, metrics in labels.items()
-    }
-    foreground = _foreground_mean(mean)
-    if not foreground:
-        metrics = dict.fromkeys(metric for site in sites for metric in site.foreground_mean)
-        foreground = {
-            metric: weighted_mean(
-                (value, s.cases)
-                for s in sites
-                if (value := s.foreground_mean.get(metric)) is not None
-            )
-            for metric in metrics
-        }
+    mean = _means_of_labels(sites)
+    names = dict.fromkeys(metric for site in sites for metric in site.foreground_mean)
     return {
-        "foreground_mean": foreground,
+        "foreground_mean": _foreground_mean(mean)
+        or {metric: _mean_of_sites(sites, metric) for metric in names},
         "mean": mean,
         "sites": {s.site: {"cases": s.cases, "foreground_mean": s.foreground_mean} for s in sites},
     }
+
+
+def _means_of_labels(sites: Sequence[FullValidation]) -> dict[str, dict[str, float]]:
+    labels = {label: metrics for site in sites for label, metrics in site.mean.items()}
+    return {
+        label: {metric: _mean_of_label(sites, label, metric) for metric in metrics}
+        for label, metrics in labels.items()
+    }
+
+
+def _mean_of_label(sites: Sequence[FullValidation], label: str, metric: str) -> float:
+    """Return the mean over all cases of all sites of a label's metric."""
+    means = (site.mean.get(label, {}).get(metric) for site in sites)
+    return weighted_mean((mean[0], mean[1]) for mean in means if mean is not None)
+
+
+def _mean_of_sites(sites: Sequence[FullValidation], metric: str) -> float:
+    """Return the mean over sites of a metric, weighted by their cases."""
+    means = ((site.foreground_mean.get(metric), site.cases) for site in sites)
+    return weighted_mean((mean, cases) for mean, cases in means if mean is not None)
 
 
 def _foreground_mean(mean: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from nnunetv2_cls.labels import labels_to_plan, write_labels
 from nnunetv2_cls.trainer import nnUNetTrainerCls, nnUNetTrainerClsNoMirroring
 from nnunetv2_federated.cli.check import main as check_main
 from nnunetv2_federated.cli.train import main as train_main
-from nnunetv2_federated.nnunet.training.local_state import seed_everything
+from nnunetv2_federated.nnunet.training.randomness import seed_everything
 from nnunetv2_federated.nnunet.training.trainer import _no_benchmark
 
 ADDED = "Dataset905_Stripes"

@@ -16,7 +16,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from helpers import Train, assert_same, load_history, load_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_federated.nnunet.training.local_state import seed_everything
+from nnunetv2_federated.nnunet.training.randomness import seed_everything
 from nnunetv2_federated.nnunet.training.trainer import _no_benchmark
 
 

@@ -27,7 +27,7 @@ from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split
-from nnunetv2_federated.nnunet.training import local_state
+from nnunetv2_federated.nnunet.training import torch_file
 
 Train = Callable[..., Path]
 SHORT = ("-device", "cpu", "--quiet", "--iterations-per-epoch", "2", "--val-iterations", "2")
@@ -172,7 +172,7 @@ def test_an_earlier_run_is_kept_until_the_new_one_has_a_round(
 
     train(dataset_2d, "2d", 0, "--rounds", 2, "--sites", 2)
     assert not previous.exists()
-    assert len(local_state.load(folder / "state.pt")["rounds"]) == 2
+    assert len(torch_file.load(folder / "state.pt")["rounds"]) == 2
 
 
 @contextmanager
@@ -189,12 +189,12 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 def test_a_state_that_does_not_fit_is_the_disks_error_and_leaves_nothing(tmp_path: Path) -> None:
     """Torch raises a RuntimeError about its archive in its place."""
     path = tmp_path / "state.pt"
-    local_state.save(path, {"round": 1})
+    torch_file.save(path, {"round": 1})
     for size in (0, 100, 2**16, 2**20):
         with no_file_larger_than(size), pytest.raises(OSError, match=r"too large.*state\.pt"):
-            local_state.save(path, {"weights": torch.zeros(2**20), "more": torch.zeros(9)})
+            torch_file.save(path, {"weights": torch.zeros(2**20), "more": torch.zeros(9)})
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
-    assert local_state.load(path) == {"round": 1}
+    assert torch_file.load(path) == {"round": 1}
 
 
 def test_a_disk_that_is_full_is_told_whatever_a_library_made_of_it(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path) -> None:
     ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=words):
-            local_state.load(path)
+            torch_file.load(path)
 
 
 def test_a_disk_that_is_full_ends_a_training_in_one_line_and_c_goes_on(
@@ -233,7 +233,7 @@ def test_a_disk_that_is_full_ends_a_training_in_one_line_and_c_goes_on(
 ) -> None:
     flags = (dataset_2d, "2d", 0, "--rounds", 1, "--sites", 2)
     whole = train(*flags)
-    expected = local_state.load(whole / "federation" / "state.pt")["weights"]
+    expected = torch_file.load(whole / "federation" / "state.pt")["weights"]
     sizes = {name: (whole / name).stat().st_size for name in ("checkpoint_final.pth",)}
     sizes["state.pt"] = (whole / "federation" / "state.pt").stat().st_size
     site = whole / "federation" / "sites" / "site_01"
@@ -248,7 +248,7 @@ def test_a_disk_that_is_full_ends_a_training_in_one_line_and_c_goes_on(
         assert not list(results.rglob("*.tmp"))
         resume = ("--c",)
     main([*map(str, flags), "--c", *SHORT])
-    assert torch.equal(local_state.load(whole / "federation" / "state.pt")["weights"], expected)
+    assert torch.equal(torch_file.load(whole / "federation" / "state.pt")["weights"], expected)
 
 
 def test_folds_that_cannot_be_written_are_one_line(dataset_2d: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.data.site_cases import sites_from_datasets
 from nnunetv2_federated.nnunet.training.cascade import check_stages
-from nnunetv2_federated.nnunet.training.site import SitePool
+from nnunetv2_federated.nnunet.training.site_pool import SitePool
 from nnunetv2_federated.nnunet.training.weights import to_vector
 
 NAMES = ("Dataset911_Here", "Dataset912_There")

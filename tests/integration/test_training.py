@@ -25,7 +25,7 @@ from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.nnunet.evaluation.validation import join_summaries
-from nnunetv2_federated.nnunet.training.site import SitePool
+from nnunetv2_federated.nnunet.training.site_pool import SitePool
 from nnunetv2_federated.nnunet.training.weights import to_vector
 
 

@@ -44,7 +44,7 @@ from nnunetv2_federated.flower.sampling import sample_sites, validation_share
 from nnunetv2_federated.flower.strategies import averages, build_strategy, check_replies
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
-from nnunetv2_federated.nnunet.training import local_state
+from nnunetv2_federated.nnunet.training import torch_file
 
 # By node id; in order of names it is bern, lyon, oslo, zug: the order of nodes must not matter.
 NAMES = ("zug", "bern", "oslo", "lyon")
@@ -677,11 +677,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, strategy):
     interrupted = first.strategy(settings)
     weights = first.run(interrupted, start_vector(), 2)[-1]
     path = tmp_path / "state.pt"
-    local_state.save(path, {"strategy": dump(interrupted.inner)})
+    torch_file.save(path, {"strategy": dump(interrupted.inner)})
 
     second = Federation(noisy)
     resumed = second.strategy(settings, first_round=2)
-    restore(resumed.inner, local_state.load(path)["strategy"])
+    restore(resumed.inner, torch_file.load(path)["strategy"])
     after = second.run(resumed, weights, 2)
     assert [a.tobytes() for a in after] == [e.tobytes() for e in expected[2:]]
 

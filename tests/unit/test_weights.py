@@ -17,7 +17,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 from torch import nn
 
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
-from nnunetv2_federated.nnunet.training import local_state
+from nnunetv2_federated.nnunet.training import randomness, site_state, torch_file
 from nnunetv2_federated.nnunet.training.checkpoint_file import read_network_weights
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
 from nnunetv2_federated.nnunet.training.server_lr import ServerLR
@@ -289,24 +289,24 @@ def draw() -> tuple:
 
 @pytest.mark.parametrize("drawn_before", [0, 1])  # after one gauss, a second one is waiting
 def test_random_numbers_continue_from_the_file(tmp_path, drawn_before):
-    local_state.seed_everything(7)
+    randomness.seed_everything(7)
     for _ in range(drawn_before):
         draw()
     path = tmp_path / "state.pt"
-    local_state.save(path, {"randomness": local_state.capture_randomness()})
+    torch_file.save(path, {"randomness": randomness.capture_randomness()})
     expected = [draw() for _ in range(3)]
-    local_state.seed_everything(8)
+    randomness.seed_everything(8)
     assert draw() != expected[0]
-    local_state.restore_randomness(local_state.load(path)["randomness"])
+    randomness.restore_randomness(torch_file.load(path)["randomness"])
     assert [draw() for _ in range(3)] == expected
 
 
 def test_a_snapshot_is_not_changed_by_later_draws():
-    local_state.seed_everything(7)
-    snapshot = local_state.capture_randomness()
+    randomness.seed_everything(7)
+    snapshot = randomness.capture_randomness()
     expected = draw()
     for _ in range(2):
-        local_state.restore_randomness(snapshot)
+        randomness.restore_randomness(snapshot)
         assert draw() == expected
 
 
@@ -322,26 +322,26 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["absent", "empty", "half", "text", "code"])
 def test_a_damaged_state_is_named(tmp_path, how):
-    path = local_state.state_path(tmp_path, 3)
-    local_state.save(path, {"weights": torch.arange(1000.0)})
+    path = site_state.state_path(tmp_path, 3)
+    torch_file.save(path, {"weights": torch.arange(1000.0)})
     damage(path, how)
     with pytest.raises(CheckpointError, match=r"after_round_3\.pt cannot be read"):
-        local_state.load(path)
+        torch_file.load(path)
 
 
 def test_a_kill_while_saving_leaves_the_old_state(tmp_path):
     path = tmp_path / "state.pt"
-    local_state.save(path, {"round": 1})
+    torch_file.save(path, {"round": 1})
     with pytest.raises(Exception, match="pickle"):
-        local_state.save(path, {"round": 2, "not to be written": lambda: None})
-    assert local_state.load(path) == {"round": 1}
+        torch_file.save(path, {"round": 2, "not to be written": lambda: None})
+    assert torch_file.load(path) == {"round": 1}
 
 
 def test_the_two_newest_states_are_kept(tmp_path):
     for server_round in (-1, 0, 2, 9, 10, 100):
-        local_state.save(local_state.state_path(tmp_path, server_round), {})
+        torch_file.save(site_state.state_path(tmp_path, server_round), {})
     (tmp_path / "after_round_7.pt.tmp").touch()
     (tmp_path / "after_round_x.pt").touch()
-    assert local_state.rounds_on_disk(tmp_path) == [-1, 0, 2, 9, 10, 100]
-    local_state.drop_superseded(tmp_path)
-    assert local_state.rounds_on_disk(tmp_path) == [9, 10, 100]
+    assert site_state.rounds_on_disk(tmp_path) == [-1, 0, 2, 9, 10, 100]
+    site_state.drop_superseded(tmp_path)
+    assert site_state.rounds_on_disk(tmp_path) == [9, 10, 100]

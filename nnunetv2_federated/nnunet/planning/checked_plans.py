@@ -1,4 +1,4 @@
-"""Plans of others, checked before nnU-Net makes code and arrays of them."""
+"""Check plans from another machine before nnU-Net builds code and arrays from them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.names import is_plain_name
@@ -27,7 +28,7 @@ _DEEPEST = 16
 _MOST_VALUES = 100_000
 _LONGEST_TEXT = 1000
 _LARGEST = 2**53
-"""Integers up to here are the same in JSON of every language (RFC 8259, 6)."""
+"""Integers up to this one are the same in JSON of every language (RFC 8259, section 6)."""
 _MOST_CONFIGURATIONS = 100
 _OF_PLANS = {
     "image_reader_writer": "reader/writer",
@@ -46,23 +47,23 @@ def check_plans(
     site: str,
     allowed_modules: Sequence[str] = (),
 ) -> None:
-    """Make sure that plans name only code of the register, with arguments and sizes it can have.
+    """Make sure that plans name only registered code, with allowed arguments and sizes.
 
     Parameters
     ----------
     plans
-        From JSON, of whomever.
+        Plans read from JSON, from any source.
     dataset_json
-        Of the dataset they are for.
+        ``dataset.json`` of the dataset that the plans are for.
     site
-        For the message.
+        Name of the site, for the message.
     allowed_modules
         Modules of the hospital's own networks and their parts.
 
     Raises
     ------
     SiteError
-        Naming the key of the plans, what stands there, and what is allowed.
+        If they do not: names the key of the plans, its value, and what is allowed.
     """
     try:
         _require(isinstance(plans, dict), "they are not an object")
@@ -87,7 +88,7 @@ def check_dataset_json(dataset_json: Mapping[str, Any]) -> None:
 
 
 def with_key(key: str, kind: str, name: object, allowed_modules: Sequence[str] = ()) -> Any:  # noqa: ANN401  # a class or function
-    """Resolve a name, and say where it stands if it is refused.
+    """Return the code that a name stands for; an error gives the key at which the name stands.
 
     Raises
     ------
@@ -101,12 +102,12 @@ def with_key(key: str, kind: str, name: object, allowed_modules: Sequence[str] =
 
 
 def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a configuration with what it inherits, and its network as nnU-Net will see it.
+    """Return a configuration with all it inherits, and its network as nnU-Net will build it.
 
     Raises
     ------
     SettingsError
-        If a parent is missing or its own descendant, or the network is not described whole.
+        If the plans lack a parent, one is its own descendant, or the network lacks a value.
     """
     configurations = plans["configurations"]
     merged: dict[str, Any] = {}
@@ -122,7 +123,11 @@ def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check_json(plans: object) -> None:
-    """Refuse what is too deep, long or large, without recursion."""
+    """Refuse what is too deep, long or large.
+
+    Plans may be nested as deep as their sender likes: a list of what is still to be checked takes
+    the place of recursion.
+    """
     waiting, values = [(plans, 0)], 0
     while waiting:
         value, depth = waiting.pop()
@@ -135,12 +140,17 @@ def _check_json(plans: object) -> None:
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
         elif isinstance(value, list):
             waiting += [(item, depth + 1) for item in value]
-        elif isinstance(value, str):
-            _require(len(value) <= _LONGEST_TEXT, f"{clean(value, 40)}: a text is too long")
-        elif type(value) is int:
-            _require(abs(value) <= _LARGEST, "a number is too large")
-        elif value is not None and type(value) not in (bool, float):
-            raise SettingsError(f"{type(value).__name__} is not JSON")
+        else:
+            _check_scalar(value)
+
+
+def _check_scalar(value: object) -> None:
+    if isinstance(value, str):
+        _require(len(value) <= _LONGEST_TEXT, f"{clean(value, 40)}: a text is too long")
+    elif type(value) is int:
+        _require(abs(value) <= _LARGEST, "a number is too large")
+    elif value is not None and type(value) not in (bool, float):
+        raise SettingsError(f"{type(value).__name__} is not JSON")
 
 
 def _require(fits: bool, message: str) -> None:
@@ -245,7 +255,7 @@ def _check_call(
     imported: Sequence[str] = (),
     allowed_modules: Sequence[str] = (),
 ) -> None:
-    """Check a callable and all its arguments, and the callables among these."""
+    """Check a callable and all its arguments, and in turn the callables among the arguments."""
     found = with_key(key, kind, name, allowed_modules)
     if not isinstance(given, dict):
         raise SettingsError(f"{key}: the arguments of {clean(name, 80)} are not an object")
@@ -259,33 +269,54 @@ def _check_call(
         _check_own_arguments(key, given, imported, allowed_modules)
         return
     _check_fields(f"{key}, {found.__name__}", model, given, whole=True)
-    code = {n: m for n, f in model.model_fields.items() for m in f.metadata if isinstance(m, Code)}
-    named = {argument: given[argument] for argument in code if given.get(argument) is not None}
+    kinds = _kinds_of_code(model)
+    _check_imported(key, given, imported, kinds)
+    for argument, kind_of_argument in kinds.items():
+        part, inner = given.get(argument), _arguments_of(argument, model, given)
+        where = f"{key}.{argument}"
+        if part is not None:
+            _check_call(where, kind_of_argument, part, inner, allowed_modules=allowed_modules)
+        else:
+            _require(not inner, f"{where}: arguments are given for none")
+
+
+def _kinds_of_code(model: type[BaseModel]) -> dict[str, str]:
+    """Return the arguments that name code, and the kind that each must name."""
+    return {
+        name: mark.kind
+        for name, field in model.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Code)
+    }
+
+
+def _arguments_of(
+    argument: str, model: type[BaseModel], given: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the arguments that are given for the code that ``argument`` names."""
+    for name, field in model.model_fields.items():
+        if ArgumentsOf(argument) in field.metadata:
+            return given.get(name) or {}
+    return {}
+
+
+def _check_imported(
+    key: str, given: Mapping[str, Any], imported: Sequence[str], kinds: Mapping[str, str]
+) -> None:
+    """Make sure that ``_kw_requires_import`` lists the given names of code, and only these."""
+    named = {argument for argument in kinds if given.get(argument) is not None}
     for argument in {*imported, *named}:
         _require(
-            argument in code and argument in imported,
+            argument in kinds and argument in imported,
             f"{key}._kw_requires_import: names of code, and only these, stand there; "
             f"{clean(argument, 80)} does not fit",
         )
-    its_arguments = {
-        mark.argument: given.get(name) or {}
-        for name, field in model.model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, ArgumentsOf)
-    }
-    for argument, mark in code.items():
-        part, inner = named.get(argument), its_arguments.get(argument, {})
-        where = f"{key}.{argument}"
-        if part is not None:
-            _check_call(where, mark.kind, part, inner, allowed_modules=allowed_modules)
-        else:
-            _require(not inner, f"{where}: arguments are given for none")
 
 
 def _check_own_arguments(
     key: str, given: Mapping[str, Any], imported: Sequence[str], allowed_modules: Sequence[str]
 ) -> None:
-    """Check the arguments of a hospital's own code: code, numbers and plain words."""
+    """Check the arguments of a hospital's own code: allowed are code, numbers and plain words."""
     for argument in given:
         _require(
             argument.isidentifier() and not argument.startswith(_NOT_FOR_OWN),
@@ -328,22 +359,34 @@ def _check_any_part(key: str, name: object, allowed_modules: Sequence[str]) -> N
 def _check_fields(
     key: str, model: type[BaseModel], given: Mapping[str, Any], *, whole: bool
 ) -> None:
-    """Check values; unless whole, what the model does not know is left to others."""
+    """Check values by a model.
+
+    Parameters
+    ----------
+    key
+        Position in the plans, for the message.
+    model
+        Names, types and bounds of the values.
+    given
+        Values by name.
+    whole
+        Whether a name that the model does not know is refused; otherwise it is not looked at.
+    """
     known = given if whole else {n: given[n] for n in model.model_fields if n in given}
     try:
         model.model_validate(known)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(
-            str(part) for part in first["loc"] if isinstance(part, int) or part in known
-        )
-        where = clean(where or first["loc"][0], 80)
-        if first["type"] == "extra_forbidden":
-            raise SettingsError(
-                f"{key}: {where} is not an allowed argument; allowed is "
-                f"{', '.join(model.model_fields) or 'none'}"
-            ) from error
-        shown = clean(repr(first["input"]), 80)
-        missing = first["type"] == "missing"
-        problem = "is missing" if missing else f"is {shown}: {first['msg']}"
-        raise SettingsError(f"{key}: {where} {problem}") from error
+        raise SettingsError(f"{key}: {_problem(first, known, model)}") from error
+
+
+def _problem(first: ErrorDetails, known: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """Say in words what pydantic found first."""
+    path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in known)
+    where = clean(path or first["loc"][0], 80)
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(model.model_fields) or "none"
+        return f"{where} is not an allowed argument; allowed is {allowed}"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where} is {clean(repr(first['input']), 80)}: {first['msg']}"

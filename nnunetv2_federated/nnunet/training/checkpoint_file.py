@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.nnunet.training.local_state import plain, write_torch
+from nnunetv2_federated.nnunet.training.torch_file import plain, write_torch
 
 _WEIGHTS = "network_weights"
 _LFS_POINTER = b"version https://git-lfs"

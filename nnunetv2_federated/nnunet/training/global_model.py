@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.summary import read_headline
-from nnunetv2_federated.nnunet.training import local_state
+from nnunetv2_federated.nnunet.training import torch_file
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, initialize
 from nnunetv2_federated.nnunet.training.checkpoint_file import (
     as_file,
@@ -30,6 +30,7 @@ from nnunetv2_federated.nnunet.training.checkpoint_file import (
     unreadable,
 )
 from nnunetv2_federated.nnunet.training.packages import defining_packages
+from nnunetv2_federated.nnunet.training.randomness import seed_everything
 from nnunetv2_federated.nnunet.training.result_folder import STATE_FILE, drop_previous
 from nnunetv2_federated.nnunet.training.tracking import close_trackers, open_trackers, trackers_of
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
@@ -62,7 +63,7 @@ class GlobalModel:
     def __init__(self, run: Run, trainer: FederatedRounds | None = None) -> None:
         dataset = load_dataset(run.dataset, run.plans_name)
         with quiet():
-            local_state.seed_everything(run.settings.seed)
+            seed_everything(run.settings.seed)
             self.trainer = trainer or build_trainer(run, dataset)
             self.trainer.num_epochs = run.settings.rounds
             self.trainer.disable_checkpointing = run.disable_checkpointing
@@ -258,7 +259,7 @@ class GlobalModel:
             "logging": trainer.logger.get_checkpoint(),
         }
         federation = self.folder / "federation"
-        local_state.save(federation / STATE_FILE, state)
+        torch_file.save(federation / STATE_FILE, state)
         drop_previous(federation)
         self.write_metadata()
 
@@ -273,7 +274,7 @@ class GlobalModel:
         path = self.folder / "federation" / STATE_FILE
         if not path.is_file():
             return None
-        state = local_state.load(path)
+        state = torch_file.load(path)
         if state.get("network_hash") != self.network_hash:
             raise CheckpointError(
                 f"{path} holds the weights of another network: the plans or the trainer changed; "

@@ -1,11 +1,10 @@
-"""A site at work: a living trainer, and its state on disk after every round."""
+"""One site of a run: its trainer, which trains and validates a round at a time."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import time
-from collections import OrderedDict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,8 +26,18 @@ from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.summary import summarise_site
-from nnunetv2_federated.nnunet.training import local_state
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
+from nnunetv2_federated.nnunet.training.randomness import (
+    capture_randomness,
+    restore_randomness,
+    seed_everything,
+)
+from nnunetv2_federated.nnunet.training.site_state import (
+    BEFORE_FIRST_ROUND,
+    load_state,
+    rounds_on_disk,
+    save_state,
+)
 from nnunetv2_federated.nnunet.training.weights import (
     batchnorm_tensors,
     load_vector,
@@ -37,11 +46,12 @@ from nnunetv2_federated.nnunet.training.weights import (
     to_vector,
 )
 
-BEFORE_FIRST_ROUND = -1
-
 
 class _NoPlots(MetaLogger):
-    """A site's logger: nnU-Net's plot costs a second an epoch, and ``federation.png`` has it."""
+    """Logger of a site without nnU-Net's plot, which takes a second an epoch.
+
+    ``federation.png`` shows the same curves.
+    """
 
     def __init__(self, logger: MetaLogger) -> None:
         self.__dict__.update(vars(logger))
@@ -50,12 +60,8 @@ class _NoPlots(MetaLogger):
         """Draw nothing."""
 
 
-DEFAULT_RESIDENT = 4
-"""Trainers kept alive unless ``--resident-trainers`` says otherwise."""
-
-
 def describe_device(device: torch.device) -> str:
-    """Name the device, and the memory of a GPU."""
+    """Return the name of the device, with the memory of a GPU."""
     if device.type != "cuda":
         return device.type
     gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -63,39 +69,52 @@ def describe_device(device: torch.device) -> str:
 
 
 class Site:
-    """One site's trainer, from the first round to the last."""
+    """One site's trainer, from the first round to the last.
+
+    Parameters
+    ----------
+    run
+        Run of the federation.
+    index
+        Position of the site in ``run.sites``.
+    folder
+        Folder of the run; the site writes into ``sites/<name>`` in it.
+    observer
+        Receives the site's progress.
+    """
 
     def __init__(self, run: Run, index: int, folder: Path, observer: Observer) -> None:
         self.run = run
-        self.settings: SiteCases = run.sites[index]
-        self.folder = folder / "sites" / self.settings.name
+        self.cases: SiteCases = run.sites[index]
+        self.folder = folder / "sites" / self.cases.name
         self._observer = observer
-        self._dataset = load_dataset(self.settings.dataset, run.plans_name)
+        self._dataset = load_dataset(self.cases.dataset, run.plans_name)
         with quiet():
             # site 0 draws what a stock training with this seed draws
-            local_state.seed_everything(run.settings.seed + index)
+            seed_everything(run.settings.seed + index)
             self.trainer = build_trainer(run, self._dataset)
             self._stage_folder = self.trainer.output_folder_base
             move_output(self.trainer, self.folder)
             self.trainer.disable_checkpointing = True
-            training = list(self.settings.training_cases)
-            # nnU-Net's loop needs a case to validate; what comes of it is not reported
-            self.trainer.site_cases = (training, list(self.settings.validation_cases) or training)
+            training = list(self.cases.training_cases)
+            # nnU-Net's loop needs a case to validate: a site without one validates training cases,
+            # and _without_borrowed leaves the result out of its report
+            self.trainer.site_cases = (training, list(self.cases.validation_cases) or training)
             self.trainer.on_iteration = observer.iteration_done
             self.trainer.logger = _NoPlots(self.trainer.logger)
             self.trainer.initialize()
         self._after_round = BEFORE_FIRST_ROUND
         self._started = False
         self.interrupted = False
-        """A round began and did not end: trainer and log are somewhere in between."""
-        self._randomness = local_state.capture_randomness()
+        """Whether a round began and did not end: the trainer is in no state that is on disk."""
+        self._randomness = capture_randomness()
 
     def describe(self) -> SiteDescription:
-        """Answer what the server must know before the first round."""
+        """Return what the server must know of the site before the first round."""
         return SiteDescription(
-            site=self.settings.name,
-            training_cases=len(self.settings.training_cases),
-            validation_cases=len(self.settings.validation_cases),
+            site=self.cases.name,
+            training_cases=len(self.cases.training_cases),
+            validation_cases=len(self.cases.validation_cases),
             network_hash=network_hash(self.trainer.network),
             plans_hash=self._dataset.plans_hash,
             declared=self._dataset.declared,
@@ -105,33 +124,51 @@ class Site:
         )
 
     def train(self, task: TrainTask, weights: Vector) -> tuple[Vector, TrainReport]:
-        """Train one round, starting from the global weights, and save the local state."""
+        """Train one round, starting from the global weights, and save the site's state.
+
+        Returns
+        -------
+        tuple
+            Trained weights, and what the site reports of the round.
+
+        Raises
+        ------
+        SiteError
+            If the training loss is not finite.
+        CheckpointError
+            If the state before the round is gone or cannot be read.
+        """
         started = time.perf_counter()
         settings = self.run.settings
         self.interrupted = True
         with quiet():
-            self._be_as_before(task.server_round)
-            before = self._iterations(task.validate_received)
+            self._return_to(task.server_round)
+            received_iterations = self._iterations(task.validate_received)
             self._observer.site_started(
-                self.settings.name, before + task.local_epochs * self._iterations_per_epoch()
+                self.cases.name,
+                received_iterations + task.local_epochs * self._iterations_per_epoch(),
             )
             self._receive(weights)
-            received = self._validate(before)
+            received = self._validate_received(received_iterations)
             if settings.local_momentum == "reset":
                 self.trainer.optimizer.state.clear()
-            left = None if task.seconds is None else task.seconds - (time.perf_counter() - started)
-            loss = self.trainer.run_round(task.lr, task.local_epochs, task.proximal_mu, left)
+            seconds_left = (
+                None if task.seconds is None else task.seconds - (time.perf_counter() - started)
+            )
+            loss = self.trainer.run_round(
+                task.lr, task.local_epochs, task.proximal_mu, seconds_left
+            )
             self._check_loss(loss)
             trained = to_vector(self.trainer.network)
-            self._randomness = local_state.capture_randomness()
+            self._randomness = capture_randomness()
             self._after_round = task.server_round
             self._save()
         self.interrupted = False
         report = TrainReport(
-            site=self.settings.name,
-            training_cases=len(self.settings.training_cases),
+            site=self.cases.name,
+            training_cases=len(self.cases.training_cases),
             train_loss=loss,
-            validation=self._reported(self.trainer.last_validation),
+            validation=self._without_borrowed(self.trainer.last_validation),
             received=received,
             seconds=time.perf_counter() - started,
             completed=self.trainer.completed,
@@ -139,52 +176,51 @@ class Site:
         return trained, report
 
     def evaluate(self, iterations: int, weights: Vector) -> Validation:
-        """Validate global weights without training."""
+        """Validate global weights on patches of this site's cases, without training."""
         with quiet():
             self._start()
             iterations = self._iterations(iterations)
-            self._observer.site_started(self.settings.name, iterations)
+            self._observer.site_started(self.cases.name, iterations)
             self._receive(weights)
             return self.trainer.validate_iterations(iterations)
 
     def validate_fully(self, weights: Vector) -> FullValidation:
         """Run nnU-Net's full validation of global weights on this site's cases of the fold."""
-        count = len(self.settings.validation_cases)
+        count = len(self.cases.validation_cases)
         if count == 0:
-            return FullValidation(self.settings.name, 0, {}, {})
+            return FullValidation(self.cases.name, 0, {}, {})
         self.interrupted = True  # the trainer is not what the next round would expect
         with quiet():
             self._start()
             network = self.trainer.network
             load_vector(network, weights)
-            # nnU-Net has no hook here; whoever watches must be able to end this, too
+            # nnU-Net has no hook in its validation, and an observer must be able to end this, too
             watched = network.register_forward_pre_hook(lambda *_: self._observer.iteration_done())
-            own, self.trainer.output_folder_base = (
-                self.trainer.output_folder_base,
-                self._stage_folder,  # for the next stage of a cascade, which looks there
-            )
+            # the next stage of a cascade looks for predictions in the stage's own folder
+            folder_of_site = self.trainer.output_folder_base
+            self.trainer.output_folder_base = self._stage_folder
             try:
                 self.trainer.perform_actual_validation()
             finally:
                 watched.remove()
-                self.trainer.output_folder_base = own
-        return summarise_site(self.settings.name, count, self.folder)
+                self.trainer.output_folder_base = folder_of_site
+        return summarise_site(self.cases.name, count, self.folder)
 
     def close(self) -> None:
-        """Stop the augmentation workers; the state is on disk already."""
+        """Stop the augmentation workers. Nothing is saved: the state is on disk already."""
         with quiet():
             self.trainer.close()
 
     def _check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise SiteError(
-                f"site {self.settings.name}: its training loss is {loss}: the training diverged; "
+                f"site {self.cases.name}: its training loss is {loss}: the training diverged; "
                 "a smaller --initial-lr may help."
             )
 
-    def _iterations(self, asked: int) -> int:
-        own: int = self.trainer.num_val_iterations_per_epoch
-        return own if asked == VALIDATION_EPOCH else asked
+    def _iterations(self, requested: int) -> int:
+        per_epoch: int = self.trainer.num_val_iterations_per_epoch
+        return per_epoch if requested == VALIDATION_EPOCH else requested
 
     def _iterations_per_epoch(self) -> int:
         trainer = self.trainer
@@ -192,107 +228,65 @@ class Site:
         return total
 
     def _receive(self, weights: Vector) -> None:
-        """Take the global weights; what is local stays as it is once the site has trained."""
+        """Load the global weights.
+
+        After its first round a site keeps its local tensors: integer buffers, and BatchNorm with
+        ``--batchnorm local``.
+        """
         first = self._after_round == BEFORE_FIRST_ROUND
         local = {} if first else self._local_tensors()
         load_vector(self.trainer.network, weights, keep=local.keys())
 
     def _local_tensors(self) -> dict[str, torch.Tensor]:
-        """Return what the server never overwrites: counters, and BatchNorm if that is local."""
+        """Return the tensors that the server never overwrites: counters, and BatchNorm if local."""
         network = self.trainer.network
         normalisation = batchnorm_tensors(network) if self.run.settings.batchnorm == "local" else {}
         return local_buffers(network) | normalisation
 
-    def _reported(self, validation: Validation) -> Validation:
-        if self.settings.validation_cases:
+    def _without_borrowed(self, validation: Validation) -> Validation:
+        """Return an empty validation for a site that has no validation cases of its own."""
+        if self.cases.validation_cases:
             return validation
         nothing = [0.0] * len(validation.tp)
         return Validation(0, 0.0, nothing, nothing, nothing)
 
-    def _validate(self, iterations: int) -> Validation | None:
-        """Validate the received weights; the training's random numbers are not touched by it."""
+    def _validate_received(self, iterations: int) -> Validation | None:
+        """Validate the received weights, without a change to the training's random numbers."""
         if iterations == 0:
             return None
-        before = local_state.capture_randomness()
+        before = capture_randomness()
         try:
             return self.trainer.validate_iterations(iterations)
         finally:
-            local_state.restore_randomness(before)
+            restore_randomness(before)
 
     def _start(self) -> None:
         if not self._started:
-            # other sites of this process have drawn random numbers since this one was built
-            local_state.restore_randomness(self._randomness)
+            # other sites of this process may have drawn random numbers since this one was built
+            restore_randomness(self._randomness)
             self.trainer.on_train_start()
-            self._randomness = local_state.capture_randomness()
+            self._randomness = capture_randomness()
             self._started = True
 
-    def _be_as_before(self, server_round: int) -> None:
-        """Become the site as it was before a round: as it is, or as the disk remembers it."""
+    def _return_to(self, server_round: int) -> None:
+        """Put the site into the state it had before ``server_round``.
+
+        A trainer in memory that is in that state is kept, else the state is loaded from disk.
+        """
         self._start()
-        earlier = [r for r in local_state.rounds_on_disk(self.folder) if r < server_round]
+        earlier = [r for r in rounds_on_disk(self.folder) if r < server_round]
         if not earlier:
             if self._after_round != BEFORE_FIRST_ROUND:
-                raise CheckpointError(f"site {self.settings.name} lost its state in {self.folder}")
-            self._save()  # its first round may be asked for again, too
+                raise CheckpointError(f"site {self.cases.name} lost its state in {self.folder}")
+            self._save()  # the first round, too, may be asked for again
         elif max(earlier) != self._after_round:
-            self._load(max(earlier))
-        local_state.restore_randomness(self._randomness)
+            self._randomness = load_state(
+                self.folder, max(earlier), self.trainer, self._local_tensors()
+            )
+            self._after_round = max(earlier)
+        restore_randomness(self._randomness)
 
     def _save(self) -> None:
-        trainer = self.trainer
-        state = {
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.grad_scaler.state_dict() if trainer.grad_scaler else None,
-            "buffers": self._local_tensors(),
-            "epoch": trainer.current_epoch,
-            "best_ema": None if trainer._best_ema is None else float(trainer._best_ema),
-            "logging": local_state.plain(trainer.logger.get_checkpoint()),
-            "randomness": self._randomness,
-        }
-        local_state.save(local_state.state_path(self.folder, self._after_round), state)
-        local_state.drop_superseded(self.folder)
-
-    def _load(self, server_round: int) -> None:
-        state = local_state.load(local_state.state_path(self.folder, server_round))
-        trainer = self.trainer
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        if trainer.grad_scaler is not None and state["scaler"] is not None:
-            trainer.grad_scaler.load_state_dict(state["scaler"])
-        with torch.no_grad():
-            for name, buffer in self._local_tensors().items():
-                buffer.copy_(state["buffers"][name])
-        trainer.current_epoch = state["epoch"]
-        trainer._best_ema = state["best_ema"]  # nnU-Net's own attribute
-        trainer.logger.load_checkpoint(state["logging"])
-        self._randomness = state["randomness"]
-        self._after_round = server_round
-
-
-class SitePool:
-    """Keeps at most ``capacity`` trainers alive; the others are parked on disk."""
-
-    def __init__(self, observer: Observer | None = None) -> None:
-        self._observer = observer or Observer()
-        self._alive: OrderedDict[tuple[Path, int], Site] = OrderedDict()
-
-    def get(self, run: Run, index: int, folder: Path) -> Site:
-        """Return a living site, building it, and parking another, if need be."""
-        key = (folder, index)
-        if key in self._alive:
-            self._alive.move_to_end(key)
-            if not self._alive[key].interrupted:
-                return self._alive[key]
-            self._alive.pop(key).close()  # to be built anew, as the disk remembers it
-        capacity = run.settings.resident_trainers or DEFAULT_RESIDENT
-        while len(self._alive) >= capacity:
-            _, parked = self._alive.popitem(last=False)
-            parked.close()
-            del parked
-        self._alive[key] = Site(run, index, folder, self._observer)
-        return self._alive[key]
-
-    def close(self) -> None:
-        """Close every living site."""
-        while self._alive:
-            self._alive.popitem()[1].close()
+        save_state(
+            self.folder, self._after_round, self.trainer, self._local_tensors(), self._randomness
+        )

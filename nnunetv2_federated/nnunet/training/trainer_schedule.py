@@ -1,7 +1,8 @@
-"""What learning rates a trainer would give its optimizer, read from its own code.
+"""The learning rates that a trainer's own code would give its optimizer.
 
 nnU-Net's trainers have schedulers of all kinds, and hooks that begin another stage at an epoch.
-Both are run for every epoch without a batch, and what they leave in the optimizer is read.
+Both are run for every epoch without a batch, and the rates that they leave in the optimizer are
+read. The trainer is then put back, so that nothing of this remains in it.
 """
 
 from __future__ import annotations
@@ -20,32 +21,35 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.schedule import Schedule, read_schedule
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.nnunet.training import local_state
+from nnunetv2_federated.nnunet.training.randomness import (
+    capture_randomness,
+    restore_randomness,
+)
 from nnunetv2_federated.nnunet.training.server_lr import ABSENT, ServerRate
 
 
 def declared_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Rates the groups were built with; torch's schedulers write them down before they begin."""
+    """Return the rates the groups were built with: torch's schedulers keep them."""
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
 def schedule_of(trainer: ServerRate, rounds: int, choice: str) -> Schedule:
-    """Return the schedule of a federation of this trainer; the trainer stays as it is.
+    """Return the schedule of a federation with this trainer; the trainer stays as it is.
 
     Parameters
     ----------
     trainer
-        Initialised.
+        Trainer that is initialised.
     rounds
-        Of the federation, in place of the trainer's epochs.
+        Number of rounds of the federation, in place of the trainer's epochs.
     choice
         As ``--lr-schedule``.
 
     Raises
     ------
     SettingsError
-        If the trainer's own cannot be kept by a server that knows the number of the round, or it
-        trains something else from one epoch to the next.
+        If the trainer's own schedule does not follow from the number of the round alone, or the
+        trainer changes what it trains from one epoch to the next.
     """
     name = f"trainer {trainer.name_of_trainer}"
     try:
@@ -80,27 +84,17 @@ class _Elsewhere(Exception):  # noqa: N818  # never leaves this module
 
 
 def _read(trainer: ServerRate, rounds: int) -> tuple[list[list[float]], list[float]]:
-    """Return the rates of every epoch and group, and what the groups were built with."""
+    """Return the rates of every epoch and group, and the rates the groups were built with."""
     trainer.optimizer, scheduler = trainer.own_optimizer()
     trainer.lr_scheduler = scheduler
     declared = declared_rates(trainer.optimizer)
     kind = type(scheduler).__name__
     if isinstance(scheduler, ReduceLROnPlateau):
         raise _Elsewhere(f"lowers its learning rate by what it validates ({kind})", declared)
-    rates: list[list[float]] = []
     first, before = _other_settings(trainer), dict(vars(scheduler)) if scheduler else {}
-    for epoch in range(max(rounds, 2)):  # one alone does not tell whether anything changes
-        trainer.current_epoch = epoch
-        try:
-            trainer.on_epoch_start()
-            trainer.on_train_epoch_start()
-            rates.append([float(group["lr"]) for group in trainer.optimizer.param_groups])
-        except Exception as error:
-            raise _Elsewhere(
-                f"has a learning rate that does not follow from the epoch alone "
-                f"({type(error).__name__}: {clean(error, 100)})",
-                declared,
-            ) from error
+    rates: list[list[float]] = []
+    for epoch in range(max(rounds, 2)):  # a single epoch does not show whether anything changes
+        rates.append(_start_epoch(trainer, epoch, declared))
         _require_same(trainer, first, epoch)
     untouched = bool(before) and all(before.get(k) is v for k, v in vars(scheduler).items())
     if untouched and all(epoch == rates[0] for epoch in rates):
@@ -110,8 +104,23 @@ def _read(trainer: ServerRate, rounds: int) -> tuple[list[list[float]], list[flo
     return rates[:rounds], declared
 
 
+def _start_epoch(trainer: ServerRate, epoch: int, declared: list[float]) -> list[float]:
+    """Run the hooks at the start of an epoch; return the rates that they leave."""
+    trainer.current_epoch = epoch
+    try:
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        return [float(group["lr"]) for group in trainer.optimizer.param_groups]
+    except Exception as error:
+        raise _Elsewhere(
+            f"has a learning rate that does not follow from the epoch alone "
+            f"({type(error).__name__}: {clean(error, 100)})",
+            declared,
+        ) from error
+
+
 def _other_settings(trainer: ServerRate) -> dict[str, Any]:
-    """Return what an optimizer does and a network learns, but for the rate."""
+    """Return all that an optimizer does and a network learns, except for the learning rate."""
     ignored = ("params", "lr", "initial_lr")
     groups = trainer.optimizer.param_groups
     return {
@@ -138,9 +147,13 @@ def _require_same(trainer: ServerRate, first: dict[str, Any], epoch: int) -> Non
 
 @contextlib.contextmanager
 def _to_put_back(trainer: ServerRate) -> Iterator[None]:
-    """Let a trainer be as before its optimizer was built, silent, and then as it is now."""
+    """Put a trainer into the state before its optimizer was built; afterwards, into that of now.
+
+    A trainer's hooks may change any attribute, count in lists and dictionaries, freeze weights,
+    print, log and draw random numbers. All of that is undone at the end.
+    """
     kept = dict(vars(trainer))
-    randomness = local_state.capture_randomness()
+    randomness = capture_randomness()
     modes = [(module, module.training) for module in trainer.network.modules()]
     frozen = [(p, p.requires_grad) for p in trainer.network.parameters()]
     for name, value in trainer.before_optimizer.items():
@@ -149,7 +162,7 @@ def _to_put_back(trainer: ServerRate) -> Iterator[None]:
         else:
             setattr(trainer, name, value)
     for name, value in dict(vars(trainer)).items():
-        if type(value) in (list, dict, set):  # a hook may count in it, or take out of it
+        if type(value) in (list, dict, set):  # a hook may change it in place
             setattr(trainer, name, copy.copy(value))
     trainer.log_file = os.devnull
     trainer.logger = copy.copy(trainer.logger)
@@ -159,7 +172,9 @@ def _to_put_back(trainer: ServerRate) -> Iterator[None]:
         values.clear()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # torch's, of schedulers without batches
+            warnings.simplefilter(
+                "ignore"
+            )  # torch warns of schedulers that step before an optimizer
             yield
     finally:
         trainer.__dict__.clear()
@@ -168,4 +183,4 @@ def _to_put_back(trainer: ServerRate) -> Iterator[None]:
             module.training = mode
         for parameter, requires_grad in frozen:
             parameter.requires_grad_(requires_grad)
-        local_state.restore_randomness(randomness)
+        restore_randomness(randomness)

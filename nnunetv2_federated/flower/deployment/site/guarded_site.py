@@ -15,7 +15,7 @@ from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.membership import Membership
 from nnunetv2_federated.flower.deployment.site.planning_guard import PlanningGuard
 from nnunetv2_federated.flower.deployment.site.work_guard import WorkGuard, WorkMeter
-from nnunetv2_federated.nnunet.training.site import SitePool
+from nnunetv2_federated.nnunet.training.site_pool import SitePool
 
 
 class GuardedSite:

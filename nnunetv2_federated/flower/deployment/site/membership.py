@@ -22,9 +22,10 @@ from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_run import LocalRun, find_dataset
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
-from nnunetv2_federated.nnunet.training.local_state import rounds_on_disk
 from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder, one_run
-from nnunetv2_federated.nnunet.training.site import Site, SitePool
+from nnunetv2_federated.nnunet.training.site import Site
+from nnunetv2_federated.nnunet.training.site_pool import SitePool
+from nnunetv2_federated.nnunet.training.site_state import rounds_on_disk
 
 logger = logging.getLogger(__name__)
 
