@@ -14,19 +14,20 @@ from typing import Any
 import torch
 
 from nnunetv2_federated.experiment.comparison import Comparison, Model
-from nnunetv2_federated.experiment.comparison_plan import Runs, test_cases
+from nnunetv2_federated.experiment.comparison_plan import Runs, cases_to_test
 from nnunetv2_federated.federation.children import die_with_parent
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.history import HISTORY_FILE, History, read_history
 from nnunetv2_federated.federation.run import RUN_FILE, Run
+from nnunetv2_federated.federation.tested_case import TestedCase, write_tested_cases
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split, known_patients
 from nnunetv2_federated.nnunet.evaluation.tester import (
     TrainedModel,
+    images_tr,
+    images_ts,
     raw_folder,
-    test_images,
     tester_of,
-    training_images,
 )
 from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
@@ -64,7 +65,7 @@ def run_models(comparison: Comparison, runs: Runs, folder: Path, say: Callable[[
         started = time.monotonic()
         reason = train_model(run, place)
         if reason is None:
-            reason = test_model(comparison, model, place, torch.device(run.device))
+            reason = evaluate_model(comparison, model, place, torch.device(run.device))
         write_state(place, _TRAINED if reason is None else _FAILED, reason)
         seconds = time.monotonic() - started
         say(f"{title}: " + (f"{seconds:.0f} s" if reason is None else f"failed: {reason}"))
@@ -123,10 +124,10 @@ def last_line(path: Path) -> str:
     return lines[-1].strip().removeprefix("error: ") if lines else ""
 
 
-def test_model(
+def evaluate_model(
     comparison: Comparison, model: Model, place: Path, device: torch.device
 ) -> str | None:
-    """Predict and judge all test cases of a trained model; return why it failed."""
+    """Test a trained model on all its cases and write ``tests.json``; return why that failed."""
     dataset = load_dataset(comparison.dataset, comparison.plans_name)
     tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
     trained = TrainedModel(
@@ -136,31 +137,33 @@ def test_model(
     external = {case for cases in comparison.external.values() for case in cases}
     raw = raw_folder(dataset)
     patients = known_patients(dataset) or {}
-    records = []
+    tested = []
     try:
-        for subset, sites in test_cases(comparison, dataset, model.fold, model.seed).items():
+        for subset, sites in cases_to_test(comparison, dataset, model.fold, model.seed).items():
             if not sites:
                 continue
-            images = training_images(raw) if subset == "Tr" else test_images(raw)
-            found = tester.test(
+            images = images_tr(raw) if subset == "Tr" else images_ts(raw)
+            records = tester.test(
                 trained,
                 {case: images[case] for case in sites},
                 tester.references(raw, dataset.dataset_json, subset, list(sites)),
                 place / "predictions",
                 set(validation) - external,
             )
-            records += [
-                {
-                    **record,
-                    "site": sites[record["case"]],
-                    "subset": subset,
-                    "patient": patients.get(record["case"]),
-                }
-                for record in found
+            tested += [
+                TestedCase.of(
+                    {
+                        **record,
+                        "site": sites[record["case"]],
+                        "subset": subset,
+                        "patient": patients.get(record["case"]),
+                    }
+                )
+                for record in records
             ]
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         return " ".join(f"testing: {type(error).__name__}: {error}".split())
-    write_atomically(place / TESTS_FILE, json.dumps(records))
+    write_tested_cases(place / TESTS_FILE, tested)
     return None
 
 

@@ -44,8 +44,8 @@ from nnunetv2_federated.nnunet.data.integrity import check_dataset
 from nnunetv2_federated.nnunet.data.site_cases import sites_of_fold
 from nnunetv2_federated.nnunet.environment import environment, quiet
 from nnunetv2_federated.nnunet.evaluation.tester import (
+    images_ts,
     raw_folder,
-    test_images,
     tester_of,
     validates_segmentations,
 )
@@ -256,16 +256,16 @@ def _test_sites(choices: CompareChoices) -> dict[str, str]:
     return table_column(read_case_table(table), column)
 
 
-def test_cases(
+def cases_to_test(
     comparison: Comparison, dataset: Dataset, fold: int | str, seed: int
 ) -> dict[str, dict[str, str]]:
-    """Cases a fold's models are tested on, ``Tr`` or ``Ts`` to case to site.
+    """Return the cases on which a fold's models are tested: ``Tr`` or ``Ts`` to case to site.
 
     The validation cases of the fold, or ``imagesTs``; and all cases of external sites.
     """
     external = {case: site for site, cases in comparison.external.items() for case in cases}
     if comparison.test_set:
-        names = test_images(raw_folder(dataset))
+        names = images_ts(raw_folder(dataset))
         known = comparison.test_sites
         return {"Tr": external, "Ts": {case: known.get(case, TEST_SET) for case in names}}
     _, validation = fold_split(dataset, comparison.configuration, fold)
@@ -278,7 +278,7 @@ def check_tests(comparison: Comparison, dataset: Dataset) -> None:
     raw = raw_folder(dataset)
     tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
     for fold in comparison.folds:
-        for subset, cases in test_cases(comparison, dataset, fold, comparison.seeds[0]).items():
+        for subset, cases in cases_to_test(comparison, dataset, fold, comparison.seeds[0]).items():
             try:
                 tester.references(raw, dataset.dataset_json, subset, list(cases))
             except (ValueError, KeyError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,18 @@ from nnunetv2_federated.experiment.comparison_models import (
     read_state,
 )
 from nnunetv2_federated.experiment.comparison_plan import TEST_SET
+from nnunetv2_federated.federation.tested_case import TestedCase, read_tested_cases
 from nnunetv2_federated.nnunet.data.dataset import Dataset, case_classes, find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.site_cases import count_classes
 from nnunetv2_federated.nnunet.evaluation.tester import (
+    images_tr,
+    images_ts,
     raw_folder,
     read_slice,
-    test_images,
     tester_of,
-    training_images,
 )
 from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
-from nnunetv2_federated.report.comparison_data import Evidence, Example, gather
+from nnunetv2_federated.report.comparison_data import Evidence, Example, Image, gather
 from nnunetv2_federated.report.html import write_html
 from nnunetv2_federated.report.markdown import write_markdown
 
@@ -37,12 +37,12 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     dataset = load_dataset(comparison.dataset, comparison.plans_name)
     tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
     models = comparison.models()
-    records: dict[str, dict[tuple[int, int | str], list[dict[str, Any]]]] = {}
+    records: dict[str, dict[tuple[int, int | str], list[TestedCase]]] = {}
     for model in models:
         path = folder / model.folder / TESTS_FILE
         if path.is_file():
             runs = records.setdefault(model.arm, {})
-            runs[model.seed, model.fold] = json.loads(path.read_text())
+            runs[model.seed, model.fold] = read_tested_cases(path)
     sites = comparison.sites[comparison.seeds[0]]
     everyone = {**sites, **comparison.external}
     cases = sorted(case for own in everyone.values() for case in own)
@@ -101,7 +101,7 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
 def _examples(
     comparison: Comparison,
     dataset: Dataset,
-    records: Mapping[str, Mapping[tuple[int, int | str], list[dict[str, Any]]]],
+    records: Mapping[str, Mapping[tuple[int, int | str], list[TestedCase]]],
     folder: Path,
 ) -> list[Example]:
     """Pictures of the median case of each site and of the worst of all, by the first federation."""
@@ -116,40 +116,43 @@ def _examples(
     raw = raw_folder(dataset)
     tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
     examples = []
-    for record in chosen:
-        case, subset = record["case"], record["subset"]
-        images = training_images(raw) if subset == "Tr" else test_images(raw)
-        truth = tester.references(raw, dataset.dataset_json, subset, [case])[case]
-        found = {arm: next(r for r in shown[arm] if r["case"] == case) for arm in arms}
+    for tested in chosen:
+        images = images_tr(raw) if tested.subset == "Tr" else images_ts(raw)
+        truth = tester.references(raw, dataset.dataset_json, tested.subset, [tested.case])
+        by_arm = {arm: next(t for t in shown[arm] if t.case == tested.case) for arm in arms}
         files = []
-        if "prediction" in record:
-            places = {arm: folder / Model(arm, *key).folder / "predictions" for arm in arms}
-            files = [str(truth), *(str(places[a] / found[a]["prediction"]) for a in arms)]
-        image, masks = read_slice(dataset.plans, images[case], files)
+        if tested.prediction is not None:
+            files = [str(truth[tested.case])]
+            for arm, of_arm in by_arm.items():
+                predictions = folder / Model(arm, *key).folder / "predictions"
+                files.append(str(predictions / str(of_arm.prediction)))
+        image, masks = read_slice(dataset.plans, images[tested.case], files)
+        reference = masks[0] if masks else None
+        segmentations: list[Image | None] = [*masks[1:]] or [None] * len(arms)
         examples.append(
             Example(
-                case,
-                record["site"],
-                str(record.get("truth", "")),
+                tested.case,
+                tested.site,
+                tested.truth or "",
                 image,
-                masks[0] if masks else None,
+                reference,
                 {
-                    arm: (str(found[arm]["shown"]), masks[i + 1] if masks else None)
-                    for i, arm in enumerate(arms)
+                    arm: (of_arm.shown, segmentation)
+                    for (arm, of_arm), segmentation in zip(
+                        by_arm.items(), segmentations, strict=True
+                    )
                 },
             )
         )
     return examples
 
 
-def choose_examples(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def choose_examples(cases: list[TestedCase]) -> list[TestedCase]:
     """Choose the median case of each site, and the worst of all."""
-    scored = sorted(
-        (r for r in records if r["score"] is not None), key=lambda r: (r["score"], r["case"])
-    )
-    by_site: dict[str, list[dict[str, Any]]] = {}
-    for record in scored:
-        by_site.setdefault(record["site"], []).append(record)
-    medians = [own[len(own) // 2] for own in by_site.values()][: _EXAMPLES - 1]
-    worst = [record for record in scored[:1] if record not in medians]
-    return medians + worst
+    scored = [(case.score, case.case, case) for case in cases if case.score is not None]
+    ranked = [case for *_, case in sorted(scored, key=lambda entry: entry[:2])]
+    by_site: dict[str, list[TestedCase]] = {}
+    for case in ranked:
+        by_site.setdefault(case.site, []).append(case)
+    medians = [of_site[len(of_site) // 2] for of_site in by_site.values()][: _EXAMPLES - 1]
+    return medians + [case for case in ranked[:1] if case not in medians]

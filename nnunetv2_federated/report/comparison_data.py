@@ -1,4 +1,4 @@
-"""All that a comparison's report shows, in plain numbers."""
+"""All numbers, texts and pictures that the report of a comparison shows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_federated.federation.history import History, look_up
+from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.report.statistics import (
     ALL_SITES,
     Difference,
     Key,
     Measure,
-    Record,
     Spread,
     paired_difference,
     pairs,
@@ -31,56 +31,62 @@ Histories = Mapping[tuple[str, int, int | str], History]
 
 @dataclass(frozen=True)
 class Example:
-    """A test case to look at."""
+    """A test case with its pictures."""
 
     case: str
     site: str
     truth: str
-    """Its class, of a classification."""
+    """Class of the case, of a classification; empty for a segmentation."""
     image: Image
     reference: Image | None
-    """Segmentation, of the image's shape."""
+    """Reference segmentation, of the shape of the image."""
     predictions: dict[str, tuple[str, Image | None]]
-    """Arm to what is written above the picture, and its segmentation."""
+    """By arm: the text above the picture, and the predicted segmentation."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything in a report."""
+    """Everything that a report shows."""
 
     title: str
     arms: list[str]
     groups: list[str]
-    """Columns of the matrix: sites, all sites, external sites."""
+    """Columns of the matrix: sites, all sites together, external sites."""
     external: list[str]
     cells: dict[str, dict[str, dict[str, Spread]]]
-    """Arm to group to metric; arms without a tested model are absent."""
+    """Values by arm, group and metric; arms without a tested model are absent."""
     tested: dict[str, int]
-    """Test cases of each group, of the first model."""
+    """Number of test cases of each group, of the first model."""
     metrics: list[str]
-    """The headline first."""
+    """Names of the metrics, the headline first."""
     runs: dict[str, int]
-    """Tested models of each arm."""
+    """Number of tested models of each arm."""
     differences: list[Difference]
     failures: dict[str, str]
-    """Model to what went wrong."""
+    """Reason of failure, by model."""
     histories: Histories
     counts: dict[str, dict[str, int]]
-    """Site to class to number of cases."""
+    """Number of cases, by site and class."""
     settings: dict[str, Any]
     examples: list[Example]
 
     @property
     def headline(self) -> str:
-        """The metric that models are judged by."""
+        """First metric, by which models are compared."""
         return self.metrics[0] if self.metrics else ""
 
     def cell(self, arm: str, group: str, metric: str) -> Spread | None:
-        """Look up one value; ``None`` where nothing was tested."""
+        """Return one value; ``None`` where nothing was tested."""
         return self.cells.get(arm, {}).get(group, {}).get(metric)
 
+    def matrix(self) -> tuple[list[str], list[list[float | None]]]:
+        """Return the arms that were tested, and a row with the headline of each group for each."""
+        arms = [arm for arm in self.arms if arm in self.cells]
+        cells = [[self.cell(arm, group, self.headline) for group in self.groups] for arm in arms]
+        return arms, [[None if cell is None else cell.mean for cell in row] for row in cells]
+
     def failures_of(self, arm: str) -> list[str]:
-        """Why models of an arm failed."""
+        """Return the reasons why models of an arm failed."""
         return [why for model, why in self.failures.items() if model.startswith(f"{arm}, ")]
 
 
@@ -88,7 +94,7 @@ def gather(
     *,
     title: str,
     arms: list[str],
-    runs: Mapping[str, Mapping[Key, Sequence[Record]]],
+    runs: Mapping[str, Mapping[Key, Sequence[TestedCase]]],
     failures: dict[str, str],
     histories: Histories,
     sites: list[str],
@@ -99,41 +105,71 @@ def gather(
     measure: Measure,
     examples: list[Example],
 ) -> Evidence:
-    """Compute the tables of a report from the records of tested cases."""
-    present = {r["site"] for own in runs.values() for records in own.values() for r in records}
-    groups = [site for site in sites if site in present]
-    groups += [ALL_SITES] + [site for site in external if site in present]
-    cells = {arm: table(own, groups, external, measure) for arm, own in runs.items()}
-    names = [name for own in cells.values() for name in own[ALL_SITES]]
-    metrics = list(dict.fromkeys(names))
-    first = next((records for own in runs.values() for records in own.values()), [])
-    sizes = Counter(record["site"] for record in first)
-    tested = {group: sizes[group] for group in groups}
-    tested[ALL_SITES] = sum(n for site, n in sizes.items() if site not in external)
-    differences = []
-    if metrics:
-        done = [arm for arm in arms if arm in runs]
-        known = {site for site in present if site != unknown_site}
-        for pair, group in pairs(done, known):
-            differences.append(
-                paired_difference(runs, pair, group, external, measure, metric=metrics[0])
-            )
+    """Compute the tables of a report from tested cases.
+
+    Parameters
+    ----------
+    title, arms, failures, histories, external, counts, settings, examples
+        As in :class:`Evidence`.
+    runs
+        Tested cases of each run, of each arm that has any.
+    sites
+        Sites that take part in the training.
+    unknown_site
+        Site of test cases whose site is not known.
+    measure
+        Computes the metrics of a group of cases.
+    """
+    groups = _groups(runs, sites, external)
+    cells = {arm: table(of_arm, groups, external, measure) for arm, of_arm in runs.items()}
+    metrics = list(dict.fromkeys(name for of_arm in cells.values() for name in of_arm[ALL_SITES]))
+    known_sites = set(groups) - {unknown_site}
+    compared = pairs([arm for arm in arms if arm in runs], known_sites) if metrics else []
     return Evidence(
         title=title,
         arms=arms,
         groups=groups,
         external=external,
         cells=cells,
-        tested=tested,
+        tested=_count_tested(runs, groups, external),
         metrics=metrics,
-        runs={arm: len(own) for arm, own in runs.items()},
-        differences=differences,
+        runs={arm: len(of_arm) for arm, of_arm in runs.items()},
+        differences=[
+            paired_difference(runs, pair, group, external, measure, metric=metrics[0])
+            for pair, group in compared
+        ],
         failures=failures,
         histories=histories,
         counts=counts,
         settings=settings,
         examples=examples,
     )
+
+
+def _groups(
+    runs: Mapping[str, Mapping[Key, Sequence[TestedCase]]],
+    sites: Sequence[str],
+    external: Sequence[str],
+) -> list[str]:
+    """Return the sites that have test cases, with all sites together before the external ones."""
+    tested = {case.site for of_arm in runs.values() for cases in of_arm.values() for case in cases}
+    return [
+        *(site for site in sites if site in tested),
+        ALL_SITES,
+        *(site for site in external if site in tested),
+    ]
+
+
+def _count_tested(
+    runs: Mapping[str, Mapping[Key, Sequence[TestedCase]]],
+    groups: Sequence[str],
+    external: Sequence[str],
+) -> dict[str, int]:
+    """Count the test cases of each group, of the first model."""
+    first = next((cases for of_arm in runs.values() for cases in of_arm.values()), ())
+    sizes = Counter(case.site for case in first)
+    all_sites = sum(size for site, size in sizes.items() if site not in external)
+    return {group: all_sites if group == ALL_SITES else sizes[group] for group in groups}
 
 
 def curve(

@@ -1,4 +1,4 @@
-"""The report's PNGs: the table as a picture, curves by round, and example cases."""
+"""The report's PNGs: the matrix of models and sites, curves by round, and example cases."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from nnunetv2_federated.report.comparison_data import Evidence, Example, Image, curve
 from nnunetv2_federated.report.plotly_figures import colours, repeats
@@ -27,7 +28,7 @@ _SIDES = {
 
 
 def save_pictures(evidence: Evidence, folder: Path) -> list[str]:
-    """Write the PNGs of ``report.md``; return their names."""
+    """Write the PNGs of ``report.md``; return the names of the files."""
     names = []
     # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
     with matplotlib.style.context("default"):
@@ -43,7 +44,7 @@ def save_pictures(evidence: Evidence, folder: Path) -> list[str]:
 
 
 def draw_example(example: Example) -> bytes:
-    """Draw a case once for each arm, with outlines of reference and prediction; a PNG."""
+    """Return a PNG that shows a case once for each arm, with reference and prediction outlined."""
     with matplotlib.style.context("default"):
         number = len(example.predictions)
         height, width = example.image.shape
@@ -80,14 +81,10 @@ def _outline(axes: Axes, mask: Image | None, colour: str) -> None:
 
 
 def _matrix(evidence: Evidence) -> Figure | None:
-    arms = [arm for arm in evidence.arms if arm in evidence.cells]
+    arms, rows = evidence.matrix()
     if not arms:
         return None
-    values = np.full((len(arms), len(evidence.groups)), np.nan)
-    for i, arm in enumerate(arms):
-        for j, group in enumerate(evidence.groups):
-            found = evidence.cell(arm, group, evidence.headline)
-            values[i, j] = np.nan if found is None else found.mean
+    values = np.array(rows, float)  # None becomes NaN
     figure = Figure(
         figsize=(3 + 1.3 * len(evidence.groups), 1.4 + 0.42 * len(arms)), layout="constrained"
     )
@@ -100,11 +97,7 @@ def _matrix(evidence: Evidence) -> Figure | None:
     ]
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set_yticks(range(len(arms)), [picture_text(a) for a in arms], fontsize=9)
-    low, high = np.nanmin(values), np.nanmax(values)
-    for (i, j), value in np.ndenumerate(values):
-        dark = not np.isnan(value) and value > (low + high) / 2
-        text = "-" if np.isnan(value) else f"{value:.3f}"
-        axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+    _write_values(axes, values)
     axes.set_title(
         f"{picture_text(evidence.headline)} of each model (row) at each site (column)", fontsize=10
     )
@@ -112,48 +105,54 @@ def _matrix(evidence: Evidence) -> Figure | None:
     return figure
 
 
-def _spelled(keys: tuple[str, ...], name: str) -> list[str]:
-    return [key.format(name) for key in keys]
+def _write_values(axes: Axes, values: NDArray[np.float64]) -> None:
+    """Write each value into its cell, white on the dark half of the colour map."""
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        text = "-" if np.isnan(value) else f"{value:.3f}"
+        colour = "white" if value > middle else "black"  # NaN is not larger than anything
+        axes.text(column, row, text, ha="center", va="center", color=colour)
 
 
 def _curves(evidence: Evidence) -> Figure | None:
-    if not evidence.histories:
-        return None
-    sides = {
-        title: keys
-        for title, keys in _SIDES.items()
-        if any(
-            value is not None
-            for arm in evidence.arms
-            for value in curve(evidence.histories, arm, *_spelled(keys, "loss"))[1]
-        )
-    }
+    sides = {title: keys for title, keys in _SIDES.items() if _has_values(evidence, keys)}
     if not sides:
         return None
     figure = Figure(figsize=(1 + 5 * len(sides), 7), layout="constrained")
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(2, len(sides), sharex=True, squeeze=False)
-    again = repeats(evidence.arms)
-    for arm, colour in colours(evidence.arms).items():
-        style = "-" if arm.startswith("federated") else "--"
-        marker = _MARKERS[again[arm] % len(_MARKERS)]
-        for row, name in enumerate(("loss", "dice")):
-            for column, keys in enumerate(sides.values()):
-                x, means, _ = curve(evidence.histories, arm, *_spelled(keys, name))
-                y = [np.nan if v is None else v for v in means]
-                panels[row][column].plot(
-                    x, y, style, marker=marker, markersize=5, color=colour, label=picture_text(arm)
-                )
+    for row, name in zip(panels, ("loss", "dice"), strict=True):
+        for axes, keys in zip(row, sides.values(), strict=True):
+            _draw_curves(axes, evidence, _with_name(keys, name))
+            axes.set_ylabel(f"validation {name.replace('dice', 'Dice')}")
     for axes, title in zip(panels[0], sides, strict=True):
         axes.set_title(title)
-    for row, name in zip(panels, ("loss", "Dice"), strict=True):
-        for axes in row:
-            axes.set_ylabel(f"validation {name}")
-            axes.grid(visible=True, alpha=0.3)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels[1]:
         axes.set_xlabel("round")
         axes.set_ylim(0, 1)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(sides), fontsize=8)
     return figure
+
+
+def _with_name(keys: tuple[str, ...], name: str) -> list[str]:
+    return [key.format(name) for key in keys]
+
+
+def _has_values(evidence: Evidence, keys: tuple[str, ...]) -> bool:
+    """Whether any arm has a loss under these keys of its rounds' records."""
+    curves = (curve(evidence.histories, arm, *_with_name(keys, "loss")) for arm in evidence.arms)
+    return any(mean is not None for _, means, _ in curves for mean in means)
+
+
+def _draw_curves(axes: Axes, evidence: Evidence, keys: list[str]) -> None:
+    """Draw a line for each arm, dashed unless it is a federation."""
+    again = repeats(evidence.arms)
+    for arm, colour in colours(evidence.arms).items():
+        x, means, _ = curve(evidence.histories, arm, *keys)
+        y = [np.nan if mean is None else mean for mean in means]
+        style = "-" if arm.startswith("federated") else "--"
+        marker = _MARKERS[again[arm] % len(_MARKERS)]
+        axes.plot(x, y, style, marker=marker, markersize=5, color=colour, label=picture_text(arm))
+    axes.grid(visible=True, alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -18,18 +18,18 @@ _SYMBOLS = ("circle", "square", "diamond", "x")
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:
-    """Give each arm a colour, the same in every figure."""
+    """Return the colour of each arm, the same in every figure."""
     return {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(arms)}
 
 
 def repeats(arms: Sequence[str]) -> dict[str, int]:
-    """How often each arm's colour was given before: such arms are told apart by their markers."""
+    """Return how many earlier arms have each arm's colour: markers distinguish them."""
     return {arm: i // len(PALETTE) for i, arm in enumerate(arms)}
 
 
 def all_figures(evidence: Evidence) -> dict[str, go.Figure]:
-    """Draw every figure for which there are values, by name."""
-    found = {
+    """Return every figure that has values, by name."""
+    figures = {
         "headline": headline(evidence),
         "matrix": matrix(evidence),
         "server": curves(evidence, "server side: the global model", ("global_model",), ""),
@@ -39,11 +39,11 @@ def all_figures(evidence: Evidence) -> dict[str, go.Figure]:
         "distribution": distribution(evidence),
         "costs": costs(evidence),
     }
-    return {name: _styled(figure) for name, figure in found.items() if figure.data}
+    return {name: _styled(figure) for name, figure in figures.items() if figure.data}
 
 
 def headline(evidence: Evidence) -> go.Figure:
-    """Headline metric of every arm on all sites, with its spread."""
+    """Draw the headline metric of every arm on all sites, with its spread."""
     figure = go.Figure()
     for arm, colour in colours(evidence.arms).items():
         value = evidence.cell(arm, ALL_SITES, evidence.headline)
@@ -61,16 +61,14 @@ def headline(evidence: Evidence) -> go.Figure:
 
 
 def matrix(evidence: Evidence) -> go.Figure:
-    """Headline metric of every arm at every site."""
-    arms = [arm for arm in evidence.arms if arm in evidence.cells]
-    rows = [[evidence.cell(arm, g, evidence.headline) for g in evidence.groups] for arm in arms]
+    """Draw the headline metric of every arm at every site."""
+    arms, rows = evidence.matrix()
     figure = go.Figure()
     if rows:
         names = [f"{g} (external)" if g in evidence.external else g for g in evidence.groups]
         figure.add_heatmap(
-            z=[[None if v is None else v.mean for v in row] for row in rows],
-            x=names, y=arms, colorscale="Blues", colorbar={"title": evidence.headline},
-            text=[["" if v is None else f"{v.mean:.3f}" for v in row] for row in rows],
+            z=rows, x=names, y=arms, colorscale="Blues", colorbar={"title": evidence.headline},
+            text=[["" if value is None else f"{value:.3f}" for value in row] for row in rows],
             texttemplate="%{text}", xgap=2, ygap=2,
         )  # fmt: skip
     figure.update_layout(height=160 + 36 * len(arms))
@@ -79,7 +77,17 @@ def matrix(evidence: Evidence) -> go.Figure:
 
 
 def curves(evidence: Evidence, title: str, prefix: tuple[str, ...], key: str) -> go.Figure:
-    """Loss and Dice by round, a line for each arm."""
+    """Draw loss and Dice by round, a line for each arm.
+
+    Parameters
+    ----------
+    evidence
+        What the report shows.
+    title
+        Title of the figure.
+    prefix, key
+        Keys of the values in a round's record: ``prefix``, then ``key`` with ``loss`` or ``dice``.
+    """
     figure = make_subplots(1, 2, subplot_titles=("validation loss", "validation Dice"))
     again = repeats(evidence.arms)
     for arm, colour in colours(evidence.arms).items():
@@ -100,31 +108,51 @@ def curves(evidence: Evidence, title: str, prefix: tuple[str, ...], key: str) ->
 
 
 def site_curves(evidence: Evidence) -> go.Figure:
-    """Dice by round at each site, of the first federation: local models and global model."""
-    figure = make_subplots(1, 2, subplot_titles=("after local training", "global model"))
-    arm, sites = _first_federation(evidence)
-    for site, colour in colours(sites).items():
-        for column, prefix in enumerate(((), ("global_model",)), 1):
-            x, y, _ = curve(evidence.histories, arm, *prefix, "sites", site, "dice")
-            if any(value is not None for value in y):
-                figure.add_scatter(
-                    x=x, y=y, name=site, legendgroup=site, showlegend=column == 1,
-                    mode="lines+markers" if len(x) < 30 else "lines", connectgaps=True,
-                    line={"color": colour}, row=1, col=column,
-                )  # fmt: skip
-    figure.update_xaxes(title="round")
-    figure.update_layout(title=f"{arm}: Dice at each site", height=420)
-    return figure
+    """Draw Dice by round at each site, of local and global models of the first federation."""
+    return _at_sites(
+        evidence,
+        "Dice at each site",
+        {
+            "after local training": lambda site: ("sites", site, "dice"),
+            "global model": lambda site: ("global_model", "sites", site, "dice"),
+        },
+    )
 
 
 def updates(evidence: Evidence) -> go.Figure:
-    """Norms and cosines of the sites' updates by round, of the first federation."""
-    titles = ("norm of the update", "cosine with the mean of the others")
-    figure = make_subplots(1, 2, subplot_titles=titles)
+    """Draw norms and cosines of the sites' updates by round, of the first federation."""
+    figure = _at_sites(
+        evidence,
+        "the sites' updates",
+        {
+            "norm of the update": lambda site: ("updates", site, "norm"),
+            "cosine with the mean of the others": lambda site: ("updates", site, "cosine"),
+        },
+    )
+    figure.update_yaxes(type="log", row=1, col=1)
+    figure.update_yaxes(range=[-1.05, 1.05], row=1, col=2)
+    return figure
+
+
+def _at_sites(
+    evidence: Evidence, title: str, panels: Mapping[str, Callable[[str], tuple[str, ...]]]
+) -> go.Figure:
+    """Draw a line for each site of the first federation.
+
+    Parameters
+    ----------
+    evidence
+        What the report shows.
+    title
+        Title of the figure, after the name of the federation.
+    panels
+        By title of a panel: from the name of a site to the keys of its value in a round's record.
+    """
+    figure = make_subplots(1, 2, subplot_titles=tuple(panels))
     arm, sites = _first_federation(evidence)
     for site, colour in colours(sites).items():
-        for column, name in enumerate(("norm", "cosine"), 1):
-            x, y, _ = curve(evidence.histories, arm, "updates", site, name)
+        for column, keys_of in enumerate(panels.values(), 1):
+            x, y, _ = curve(evidence.histories, arm, *keys_of(site))
             if any(value is not None for value in y):
                 figure.add_scatter(
                     x=x, y=y, name=site, legendgroup=site, showlegend=column == 1,
@@ -132,9 +160,7 @@ def updates(evidence: Evidence) -> go.Figure:
                     line={"color": colour}, row=1, col=column,
                 )  # fmt: skip
     figure.update_xaxes(title="round")
-    figure.update_yaxes(type="log", row=1, col=1)
-    figure.update_yaxes(range=[-1.05, 1.05], row=1, col=2)
-    figure.update_layout(title=f"{arm}: the sites' updates", height=420)
+    figure.update_layout(title=f"{arm}: {title}", height=420)
     return figure
 
 
@@ -146,8 +172,8 @@ def _first_federation(evidence: Evidence) -> tuple[str, list[str]]:
 
 
 def distribution(evidence: Evidence) -> go.Figure:
-    """Cases of each class at each site."""
-    classes = sorted({name for own in evidence.counts.values() for name in own})
+    """Draw the cases of each class at each site."""
+    classes = sorted({name for classes in evidence.counts.values() for name in classes})
     sites = list(evidence.counts)
     figure = go.Figure()
     for name, colour in colours(classes).items():
@@ -161,7 +187,7 @@ def distribution(evidence: Evidence) -> go.Figure:
 
 
 def costs(evidence: Evidence) -> go.Figure:
-    """MiB and seconds of every round of the federations."""
+    """Draw MiB and seconds of every round of the federations."""
     figure = make_subplots(1, 2, subplot_titles=("MiB of a round", "seconds of a round"))
     for arm, colour in colours(evidence.arms).items():
         if not arm.startswith("federated/"):
@@ -185,20 +211,23 @@ def costs(evidence: Evidence) -> go.Figure:
 
 
 def _escape(figure: Any) -> None:  # noqa: ANN401  # Plotly has no types
-    """Let no name, category or title be read as tags."""
+    """Escape every name, category and title, so that none is read as tags."""
     for trace in figure.data:
         for key in ("name", "legendgroup", "x", "y"):
-            value = trace[key]
-            if isinstance(value, str):
-                trace[key] = figure_text(value)
-            elif value is not None:
-                trace[key] = [figure_text(v) if isinstance(v, str) else v for v in value]
+            trace[key] = _escaped(trace[key])
     titles = [figure.layout.title, *figure.layout.annotations]
     titles += [axis.title for axis in (*figure.select_xaxes(), *figure.select_yaxes())]
     titles += [trace.colorbar.title for trace in figure.select_traces({"type": "heatmap"})]
     for title in titles:
-        if title.text:
-            title.text = figure_text(title.text)
+        title.text = _escaped(title.text)
+
+
+def _escaped(value: Any) -> Any:  # noqa: ANN401  # a text, numbers or categories
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return figure_text(value)
+    return [figure_text(item) if isinstance(item, str) else item for item in value]
 
 
 def _dash(arm: str) -> str:

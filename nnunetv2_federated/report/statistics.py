@@ -1,4 +1,4 @@
-"""What the tested cases say: means, spread over seeds and folds, and paired differences."""
+"""Statistics of tested cases: means, spread over seeds and folds, and paired differences."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-Record = Mapping[str, Any]
-Measure = Callable[[Sequence[Record], Collection[str] | None], dict[str, float]]
-"""Metrics of a group of cases; only those named, if names are given."""
+from nnunetv2_federated.federation.tested_case import TestedCase
+
+Measure = Callable[[Sequence[Mapping[str, Any]], Collection[str] | None], dict[str, float]]
+"""Returns metrics of a group of cases from their :attr:`.TestedCase.record`; only those named, if
+names are given."""
 Key = tuple[int, int | str]
-"""Seed and fold."""
+"""Seed and fold of a run."""
 
 ALL_SITES = "all sites"
 RESAMPLES = 1000
+"""Bootstrap samples of an interval."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Spread:
 
     mean: float
     std: float | None
-    """``None`` for a single run; with ``n - 1`` in the denominator."""
+    """Standard deviation with ``n - 1`` in the denominator; ``None`` for a single run."""
 
     def __str__(self) -> str:
         if math.isnan(self.mean):
@@ -51,39 +54,44 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise runs; those without a value do not count."""
+    """Summarise the values of several runs; runs without a value (NaN) do not count."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return Spread(float("nan"), None)
     return Spread(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
 
 
-def in_group(records: Sequence[Record], group: str, external: Collection[str]) -> list[Record]:
-    """Cases of a site, or of all sites that train."""
+def in_group(
+    cases: Sequence[TestedCase], group: str, external: Collection[str]
+) -> list[TestedCase]:
+    """Return the cases of a site, or with :data:`ALL_SITES` those of all sites that train."""
     if group == ALL_SITES:
-        return [record for record in records if record["site"] not in external]
-    return [record for record in records if record["site"] == group]
+        return [case for case in cases if case.site not in external]
+    return [case for case in cases if case.site == group]
 
 
 def table(
-    runs: Mapping[Key, Sequence[Record]],
+    runs: Mapping[Key, Sequence[TestedCase]],
     groups: Sequence[str],
     external: Collection[str],
     measure: Measure,
 ) -> dict[str, dict[str, Spread]]:
-    """Metrics of one arm: group to metric to mean and spread over its runs."""
-    found: dict[str, dict[str, Spread]] = {}
+    """Return the metrics of one arm: group to metric to mean and spread over its runs."""
+    spreads: dict[str, dict[str, Spread]] = {}
     for group in groups:
-        measured = [measure(in_group(records, group, external), None) for records in runs.values()]
-        names = list(dict.fromkeys(name for one in measured for name in one))
-        found[group] = {
-            name: spread([one.get(name, float("nan")) for one in measured]) for name in names
+        measured = [
+            measure(_records(in_group(cases, group, external)), None) for cases in runs.values()
+        ]
+        names = list(dict.fromkeys(name for metrics in measured for name in metrics))
+        spreads[group] = {
+            name: spread([metrics.get(name, float("nan")) for metrics in measured])
+            for name in names
         }
-    return found
+    return spreads
 
 
 def paired_difference(
-    arms: Mapping[str, Mapping[Key, Sequence[Record]]],
+    arms: Mapping[str, Mapping[Key, Sequence[TestedCase]]],
     pair: tuple[str, str],
     group: str,
     external: Collection[str],
@@ -95,73 +103,132 @@ def paired_difference(
     """Compare two arms on the same cases, in the runs that both have.
 
     Cases are drawn with replacement, the same for both arms and for every seed, within each fold
-    and, where records name a ``stratum``, within each stratum; where they name a ``patient``, all
+    and, where cases have a ``stratum``, within each stratum; where they have a ``patient``, all
     cases of a patient are drawn together. The interval is the percentile bootstrap's (Efron and
-    Tibshirani 1993, ch. 13). It tells how the test cases vary, not the
+    Tibshirani 1993, ch. 13). It shows how the test cases vary, not the
     training: for that look at the spread over seeds.
+
+    Parameters
+    ----------
+    arms
+        Tested cases of each run, of each arm.
+    pair
+        Names of the two arms; the difference is the first minus the second.
+    group
+        Site whose cases count, or :data:`ALL_SITES`.
+    external
+        Sites that take no part in the training.
+    measure
+        Computes the metric of a group of cases.
+    metric
+        Name of the metric.
+    resamples
+        Number of bootstrap samples.
     """
     first, second = pair
-    keys = [key for key in arms[first] if key in arms[second]]
-    runs = {
-        key: [_by_case(in_group(arms[arm][key], group, external)) for arm in pair] for key in keys
-    }
-    runs = {key: found for key, found in runs.items() if found[0]}
-    strata = _strata({key: found[0] for key, found in runs.items()})
-    cases = [case for _, members in strata for unit in members for case in unit]
-    if not cases:
+    runs = _paired_runs(arms[first], arms[second], group, external)
+    strata = _strata(runs)
+    number = sum(len(unit) for stratum in strata for unit in stratum.units)
+    if not number:
         return Difference(first, second, group, metric, float("nan"), None, None, 0)
 
     def statistic(*indices: NDArray[np.int64]) -> float:
-        chosen: dict[int | str, list[str]] = {}
-        for (fold, members), drawn in zip(strata, indices, strict=True):
-            chosen.setdefault(fold, []).extend(case for i in drawn for case in members[i])
-        differences = []
-        for (_, fold), found in runs.items():
-            ours, theirs = (
-                measure([records[case] for case in chosen[fold]], (metric,))[metric]
-                for records in found
-            )
-            differences.append(ours - theirs)
-        return float(np.mean(differences))
+        drawn: dict[int | str, list[str]] = {}
+        for stratum, chosen in zip(strata, indices, strict=True):
+            units = (stratum.units[i] for i in chosen)
+            drawn.setdefault(stratum.fold, []).extend(case for unit in units for case in unit)
+        return float(np.mean([run.difference(drawn[run.fold], measure, metric) for run in runs]))
 
-    positions = [np.arange(len(members)) for _, members in strata]
+    positions = [np.arange(len(stratum.units)) for stratum in strata]
     low, high = _interval(positions, statistic, resamples)
-    value = statistic(*positions)
-    return Difference(first, second, group, metric, value, low, high, len(cases))
+    return Difference(first, second, group, metric, statistic(*positions), low, high, number)
 
 
-def _by_case(records: Sequence[Record]) -> dict[str, Record]:
-    return {record["case"]: record for record in records}
+@dataclass(frozen=True)
+class _PairedRun:
+    """One run, a seed and a fold, of both arms."""
+
+    fold: int | str
+    first: Mapping[str, TestedCase]
+    """Tested cases of the first arm, by case."""
+    second: Mapping[str, TestedCase]
+
+    def difference(self, cases: Sequence[str], measure: Measure, metric: str) -> float:
+        """Return the metric of the first arm minus that of the second, on the same cases."""
+        ours, theirs = (
+            measure(_records([arm[case] for case in cases]), (metric,))[metric]
+            for arm in (self.first, self.second)
+        )
+        return ours - theirs
 
 
-def _strata(
-    runs: Mapping[Key, Mapping[str, Record]],
-) -> list[tuple[int | str, list[tuple[str, ...]]]]:
-    """Return what is drawn among each other, of one fold and stratum: cases, or all of a patient.
+@dataclass(frozen=True)
+class _Stratum:
+    """Units of one fold among which the bootstrap draws."""
 
-    A patient with cases of several strata is of the stratum that is all of them.
+    fold: int | str
+    units: list[tuple[str, ...]]
+    """Single cases, or all cases of a patient."""
+
+
+def _paired_runs(
+    first: Mapping[Key, Sequence[TestedCase]],
+    second: Mapping[Key, Sequence[TestedCase]],
+    group: str,
+    external: Collection[str],
+) -> list[_PairedRun]:
+    """Return the runs that both arms have, with the cases of a group; a run without is left out."""
+    paired = []
+    for key in first:
+        if key in second:
+            ours, theirs = (
+                _by_case(in_group(arm[key], group, external)) for arm in (first, second)
+            )
+            if ours:
+                paired.append(_PairedRun(key[1], ours, theirs))
+    return paired
+
+
+def _by_case(cases: Sequence[TestedCase]) -> dict[str, TestedCase]:
+    return {case.case: case for case in cases}
+
+
+def _records(cases: Sequence[TestedCase]) -> list[Mapping[str, Any]]:
+    return [case.record for case in cases]
+
+
+def _strata(runs: Sequence[_PairedRun]) -> list[_Stratum]:
+    """Return what is drawn among each other: the units of one fold and stratum.
+
+    A patient with cases of several strata is in a stratum of its own, named after all of them.
     """
-    found: dict[tuple[str, str], tuple[int | str, list[tuple[str, ...]]]] = {}
-    for (_, fold), records in runs.items():
-        units: dict[str, list[str]] = {}
-        for case, record in sorted(records.items()):
-            patient = record.get("patient")
-            units.setdefault(f"case {case}" if patient is None else str(patient), []).append(case)
-        for unit in map(tuple, units.values()):
-            stratum = sorted({str(records[case].get("stratum")) for case in unit})
-            members = found.setdefault((str(fold), "+".join(stratum)), (fold, []))[1]
-            if unit not in members:
-                members.append(unit)
-    return [found[key] for key in sorted(found)]
+    strata: dict[tuple[str, str], _Stratum] = {}
+    for run in runs:
+        for unit in _units(run.first):
+            names = sorted({str(run.first[case].stratum) for case in unit})
+            stratum = strata.setdefault((str(run.fold), "+".join(names)), _Stratum(run.fold, []))
+            if unit not in stratum.units:  # an earlier seed has the same cases
+                stratum.units.append(unit)
+    return [strata[key] for key in sorted(strata)]
+
+
+def _units(cases: Mapping[str, TestedCase]) -> list[tuple[str, ...]]:
+    """Return the cases of each patient; a case without a known patient is a unit of its own."""
+    units: dict[tuple[str, str], list[str]] = {}
+    for name, case in sorted(cases.items()):
+        unit = ("case", name) if case.patient is None else ("patient", case.patient)
+        units.setdefault(unit, []).append(name)
+    return [tuple(unit) for unit in units.values()]
 
 
 def _interval(
     positions: Sequence[NDArray[np.int64]], statistic: Callable[..., float], resamples: int
 ) -> tuple[float | None, float | None]:
+    """Return the bounds of the 95 % interval; ``None`` for both where there is none."""
     if any(len(position) < 2 for position in positions):  # nothing to draw from
         return None, None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a distribution without spread
+        warnings.simplefilter("ignore")  # SciPy warns of a distribution without spread
         interval = bootstrap(
             positions,
             statistic,
@@ -175,7 +242,7 @@ def _interval(
 
 
 def pairs(arms: Sequence[str], sites: Collection[str]) -> list[tuple[tuple[str, str], str]]:
-    """Which arms are compared, and on whose cases.
+    """Return which arms are compared, and on which group of cases.
 
     The first federated arm with each site alone, on all sites and at that site; every federated
     arm with the centralised one; every further federated arm with the first.
@@ -184,13 +251,13 @@ def pairs(arms: Sequence[str], sites: Collection[str]) -> list[tuple[tuple[str, 
     if not federated:
         return []
     first = federated[0]
-    found = []
+    compared = []
     for arm in arms:
         kind, _, site = arm.partition("/")
         if kind == "local":
-            found.append(((first, arm), ALL_SITES))
+            compared.append(((first, arm), ALL_SITES))
             if site in sites:
-                found.append(((first, arm), site))
+                compared.append(((first, arm), site))
     if "centralised" in arms:
-        found += [((arm, "centralised"), ALL_SITES) for arm in federated]
-    return found + [((arm, first), ALL_SITES) for arm in federated[1:]]
+        compared += [((arm, "centralised"), ALL_SITES) for arm in federated]
+    return compared + [((arm, first), ALL_SITES) for arm in federated[1:]]

@@ -19,6 +19,7 @@ from nnunetv2_federated.experiment.comparison import (
 )
 from nnunetv2_federated.experiment.comparison_report import choose_examples
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
 from nnunetv2_federated.report.statistics import ALL_SITES, paired_difference, pairs, spread, table
 
@@ -120,8 +121,13 @@ def test_spread_is_mean_and_sample_deviation_of_the_known():
     assert str(spread([])) == "-"
 
 
-def dice(case, site, value):
-    return {"case": case, "site": site, "metrics": {"Dice lung": value}, "score": value}
+def dice(case, site, value, patient=None):
+    return TestedCase.of(
+        {
+            "case": case, "site": site, "subset": "Tr", "patient": patient, "shown": "",
+            "metrics": {"Dice lung": value}, "score": value,
+        }
+    )  # fmt: skip
 
 
 MEASURE = SegmentationTester().measure
@@ -148,7 +154,7 @@ def test_dice_of_a_group_is_the_mean_over_its_cases_and_classes():
 
 def test_a_paired_difference_is_taken_on_the_same_cases():
     """A constant difference has an interval of no width, however much the cases differ."""
-    second = [dice(r["case"], r["site"], r["score"] - 0.1) for r in OURS]
+    second = [dice(t.case, t.site, t.score - 0.1) for t in OURS]
     arms = {"f": {(1, 0): OURS, (2, 0): OURS}, "l": {(1, 0): second}}
     found = paired_difference(arms, ("f", "l"), ALL_SITES, ["rome"], MEASURE, metric="Dice")
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
@@ -170,12 +176,8 @@ def test_an_interval_is_that_of_the_mean_difference():
 
 def test_an_interval_is_by_patient_where_patients_are_known():
     """25 patients of four like cases each, half of them 1: as wide as of 25 cases, 1.96 * 0.1."""
-
-    def of_patients(record, index):
-        return record | {"patient": f"P{index // 4}"}
-
-    first = [of_patients(dice(f"{i:03d}", "bern", i // 4 % 2), i) for i in range(100)]
-    second = [of_patients(dice(f"{i:03d}", "bern", 0), i) for i in range(100)]
+    first = [dice(f"{i:03d}", "bern", i // 4 % 2, f"P{i // 4}") for i in range(100)]
+    second = [dice(f"{i:03d}", "bern", 0, f"P{i // 4}") for i in range(100)]
     arms = {"f": {(1, 0): first}, "l": {(1, 0): second}}
     found = paired_difference(arms, ("f", "l"), "bern", [], MEASURE, metric="Dice")
     assert found.value == 0.48  # 12 of 25
@@ -209,8 +211,8 @@ def test_the_federation_is_compared_with_each_site_there_and_everywhere():
 
 
 def test_examples_are_the_median_of_each_site_and_the_worst():
-    records = [dice(f"b{i}", "bern", i / 10) for i in range(5)] + [dice("a", "lyon", 0.9)]
-    assert [r["case"] for r in choose_examples(records)] == ["b2", "a", "b0"]
+    cases = [dice(f"b{i}", "bern", i / 10) for i in range(5)] + [dice("a", "lyon", 0.9)]
+    assert [tested.case for tested in choose_examples(cases)] == ["b2", "a", "b0"]
 
 
 def test_missing_references_are_named(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_federated.federation.history import History, RoundRecord, SiteSummary
+from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
 from nnunetv2_federated.report.comparison_data import Example, gather, what_left
 from nnunetv2_federated.report.html import write_html
@@ -57,7 +58,9 @@ def evidence():
     def records(value):
         sites = ("bern", "bern", "lyon", "lyon", "rome", "rome")
         return [
-            {"case": f"c{i}", "site": s, "metrics": {"Dice lung": value + i / 100}}
+            TestedCase(
+                f"c{i}", s, "Tr", None, "", record={"metrics": {"Dice lung": value + i / 100}}
+            )
             for i, s in enumerate(sites)
         ]
 

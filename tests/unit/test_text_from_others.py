@@ -23,6 +23,7 @@ from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.federation.errors import RoundError
 from nnunetv2_federated.federation.history import History, RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
+from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.report.comparison_data import Evidence, Example, gather
 from nnunetv2_federated.report.federation_png import plot_federation
 from nnunetv2_federated.report.html import write_html
@@ -261,7 +262,7 @@ def evidence_of(names: list[str]) -> Evidence:
     """Everything in it that is a text is one of these names."""
     arms = [*(f"local/{name}" for name in names), f"federated/{names[0]}", "centralised"]
     records = [
-        {"case": f"{name} {i}", "site": name, "value": 0.5 + i / 10}
+        TestedCase(f"{name} {i}", name, "Tr", None, name, record={"value": 0.5 + i / 10})
         for name in names
         for i in range(2)
     ]

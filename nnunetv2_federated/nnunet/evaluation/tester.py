@@ -1,6 +1,6 @@
 """Test a trained model on raw cases, with nnU-Net's own predictor and evaluator.
 
-A trainer whose models predict something else offers its own :class:`Tester` as its attribute
+A trainer whose models predict something else has its own :class:`Tester` in its attribute
 ``tester``.
 """
 
@@ -25,13 +25,15 @@ from nnunetv2_federated.nnunet.data.raw_files import case_files, training_files
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.evaluation.surface_distances import surface_metrics
 
-Record = dict[str, Any]
-"""One tested case: ``case``, ``score`` (higher is better), ``shown``, and ``measure``'s own."""
+Record = Mapping[str, Any]
+"""What a tester notes of a case: ``case``, ``score``, ``shown`` and the other fields of
+:class:`.TestedCase` that it knows, and whatever its own ``measure`` needs. A plain mapping: testers
+of trainers from other packages do not import this one."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Where a trained fold is."""
+    """Location of a trained fold, and the device to run it on."""
 
     folder: Path
     """``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>``."""
@@ -46,9 +48,23 @@ class Tester(Protocol):
     def references(
         self, raw: Path, dataset_json: Mapping[str, Any], subset: str, cases: Collection[str]
     ) -> dict[str, Any]:
-        """Return the truth of each case; ``ValueError`` if one is missing.
+        """Return the reference of each case.
 
-        ``raw`` is the raw dataset, ``subset`` is ``Tr`` or ``Ts``.
+        Parameters
+        ----------
+        raw
+            Folder of the raw dataset.
+        dataset_json
+            ``dataset.json`` with the labels or classes of the model.
+        subset
+            ``Tr`` or ``Ts``.
+        cases
+            Cases of the subset.
+
+        Raises
+        ------
+        ValueError
+            If a case has no reference.
         """
         ...
 
@@ -59,19 +75,31 @@ class Tester(Protocol):
         references: Mapping[str, Any],
         output: Path,
         validation_cases: Collection[str],
-    ) -> list[Record]:
-        """Predict all cases and judge each; ``validation_cases`` may be used to tune."""
+    ) -> Sequence[Record]:
+        """Predict cases and compare each with its reference.
+
+        Parameters
+        ----------
+        model
+            Trained fold.
+        images
+            Image files of each case, by channel.
+        references
+            Reference of each case, of :meth:`references`.
+        output
+            Folder for predictions.
+        validation_cases
+            Validation cases of the fold, which may be used to tune a threshold.
+        """
         ...
 
-    def measure(
-        self, records: Sequence[Mapping[str, Any]], names: Collection[str] | None
-    ) -> dict[str, float]:
+    def measure(self, records: Sequence[Record], names: Collection[str] | None) -> dict[str, float]:
         """Return metrics of a group of cases, the headline first; only ``names`` if given."""
         ...
 
 
 class SegmentationTester:
-    """Dice by nnU-Net's evaluator; NSD and HD95 where MONAI is installed."""
+    """Tests segmentations: Dice by nnU-Net's evaluator; NSD and HD95 where MONAI is installed."""
 
     def references(
         self, raw: Path, dataset_json: Mapping[str, Any], subset: str, cases: Collection[str]
@@ -79,17 +107,17 @@ class SegmentationTester:
         """Return the file with the reference segmentation of each case."""
         if subset == "Tr":
             known = training_files(raw, dataset_json)
-            found = {case: str(known[case]["label"]) for case in cases}
+            files = {case: str(known[case]["label"]) for case in cases}
         else:
             ending = dataset_json["file_ending"]
-            found = {case: str(raw / f"labels{subset}" / (case + ending)) for case in cases}
-        missing = [case for case, path in found.items() if not Path(path).is_file()]
+            files = {case: str(raw / f"labels{subset}" / (case + ending)) for case in cases}
+        missing = [case for case, path in files.items() if not Path(path).is_file()]
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(found)} test cases have no reference: "
-                f"{found[missing[0]]} does not exist"
+                f"{len(missing)} of {len(files)} test cases have no reference: "
+                f"{files[missing[0]]} does not exist"
             )
-        return found
+        return files
 
     def test(
         self,
@@ -99,7 +127,7 @@ class SegmentationTester:
         output: Path,
         validation_cases: Collection[str],
     ) -> list[Record]:
-        """Predict case by case into ``output`` and judge each."""
+        """Segment case by case into ``output`` and compare each with its reference."""
         del validation_cases  # nothing to tune
         output.mkdir(parents=True, exist_ok=True)
         with quiet():
@@ -114,50 +142,71 @@ class SegmentationTester:
             predictor.predict_from_files_sequential(
                 [list(images[case]) for case in images], [str(output / case) for case in images]
             )
-        return [self._judge(predictor, case, references[case], output) for case in images]
+        return [_record(predictor, case, references[case], output) for case in images]
 
-    def _judge(self, predictor: Any, case: str, reference: str, output: Path) -> Record:  # noqa: ANN401  # nnU-Net's predictor
-        plans, dataset_json = predictor.plans_manager, predictor.dataset_json
-        labels = plans.get_label_manager(dataset_json)
-        io = plans.image_reader_writer_class()
-        prediction = str(output / (case + dataset_json["file_ending"]))
-        wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-        judged = compute_metrics(reference, prediction, io, wanted, labels.ignore_label)["metrics"]
-        names = {
-            tuple(v) if isinstance(v, list) else v: k for k, v in dataset_json["labels"].items()
-        }
-        metrics = {}
-        for label in wanted:
-            name = names.get(label, str(label))
-            metrics[f"Dice {name}"] = _number(judged[label]["Dice"])
-            distances = surface_metrics(reference, prediction, io, label, labels.ignore_label)
-            metrics |= {f"{metric} {name}": _number(v) for metric, v in distances.items()}
-        dice = [v for name, v in metrics.items() if name.startswith("Dice ") and v is not None]
-        score = float(np.mean(dice)) if dice else None
-        return {
-            "case": case,
-            "metrics": metrics,
-            "score": score,
-            "shown": "Dice -" if score is None else f"Dice {score:.3f}",
-            "prediction": Path(prediction).name,
-        }
+    def measure(self, records: Sequence[Record], names: Collection[str] | None) -> dict[str, float]:
+        """Return the mean over cases of each metric, as nnU-Net takes it.
 
-    def measure(
-        self, records: Sequence[Mapping[str, Any]], names: Collection[str] | None
-    ) -> dict[str, float]:
-        """Mean over cases of each class, as nnU-Net takes it; ``Dice`` is the mean over classes."""
-        metrics = {
+        ``Dice`` is the mean over the classes' means.
+        """
+        known = list(records[0]["metrics"]) if records else []
+        chosen = {"Dice", *known} if names is None else set(names)
+        means = {
             name: _mean([record["metrics"][name] for record in records])
-            for name in (records[0]["metrics"] if records else ())
-            if names is None or name in names or (name.startswith("Dice ") and "Dice" in names)
+            for name in known
+            if _is_needed(name, chosen)
         }
-        foreground = [value for name, value in metrics.items() if name.startswith("Dice ")]
-        found = {"Dice": _mean(foreground), **metrics}
-        return {name: v for name, v in found.items() if names is None or name in names}
+        means = {"Dice": _mean_dice(means), **means}
+        return {name: mean for name, mean in means.items() if name in chosen}
+
+
+def _record(predictor: Any, case: str, reference: str, output: Path) -> Record:  # noqa: ANN401  # nnU-Net's predictor
+    """Compare a predicted segmentation with its reference."""
+    prediction = output / (case + predictor.dataset_json["file_ending"])
+    metrics = _metrics_of_labels(predictor, reference, str(prediction))
+    score = _mean_dice(metrics)
+    return {
+        "case": case,
+        "metrics": metrics,
+        "score": _number(score),
+        "shown": "Dice -" if math.isnan(score) else f"Dice {score:.3f}",
+        "prediction": prediction.name,
+    }
+
+
+def _metrics_of_labels(predictor: Any, reference: str, prediction: str) -> dict[str, float | None]:  # noqa: ANN401  # nnU-Net's predictor
+    """Return Dice, and surface distances where MONAI is installed, of each label or region."""
+    plans, dataset_json = predictor.plans_manager, predictor.dataset_json
+    manager = plans.get_label_manager(dataset_json)
+    io, ignored = plans.image_reader_writer_class(), manager.ignore_label
+    labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    of_labels = compute_metrics(reference, prediction, io, labels, ignored)["metrics"]
+    names = {tuple(v) if isinstance(v, list) else v: k for k, v in dataset_json["labels"].items()}
+    metrics = {}
+    for label in labels:
+        name = names.get(label, str(label))
+        metrics[f"Dice {name}"] = _number(of_labels[label]["Dice"])
+        distances = surface_metrics(reference, prediction, io, label, ignored)
+        metrics |= {f"{metric} {name}": _number(v) for metric, v in distances.items()}
+    return metrics
+
+
+def _is_needed(name: str, chosen: Collection[str]) -> bool:
+    """Whether a metric is chosen, or the chosen mean over classes is taken from it."""
+    return name in chosen or ("Dice" in chosen and _is_dice(name))
+
+
+def _is_dice(name: str) -> bool:
+    return name.startswith("Dice ")
+
+
+def _mean_dice(metrics: Mapping[str, float | None]) -> float:
+    """Return the mean over labels; NaN if no label has a Dice."""
+    return _mean([value for name, value in metrics.items() if _is_dice(name)])
 
 
 def _number(value: float) -> float | None:
-    """NaN and infinity are not JSON."""
+    """Return ``None`` for NaN and infinity, which are not JSON."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -173,17 +222,17 @@ def tester_of(trainer: type) -> Tester:
 
 
 def validates_segmentations(trainer: type) -> bool:
-    """Whether models of a trainer are judged by reference segmentations."""
+    """Whether models of a trainer are compared with reference segmentations."""
     return isinstance(tester_of(trainer), SegmentationTester)
 
 
 def raw_folder(dataset: Dataset) -> Path:
-    """Return the raw dataset, whose images are predicted.
+    """Return the folder of the raw dataset, whose images are predicted.
 
     Raises
     ------
     SettingsError
-        If ``nnUNet_raw`` does not have it.
+        If ``nnUNet_raw`` does not have the dataset.
     """
     check_environment(nnUNet_raw)
     folder = Path(nnUNet_raw.require()) / dataset.name
@@ -195,18 +244,18 @@ def raw_folder(dataset: Dataset) -> Path:
     return folder
 
 
-def training_images(raw: Path) -> dict[str, list[str]]:
+def images_tr(raw: Path) -> dict[str, list[str]]:
     """Return the image files of every case of ``imagesTr``."""
     return {case: list(map(str, files["images"])) for case, files in training_files(raw).items()}
 
 
-def test_images(raw: Path) -> dict[str, list[str]]:
+def images_ts(raw: Path) -> dict[str, list[str]]:
     """Return the image files of every case of ``imagesTs``.
 
     Raises
     ------
     SettingsError
-        If there are none.
+        If ``imagesTs`` has no images.
     """
     folder = raw / "imagesTs"
     ending = str(read_json(raw / "dataset.json")["file_ending"])
@@ -222,9 +271,10 @@ def test_images(raw: Path) -> dict[str, list[str]]:
 def read_slice(
     plans: Mapping[str, Any], images: Sequence[str], segmentations: Sequence[str]
 ) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]:
-    """Read the first channel and segmentations of a case in one plane.
+    """Read one plane of the first channel and of the segmentations of a case.
 
-    The plane is that with most foreground in the first segmentation, the middle without any.
+    The plane is the one with most foreground in the first segmentation; without foreground, the
+    middle one.
 
     Returns
     -------
