@@ -12,12 +12,12 @@ import numpy as np
 
 from nnunetv2_federated.federation.fingerprint import (
     CaseFingerprint,
-    Channel,
     SiteFingerprint,
     nnunet_fingerprint,
-    pool_sites,
-    summarise_site,
+    pool_fingerprints,
+    summarise_cases,
 )
+from nnunetv2_federated.federation.intensities import Channel
 
 _DISTINCT = 20
 """Sites that are really summarised; the others repeat them under other names."""
@@ -34,7 +34,7 @@ def site_text(rng: np.random.Generator, number: int) -> str:
         )
         for _ in range(10)
     ]
-    return summarise_site(f"site_{number:04d}", cases).to_json()
+    return summarise_cases(f"site_{number:04d}", cases).to_json()
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         start = time.perf_counter()
         sites = [SiteFingerprint.from_json(texts[i % _DISTINCT]) for i in range(count)]
         read = time.perf_counter()
-        nnunet_fingerprint(pool_sites(sites))
+        nnunet_fingerprint(pool_fingerprints(sites))
         end = time.perf_counter()
         print(f"{count:>6} {end - read:>6.2f} s {end - start:>20.2f} s")
 

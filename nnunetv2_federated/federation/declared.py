@@ -1,4 +1,4 @@
-"""What ``dataset.json`` says channels and labels mean, and whether two files say the same.
+"""What a ``dataset.json`` declares of channels and labels, and whether two declare the same.
 
 nnU-Net takes channels and regions by their position in the file: channel *i* of an image is the
 *i*-th of ``channel_names``, output *i* of a network with regions is the *i*-th region of
@@ -9,12 +9,12 @@ crosswise, so the order counts wherever nnU-Net's does, and only there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 FIELDS = ("channel_names", "labels", "regions_class_order", "classes")
-"""The last are of images as a whole, as in DKFZ's image classification."""
+"""Fields that are compared; ``classes`` are of whole images, as in DKFZ's image classification."""
 
 _BY_POSITION = {
     "channel_names": "nnU-Net counts channels in the order of the file",
@@ -32,7 +32,7 @@ class Difference:
     ours: Any
     theirs: Any
     hint: str = ""
-    """Why it matters, where both look alike."""
+    """Why the difference matters, where both values look alike."""
 
 
 def declared_of(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,22 +42,24 @@ def declared_of(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     regions there is no ``regions_class_order``, whatever the file says. Nothing is checked here:
     what is no mapping is returned as it is.
     """
-    present = dict(dataset_json)
-    if "channel_names" not in present and "modality" in present:
-        present["channel_names"] = present["modality"]
-    if isinstance(present.get("channel_names"), dict):
-        present["channel_names"] = {
-            _channel(key): name for key, name in present["channel_names"].items()
-        }
-    if isinstance(present.get("labels"), dict):
-        present["labels"] = _labels(present["labels"])
-        if not has_regions(present["labels"]):
-            present.pop("regions_class_order", None)
-    if "regions_class_order" in present:
-        present["regions_class_order"] = _number(present["regions_class_order"])
-    if isinstance(present.get("classes"), dict):
-        present["classes"] = {name: _number(index) for name, index in present["classes"].items()}
-    return {name: present[name] for name in FIELDS if present.get(name) is not None}
+    labels = _each(dataset_json.get("labels"), _labels)
+    order = dataset_json.get("regions_class_order")
+    if isinstance(labels, dict) and not has_regions(labels):
+        order = None
+    present = {
+        "channel_names": _each(
+            dataset_json.get("channel_names", dataset_json.get("modality")), _channels
+        ),
+        "labels": labels,
+        "regions_class_order": _number(order),
+        "classes": _each(dataset_json.get("classes"), _numbers),
+    }
+    return {name: value for name, value in present.items() if value is not None}
+
+
+def _each(value: Any, convert: Callable[[dict[str, Any]], Any]) -> Any:  # noqa: ANN401  # JSON
+    """Convert a mapping; return anything else as it is."""
+    return convert(value) if isinstance(value, dict) else value
 
 
 def has_regions(labels: Mapping[str, Any]) -> bool:
@@ -71,8 +73,7 @@ def find_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Diffe
     Parameters
     ----------
     ours, theirs
-        Declarations, of whatever spelling; fields other than :data:`FIELDS` are compared as they
-        are.
+        Declarations in any spelling; fields other than :data:`FIELDS` are compared as they are.
     """
     first, second = (_whole(side) for side in (ours, theirs))
     for field in dict.fromkeys((*FIELDS, *first, *second)):
@@ -100,13 +101,20 @@ def _by_position(field: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN4
     return [(name, region) for name, region in value.items() if name not in _NO_REGIONS]
 
 
-def _channel(key: str) -> str:
-    """``0000`` and ``0`` are the same channel."""
-    return str(int(key)) if isinstance(key, str) and _INTEGER.fullmatch(key) else key
+def _channels(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell the number of each channel one way: ``0000`` and ``0`` are the same channel."""
+    return {
+        str(int(key)) if isinstance(key, str) and _INTEGER.fullmatch(key) else key: name
+        for key, name in names.items()
+    }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in values.items()}
 
 
 def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {name: _number(value) for name, value in labels.items()}
+    numbers = _numbers(labels)
     if has_regions(numbers):
         return numbers
     return {
@@ -116,7 +124,7 @@ def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:  # noqa: ANN401  # JSON
-    """Numbers written as text, or as 1.0, are the numbers that nnU-Net makes of them."""
+    """Return the number that nnU-Net makes of a text, or of 1.0."""
     if isinstance(value, list | tuple):
         return [_number(item) for item in value]
     if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):

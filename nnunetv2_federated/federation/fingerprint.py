@@ -1,9 +1,9 @@
-"""Fingerprints without patients: what a site tells of its images, and how sites are pooled.
+"""Fingerprints without patients: what a site sends of its images, and how sites are pooled.
 
-A site's fingerprint is to nnU-Net's ``dataset_fingerprint.json`` what a table of counts is to a
-list of patients: sums, a histogram, and for each axis how often a (spacing, size) pair occurs.
-Everything nnU-Net's planners compute from a fingerprint they compute axis by axis, so the plans of
-the pooled data can be had without linking the axes of a case.
+nnU-Net's ``dataset_fingerprint.json`` has a row for each case. A site's fingerprint has sums
+instead: a histogram of intensities, and for each axis how often a (spacing, size) pair occurs.
+nnU-Net's planners compute everything axis by axis, so these are enough to plan as for the pooled
+data, although the axes of a case are not linked to each other.
 """
 
 from __future__ import annotations
@@ -16,250 +16,71 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.intensities import (
+    Channel,
+    bin_exponent,
+    nnunet_properties,
+    pool_channels,
+)
 from nnunetv2_federated.federation.messages import MOST_CASES
 from nnunetv2_federated.federation.text import clean
 
-MAX_BINS = 4096
-"""Bins of a histogram of one channel; whole numbers over a smaller range are kept exactly."""
-
 RELATIVE_SIZE_BINS = 128
-"""The relative size after cropping is told as a multiple of 1/128: the exact product of three
-ratios could link the axes of a case."""
+"""The relative size after cropping is rounded to a multiple of 1/128.
+
+It is the product of the ratios of three axes: the exact value could link the axes of a case.
+"""
 
 TOTAL_SAMPLES = 10e7
-"""Foreground voxels nnU-Net's extractor samples over the whole dataset."""
+"""Foreground voxels that nnU-Net's extractor samples over a whole dataset."""
 
-_PERCENTILES = (0.5, 50.0, 99.5)
-_FLOAT32_BITS = 24
-# Of what comes from others: far beyond any image, far below what overflows.
+# bounds of values from other machines: far beyond any dataset
 _MOST_CHANNELS = 1000
 _MOST_CHARACTERS = 16 * 2**20
 _LARGEST_SIZE = 10**6
-_LARGEST_NUMBER = 1e40
-_LARGEST_EXPONENT = 150
-_MOST_VOXELS = 10**12
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 AxisCounts = tuple[tuple[float, int, int], ...]
-"""``(spacing, size, cases)``, sorted."""
+"""Rows ``(spacing, size, cases)`` of one axis, sorted; spacing in mm, size in voxels."""
 
 
 def samples_per_case(cases: int) -> int:
-    """Voxels to sample in each case, so that the whole federation samples as nnU-Net would."""
+    """Return how many voxels to sample in a case, so that all sites together sample as nnU-Net."""
     return int(TOTAL_SAMPLES // cases)
 
 
 @dataclass(frozen=True)
-class Channel:
-    """Foreground intensities of one channel: moments, range and histogram.
-
-    Bin ``i`` of the histogram is ``[first_i, last_i + 1) * 2**exponent``. Such bins nest, so a
-    histogram can be made coarser without another look at the voxels.
-    """
-
-    count: int
-    sum: float
-    sum_squared_deviations: float
-    """From this channel's own mean; a sum of squares would cancel where mean >> std."""
-    min: float
-    max: float
-    whole_numbers: bool
-    exponent: int
-    first: Ints
-    last: Ints
-    counts: Ints
-
-    @property
-    def values(self) -> Floats:
-        """The value each bin stands for: its centre, or the whole number (or their mean) in it."""
-        width = 2.0**self.exponent
-        low, high = self.first * width, (self.last + 1) * width
-        return (low + high - (1.0 if self.whole_numbers else 0.0)) / 2
-
-    @classmethod
-    def of(cls, intensities: NDArray[Any]) -> Self:
-        """Summarise at least one finite intensity."""
-        values = np.asarray(intensities, np.float64)
-        mean = float(values.mean())
-        whole = bool(np.all(values == np.floor(values)))
-        low, high = float(values.min()), float(values.max())
-        exponent = _exponent(low, high, whole_numbers=whole)
-        index, counts = np.unique(
-            np.floor(values / 2.0**exponent).astype(np.int64), return_counts=True
-        )
-        return cls(
-            count=values.size,
-            sum=math.fsum((mean * values.size, float((values - mean).sum()))),
-            sum_squared_deviations=float(np.square(values - mean).sum()),
-            min=low,
-            max=high,
-            whole_numbers=whole,
-            exponent=exponent,
-            first=index,
-            last=index,
-            counts=counts.astype(np.int64),
-        )
-
-    def coarser(self, exponent: int) -> Channel:
-        """Merge bins into bins of width ``2**exponent``."""
-        shift = exponent - self.exponent
-        if shift == 0:
-            return self
-        first, inverse = np.unique(self.first >> shift, return_inverse=True)
-        last = np.full(first.size, np.iinfo(np.int64).min)
-        np.maximum.at(last, inverse, self.last >> shift)
-        counts = np.zeros(first.size, np.int64)
-        np.add.at(counts, inverse, self.counts)
-        return replace(self, exponent=exponent, first=first, last=last, counts=counts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        arrays = {key: getattr(self, key).tolist() for key in ("first", "last", "counts")}
-        return {**self.__dict__, **arrays}
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """Read what :meth:`to_dict` wrote; ``ValueError`` or ``TypeError`` if it does not fit."""
-        first, last, counts = (_ints(raw.pop(key)) for key in ("first", "last", "counts"))
-        channel = cls(**raw, first=first, last=last, counts=counts)
-        numbers = (channel.sum, channel.sum_squared_deviations, channel.min, channel.max)
-        fits = (
-            all(type(x) in (int, float) and abs(x) <= _LARGEST_NUMBER for x in numbers)
-            and type(channel.whole_numbers) is bool
-            and type(channel.exponent) is int
-            and abs(channel.exponent) <= _LARGEST_EXPONENT
-            and channel.min <= channel.max
-            and channel.sum_squared_deviations >= 0
-            and first.shape == last.shape == counts.shape
-            and 0 < counts.size <= MAX_BINS
-            and bool(np.all(first <= last))
-            and bool(np.all(counts > 0))
-            and type(channel.count) is int
-            and counts.max() <= channel.count <= _MOST_VOXELS
-            and counts.sum() == channel.count
-        )
-        if not fits:
-            raise ValueError("a channel's histogram and moments do not fit each other")
-        return channel
-
-
-def _exponent(low: float, high: float, *, whole_numbers: bool) -> int:
-    """Exponent of the finest bins of which ``MAX_BINS`` cover the range."""
-    largest = max(abs(low), abs(high))
-    finest = math.frexp(largest)[1] - _FLOAT32_BITS if largest else 0
-    exponent = 0 if whole_numbers else finest
-    if high > low:
-        exponent = max(exponent, math.frexp((high - low) / MAX_BINS)[1] - 1)
-    while math.floor(high / 2.0**exponent) - math.floor(low / 2.0**exponent) >= MAX_BINS:
-        exponent += 1
-    return exponent
-
-
-def _ints(values: object) -> Ints:
-    if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise TypeError("expected a list of whole numbers")
-    return np.asarray(values, np.int64)
-
-
-def pool_channels(channels: Sequence[Channel]) -> Channel:
-    """Pool a channel of several cases or sites; exact but for the bins, in any order.
-
-    Mean and sum of squared deviations are those of the union (Chan, Golub and LeVeque 1979, eq.
-    2.1, for many groups at once), summed with ``math.fsum`` so that the order does not matter.
-    """
-    count = sum(channel.count for channel in channels)
-    total = math.fsum(channel.sum for channel in channels)
-    mean = total / count
-    within = (channel.sum_squared_deviations for channel in channels)
-    between = (c.count * (c.sum / c.count - mean) ** 2 for c in channels)
-    exponent = max(channel.exponent for channel in channels)
-    coarse = [channel.coarser(exponent) for channel in channels]
-    bounds = np.stack(
-        [
-            np.concatenate([channel.first for channel in coarse]),
-            np.concatenate([channel.last for channel in coarse]),
-        ]
-    )
-    order = np.lexsort(bounds[::-1])
-    bounds = bounds[:, order]
-    starts = np.flatnonzero(
-        np.concatenate([[True], np.any(bounds[:, 1:] != bounds[:, :-1], axis=0)])
-    )
-    counts = np.concatenate([channel.counts for channel in coarse])[order]
-    return Channel(
-        count=count,
-        sum=total,
-        sum_squared_deviations=math.fsum((*within, *between)),
-        min=min(channel.min for channel in channels),
-        max=max(channel.max for channel in channels),
-        whole_numbers=all(channel.whole_numbers for channel in channels),
-        exponent=exponent,
-        first=bounds[0, starts],
-        last=bounds[1, starts],
-        counts=np.add.reduceat(counts, starts),
-    )
-
-
-def percentiles(channel: Channel, q: Sequence[float]) -> list[float]:
-    """Percentiles as ``numpy.percentile`` interpolates them, within half a bin."""
-    order = np.argsort(channel.values, kind="stable")
-    values, until = channel.values[order], np.cumsum(channel.counts[order])
-    ranks = np.asarray(q) / 100 * (channel.count - 1)
-    low, high = (
-        values[np.searchsorted(until, rank, side="right")]
-        for rank in (np.floor(ranks), np.ceil(ranks))
-    )
-    return [float(x) for x in low + (high - low) * (ranks - np.floor(ranks))]
-
-
-def nnunet_properties(channel: Channel) -> dict[str, float]:
-    """Return nnU-Net's ``foreground_intensity_properties`` of a channel."""
-    low, median, high = percentiles(channel, _PERCENTILES)
-    return {
-        "mean": channel.sum / channel.count,
-        "median": median,
-        "std": math.sqrt(channel.sum_squared_deviations / channel.count),
-        "min": channel.min,
-        "max": channel.max,
-        "percentile_99_5": high,
-        "percentile_00_5": low,
-    }
-
-
-@dataclass(frozen=True)
 class CaseFingerprint:
-    """What is read from one case; never leaves the site."""
+    """What is read from the files of one case; it never leaves the site."""
 
     spacing: tuple[float, ...]
     size: tuple[int, ...]
-    """Voxels after cropping to nonzero."""
+    """Voxels after cropping to nonzero, (z, y, x)."""
     relative_size: float
     channels: tuple[Channel | None, ...]
-    """``None`` where the case has no foreground."""
+    """Foreground intensities of each channel; ``None`` where the case has no foreground."""
 
 
 @dataclass(frozen=True)
 class SiteFingerprint:
-    """What a site tells of its images, and what several sites are pooled to."""
+    """Summary of the images of a site, or of several sites that were pooled."""
 
     site: str
     cases: int
     channels: tuple[Channel | None, ...]
-    """``None`` where no case has foreground: there is nothing to tell of its intensities."""
+    """Foreground intensities of each channel; ``None`` where no case has foreground."""
     axes: tuple[AxisCounts, ...]
-    """For each axis how many cases have a (spacing, size), axes linked neither to each other nor
-    to a case."""
+    """For each axis, how many cases have a (spacing, size).
+
+    The axes are linked neither to each other nor to a case.
+    """
     relative_sizes: tuple[tuple[float, int], ...]
-    """``(voxels after cropping / voxels before, in multiples of 1/128, cases)``, sorted."""
+    """Rows ``(voxels after cropping / voxels before, cases)``, sorted; multiples of 1/128."""
 
     def check(self) -> None:
         """Raise ``ValueError`` unless the fields fit each other."""
-        tables = (*self.axes, self.relative_sizes)
         if not isinstance(self.site, str) or clean(self.site) != self.site:
             raise ValueError("site is no name")
         if type(self.cases) is not int or not 0 < self.cases <= MOST_CASES:
@@ -268,17 +89,21 @@ class SiteFingerprint:
             raise ValueError("axes or channels are not what they should be")
         if len({channel is None for channel in self.channels}) != 1:
             raise ValueError("some channels have foreground and others none")
-        if any(sum(row[-1] for row in table) != self.cases for table in tables):
+        if not self._has_tables_of_all_cases():
             raise ValueError("the counts do not add up to the cases")
 
+    def _has_tables_of_all_cases(self) -> bool:
+        tables = (*self.axes, self.relative_sizes)
+        return all(sum(row[-1] for row in table) == self.cases for table in tables)
+
     def to_json(self) -> str:
-        """Serialise, readable by :meth:`from_json`."""
+        """Return JSON that :meth:`from_json` reads."""
         channels = [channel and channel.to_dict() for channel in self.channels]
         return json.dumps({**self.__dict__, "channels": channels})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read and check what came from a site.
+        """Read and check the fingerprint that came from a site.
 
         Raises
         ------
@@ -317,7 +142,7 @@ def _table(rows: Iterable[Sequence[Any]], types: tuple[type, ...]) -> tuple[Any,
     return tuple(table)
 
 
-def summarise_site(
+def summarise_cases(
     site: str, cases: Sequence[CaseFingerprint], min_cases: int | None = None
 ) -> SiteFingerprint:
     """Summarise the cases of a site.
@@ -325,44 +150,63 @@ def summarise_site(
     Parameters
     ----------
     site
-        Its name.
+        Name of the site.
     cases
-        All its training cases.
+        All training cases of the site.
     min_cases
-        Merge bins and (spacing, size) pairs until each holds at least so many cases, and tell the
-        outermost bin edges for minimum and maximum; ``None`` for neither.
+        Protects single cases: bins and (spacing, size) pairs are merged until each holds at least
+        so many cases, and the outermost bin edges take the place of minimum and maximum; ``None``
+        for no protection.
     """
-    pooled: list[Channel | None] = []
-    for i in range(len(cases[0].channels)):
-        present = [channel for case in cases if (channel := case.channels[i]) is not None]
-        if not present:  # healthy cases only: their number and sizes count all the same
-            pooled.append(None)
-            continue
-        channel = pool_channels(present)
-        fitting = _exponent(channel.min, channel.max, whole_numbers=channel.whole_numbers)
-        channel = channel.coarser(max(channel.exponent, fitting))
-        pooled.append(channel if min_cases is None else _merge_bins(channel, present, min_cases))
-    axes = [
-        sorted((float(case.spacing[axis]), int(case.size[axis])) for case in cases)
-        for axis in range(3)
+    channels = [
+        _summarise_channel([c for case in cases if (c := case.channels[i]) is not None], min_cases)
+        for i in range(len(cases[0].channels))
     ]
-    sizes = sorted(math.floor(c.relative_size * RELATIVE_SIZE_BINS) or 1 for c in cases)
-    if min_cases is not None:
-        axes = [_merge_pairs(axis, min_cases) for axis in axes]
-        sizes = [round(size) for size, _ in _merge_pairs([(s, 0) for s in sizes], min_cases)]
     return SiteFingerprint(
         site=site,
         cases=len(cases),
-        channels=tuple(pooled),
-        axes=tuple(_rows(Counter(axis)) for axis in axes),
-        relative_sizes=tuple(
-            (size / RELATIVE_SIZE_BINS, n) for size, n in sorted(Counter(sizes).items())
-        ),
+        channels=tuple(channels),
+        axes=tuple(_summarise_axis(cases, axis, min_cases) for axis in range(3)),
+        relative_sizes=_summarise_relative_sizes(cases, min_cases),
     )
 
 
+def _summarise_axis(
+    cases: Sequence[CaseFingerprint], axis: int, min_cases: int | None
+) -> AxisCounts:
+    pairs = sorted((float(case.spacing[axis]), int(case.size[axis])) for case in cases)
+    return _rows(Counter(pairs if min_cases is None else _merge_pairs(pairs, min_cases)))
+
+
+def _summarise_relative_sizes(
+    cases: Sequence[CaseFingerprint], min_cases: int | None
+) -> tuple[tuple[float, int], ...]:
+    sizes = sorted(math.floor(case.relative_size * RELATIVE_SIZE_BINS) or 1 for case in cases)
+    if min_cases is not None:
+        sizes = [round(size) for size, _ in _merge_pairs([(s, 0) for s in sizes], min_cases)]
+    return tuple((size / RELATIVE_SIZE_BINS, n) for size, n in sorted(Counter(sizes).items()))
+
+
+def _summarise_channel(cases: Sequence[Channel], min_cases: int | None) -> Channel | None:
+    """Pool a channel of the cases that have foreground; ``None`` if none has."""
+    if not cases:
+        return None
+    channel = pool_channels(cases)
+    fitting = bin_exponent(channel.min, channel.max, whole_numbers=channel.whole_numbers)
+    channel = channel.coarser(max(channel.exponent, fitting))
+    return channel if min_cases is None else _merge_bins(channel, cases, min_cases)
+
+
 def _groups(holders: Sequence[set[int]], min_cases: int) -> list[tuple[int, int]]:
-    """Cut a row of bins into runs ``[start, stop)`` that hold at least so many cases each."""
+    """Cut a row of bins into runs ``[start, stop)`` that hold at least ``min_cases`` cases each.
+
+    Parameters
+    ----------
+    holders
+        For each bin, the numbers of the cases that have values in it.
+    min_cases
+        Smallest number of different cases of a run. All bins are one run if they hold fewer.
+    """
     runs, start, seen = [], 0, set[int]()
     for i, holder in enumerate(holders):
         seen |= holder
@@ -396,7 +240,7 @@ def _merge_bins(channel: Channel, cases: Sequence[Channel], min_cases: int) -> C
 
 
 def _merge_pairs(pairs: list[tuple[float, int]], min_cases: int) -> list[tuple[float, int]]:
-    """Replace sorted pairs by the mean of their group; equal pairs stay together."""
+    """Replace each of the sorted pairs by the mean of its group; equal pairs stay together."""
     distinct = sorted(Counter(pairs).items())
     numbers = iter(range(len(pairs)))
     holders = [{next(numbers) for _ in range(count)} for _, count in distinct]
@@ -415,29 +259,39 @@ def _rows(counter: Counter[tuple[float, int]]) -> AxisCounts:
     return tuple((*pair, cases) for pair, cases in sorted(counter.items()))
 
 
-def pool_sites(sites: Sequence[SiteFingerprint]) -> SiteFingerprint:
+def pool_fingerprints(sites: Sequence[SiteFingerprint]) -> SiteFingerprint:
     """Pool the fingerprints of all sites; the same for every order of the sites.
 
     A site without foreground adds its cases and their sizes, and no intensities.
     """
-    axes: list[Counter[tuple[float, int]]] = [Counter() for _ in range(3)]
-    sizes: Counter[float] = Counter()
-    for site in sites:
-        for counter, axis in zip(axes, site.axes, strict=True):
-            for spacing, size, cases in axis:
-                counter[spacing, size] += cases
-        for relative_size, cases in site.relative_sizes:
-            sizes[relative_size] += cases
     return SiteFingerprint(
         site="",
         cases=sum(site.cases for site in sites),
         channels=tuple(
             pool_channels(present) if (present := [c for c in of_all if c is not None]) else None
-            for of_all in zip(*(s.channels for s in sites), strict=True)
+            for of_all in zip(*(site.channels for site in sites), strict=True)
         ),
-        axes=tuple(_rows(counter) for counter in axes),
-        relative_sizes=tuple(sorted(sizes.items())),
+        axes=tuple(_pool_axis([site.axes[axis] for site in sites]) for axis in range(3)),
+        relative_sizes=_pool_relative_sizes([site.relative_sizes for site in sites]),
     )
+
+
+def _pool_axis(tables: Iterable[AxisCounts]) -> AxisCounts:
+    counter: Counter[tuple[float, int]] = Counter()
+    for table in tables:
+        for spacing, size, cases in table:
+            counter[spacing, size] += cases
+    return _rows(counter)
+
+
+def _pool_relative_sizes(
+    tables: Iterable[tuple[tuple[float, int], ...]],
+) -> tuple[tuple[float, int], ...]:
+    counter: Counter[float] = Counter()
+    for table in tables:
+        for size, cases in table:
+            counter[size] += cases
+    return tuple(sorted(counter.items()))
 
 
 def nnunet_fingerprint(pooled: SiteFingerprint) -> dict[str, Any]:
@@ -456,17 +310,22 @@ def nnunet_fingerprint(pooled: SiteFingerprint) -> dict[str, Any]:
             "no training case of any site has foreground: nnU-Net cannot learn from that; check "
             "the masks in labelsTr."
         )
-    columns = [
-        [(spacing, size) for spacing, size, cases in axis for _ in range(cases)]
-        for axis in pooled.axes
-    ]
-    rows = list(zip(*columns, strict=True))
-    sizes = [size for size, cases in pooled.relative_sizes for _ in range(cases)]
+    rows = list(zip(*map(_pairs_of_cases, pooled.axes), strict=True))
     return {
         "spacings": [[spacing for spacing, _ in row] for row in rows],
         "shapes_after_crop": [[size for _, size in row] for row in rows],
         "foreground_intensity_properties_per_channel": {
             str(i): nnunet_properties(channel) for i, channel in enumerate(channels)
         },
-        "median_relative_size_after_cropping": float(np.median(sizes)),
+        "median_relative_size_after_cropping": _median_relative_size(pooled),
     }
+
+
+def _pairs_of_cases(axis: AxisCounts) -> list[tuple[float, int]]:
+    """Return each (spacing, size) as often as it has cases."""
+    return [(spacing, size) for spacing, size, cases in axis for _ in range(cases)]
+
+
+def _median_relative_size(pooled: SiteFingerprint) -> float:
+    sizes = [size for size, cases in pooled.relative_sizes for _ in range(cases)]
+    return float(np.median(sizes))

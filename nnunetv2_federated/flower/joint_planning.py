@@ -13,7 +13,7 @@ from nnunetv2_federated.federation.agreement import check_agreement, hash_plans
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import (
     SiteFingerprint,
-    pool_sites,
+    pool_fingerprints,
     samples_per_case,
 )
 from nnunetv2_federated.federation.messages import (
@@ -117,8 +117,8 @@ def plan_together(
     for node, fingerprint in fingerprints.items():
         with reading(f"site {surveys[node].site}: its answer"):
             _check_fingerprint(fingerprint, surveys[node])
-            pool_sites([fingerprint])  # what cannot be pooled is refused here
-    pooled = pool_sites(list(fingerprints.values()))
+            pool_fingerprints([fingerprint])  # what cannot be pooled is refused here
+    pooled = pool_fingerprints(list(fingerprints.values()))
     plans = plan(declared, pooled, settings.plan)
     configurations = [c for c in settings.configurations if c in plans["configurations"]]
     if not configurations:

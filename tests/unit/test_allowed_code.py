@@ -35,7 +35,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.fingerprint import CaseFingerprint, Channel, summarise_site
+from nnunetv2_federated.federation.fingerprint import CaseFingerprint, summarise_cases
+from nnunetv2_federated.federation.intensities import Channel
 from nnunetv2_federated.federation.package_versions import compare_packages
 from nnunetv2_federated.nnunet.data.dataset import Dataset
 from nnunetv2_federated.nnunet.planning.allowed_arguments import REGISTER, Code
@@ -466,7 +467,7 @@ def test_plans_of_stock_planners_are_accepted(
     planner: str, spacing: tuple[float, ...], size: tuple[int, ...]
 ) -> None:
     channel = Channel.of(np.arange(100, dtype=np.float32))
-    fingerprint = summarise_site("a", [CaseFingerprint(spacing, size, 1.0, (channel,))] * 200)
+    fingerprint = summarise_cases("a", [CaseFingerprint(spacing, size, 1.0, (channel,))] * 200)
     declared = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "one": 1},

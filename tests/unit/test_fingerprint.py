@@ -14,16 +14,18 @@ import pytest
 from nnunetv2_federated.federation.agreement import check_agreement, check_names, hash_plans
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.fingerprint import (
-    MAX_BINS,
     CaseFingerprint,
-    Channel,
     SiteFingerprint,
     nnunet_fingerprint,
+    pool_fingerprints,
+    samples_per_case,
+    summarise_cases,
+)
+from nnunetv2_federated.federation.intensities import (
+    MAX_BINS,
+    Channel,
     nnunet_properties,
     pool_channels,
-    pool_sites,
-    samples_per_case,
-    summarise_site,
 )
 from nnunetv2_federated.federation.messages import (
     FullValidation,
@@ -82,10 +84,11 @@ def test_pooled_statistics_are_those_of_the_pooled_voxels(name: str, seed: int) 
         for site in range(3)
         for _ in range(4)
     ]
-    sites = [summarise_site(str(i), [case(v) for v in voxels[4 * i : 4 * i + 4]]) for i in range(3)]
+    cases = [[case(v) for v in voxels[4 * i : 4 * i + 4]] for i in range(3)]
+    sites = [summarise_cases(str(i), of_site) for i, of_site in enumerate(cases)]
     sites = [SiteFingerprint.from_json(site.to_json()) for site in sites]
 
-    pooled = pool_sites(sites).channels[0]
+    pooled = pool_fingerprints(sites).channels[0]
 
     all_voxels = np.concatenate(voxels).astype(np.float64)
     ours = nnunet_properties(pooled)
@@ -100,7 +103,7 @@ def test_pooled_statistics_are_those_of_the_pooled_voxels(name: str, seed: int) 
     finest_float32 = abs(all_voxels).max() * 2.0**-23
     assert half_bin <= max(0.5, np.ptp(all_voxels) / MAX_BINS, finest_float32)
     assert all(
-        nnunet_properties(pool_sites(order).channels[0]) == ours
+        nnunet_properties(pool_fingerprints(order).channels[0]) == ours
         for order in ([sites[2], sites[0], sites[1]], sites[::-1])
     )
 
@@ -124,7 +127,7 @@ def test_cases_of_differing_ranges_fit_into_the_bins(min_cases: int | None, bins
     """
     cases = [case(np.arange(low, low + 4000)) for low in (0, 3000)]
 
-    told = SiteFingerprint.from_json(summarise_site("a", cases, min_cases).to_json())
+    told = SiteFingerprint.from_json(summarise_cases("a", cases, min_cases).to_json())
 
     channel = told.channels[0]
     assert (channel.exponent, channel.counts.size) == (1, bins)
@@ -145,11 +148,11 @@ def test_the_axes_of_a_case_are_not_linked() -> None:
     ]
     assert shuffled != cases
 
-    assert summarise_site("a", shuffled).to_json() == summarise_site("a", cases).to_json()
+    assert summarise_cases("a", shuffled).to_json() == summarise_cases("a", cases).to_json()
 
 
 def test_the_relative_size_does_not_tell_three_sizes() -> None:
-    sites = summarise_site("a", [case([1], relative_size=37 * 41 * 43 / 100_000)])
+    sites = summarise_cases("a", [case([1], relative_size=37 * 41 * 43 / 100_000)])
 
     assert sites.relative_sizes == ((83 / 128, 1),)  # 0.652 * 128 = 83.5, rounded down
 
@@ -161,7 +164,7 @@ def test_binned_fingerprints_hold_enough_cases_in_every_bin() -> None:
         for i in range(17)
     ]
 
-    site = summarise_site("a", cases, min_cases=5)
+    site = summarise_cases("a", cases, min_cases=5)
 
     channel = site.channels[0]
     width = 2.0**channel.exponent
@@ -184,46 +187,46 @@ def test_binned_fingerprints_hold_enough_cases_in_every_bin() -> None:
 
 
 def test_a_site_below_the_minimum_tells_one_bin() -> None:
-    site = summarise_site("a", [case([0, 5], size=(9, 9, 9)), case([9.5], size=(11, 9, 9))], 5)
+    site = summarise_cases("a", [case([0, 5], size=(9, 9, 9)), case([9.5], size=(11, 9, 9))], 5)
 
     assert site.channels[0].counts.tolist() == [3]
     assert site.axes[0] == ((3.0, 10, 2),)
 
 
 def test_a_case_without_foreground_is_counted_but_adds_no_voxel() -> None:
-    site = summarise_site("a", [case([1, 3]), case([])])
+    site = summarise_cases("a", [case([1, 3]), case([])])
 
     assert site.cases == 2
     assert site.channels[0].count == 2
 
 
 def test_a_site_without_foreground_adds_its_cases_and_no_intensities() -> None:
-    ill = summarise_site("a", [case([1, 3], (3, 1, 1), (10, 30, 20))])
-    healthy = summarise_site("b", [case([], (5, 1, 1), (8, 10, 40)), case([], (5, 1, 1))])
+    ill = summarise_cases("a", [case([1, 3], (3, 1, 1), (10, 30, 20))])
+    healthy = summarise_cases("b", [case([], (5, 1, 1), (8, 10, 40)), case([], (5, 1, 1))])
     told = SiteFingerprint.from_json(healthy.to_json())
     assert told == healthy
 
-    content = nnunet_fingerprint(pool_sites([told, ill]))
+    content = nnunet_fingerprint(pool_fingerprints([told, ill]))
 
     intensities = content["foreground_intensity_properties_per_channel"]["0"]
     assert (intensities["mean"], intensities["min"], intensities["max"]) == (2, 1, 3)
     assert [row[0] for row in content["spacings"]] == [3, 5, 5]
-    alone = pool_sites([healthy])  # as the server looks at each
+    alone = pool_fingerprints([healthy])  # as the server looks at each
     assert (alone.cases, alone.channels) == (2, (None,))
 
 
 def test_foreground_nowhere_cannot_be_planned_for() -> None:
-    healthy = summarise_site("a", [case([]), case([])], min_cases=2)
+    healthy = summarise_cases("a", [case([]), case([])], min_cases=2)
 
     with pytest.raises(SiteError, match="no training case of any site has foreground"):
-        nnunet_fingerprint(pool_sites([healthy, healthy]))
+        nnunet_fingerprint(pool_fingerprints([healthy, healthy]))
 
 
 def test_the_planners_fingerprint_by_hand() -> None:
-    one = summarise_site("a", [case([1], (3, 1, 1), (10, 30, 20), 0.5)])
-    two = summarise_site("b", [case([2], (5, 1, 1), (8, 10, 40), 1.0), case([2])])
+    one = summarise_cases("a", [case([1], (3, 1, 1), (10, 30, 20), 0.5)])
+    two = summarise_cases("b", [case([2], (5, 1, 1), (8, 10, 40), 1.0), case([2])])
 
-    content = nnunet_fingerprint(pool_sites([one, two]))
+    content = nnunet_fingerprint(pool_fingerprints([one, two]))
 
     # axes sorted one by one, by spacing, then size; the rows are no cases
     assert content["spacings"] == [[3, 1, 1], [3, 1, 1], [5, 1, 1]]
@@ -258,7 +261,7 @@ BROKEN: dict[str, Callable[[dict], object]] = {
 
 @pytest.mark.parametrize("break_", BROKEN.values(), ids=BROKEN)
 def test_a_broken_fingerprint_is_refused(break_: Callable[[dict], object]) -> None:
-    content = json.loads(summarise_site("a", [case([1, 3]), case([2])]).to_json())
+    content = json.loads(summarise_cases("a", [case([1, 3]), case([2])]).to_json())
     SiteFingerprint.from_json(json.dumps(content))
     break_(content)
 

@@ -28,10 +28,10 @@ from hypothesis import strategies as st
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.fingerprint import (
     CaseFingerprint,
-    Channel,
     SiteFingerprint,
-    summarise_site,
+    summarise_cases,
 )
+from nnunetv2_federated.federation.intensities import Channel
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     FullValidation,
@@ -77,7 +77,7 @@ ANSWERS: dict[type, Any] = {
     SiteSurvey: SiteSurvey(
         "bern", 5, {"0": "CT"}, {"background": 0, "a": 1}, None, ".nii.gz", "SimpleITKIO", "mm", "2"
     ),
-    SiteFingerprint: summarise_site("bern", [CASE] * 5),
+    SiteFingerprint: summarise_cases("bern", [CASE] * 5),
     PrepareReport: PrepareReport("bern", HASH, {"2d": 5}),
     FullValidation: FullValidation("bern", 2, {"Dice": 0.5}, {"1": {"Dice": [0.5, 2]}}),
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ import pandas as pd
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
     DatasetFingerprintExtractor,
 )
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
+from nnunetv2_federated.federation.children import end_with_parent
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.fingerprint import CaseFingerprint, Channel
+from nnunetv2_federated.federation.fingerprint import CaseFingerprint
+from nnunetv2_federated.federation.intensities import Channel
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.raw_files import channel_gap, training_files
 
@@ -31,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_SHOWN = 3
 _LARGEST_LABEL = 255
+_LONGEST_NOTE = 1000
 
 Work = tuple[Sequence[str], str, type, int, int, tuple[int, ...]]
 """Image files, label file, reader/writer, number of voxels to sample, declared number of channels
@@ -68,11 +74,43 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[st
     return cases
 
 
+def largest_images(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the image files of the case whose images have most bytes."""
+    return max(
+        (list(case["images"]) for case in cases.values()),
+        key=lambda files: sum(Path(file).stat().st_size for file in files),
+    )
+
+
 def declared_values(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
     """Return all values that a mask may have."""
     manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
     ignored = [manager.ignore_label] if manager.has_ignore_label else []
     return tuple(int(value) for value in (*manager.all_labels, *ignored))
+
+
+def verify_integrity(raw: Path, processes: int) -> tuple[str, str] | None:
+    """Run nnU-Net's ``--verify_dataset_integrity``.
+
+    Parameters
+    ----------
+    raw
+        Folder of the raw dataset.
+    processes
+        Number of worker processes.
+
+    Returns
+    -------
+    tuple or None
+        Type of the error, and all that was printed of it, which may name cases; ``None`` if nnU-Net
+        has nothing against the dataset.
+    """
+    with keeping_output() as printed:
+        try:
+            verify_dataset_integrity(str(raw), processes)
+        except (AssertionError, RuntimeError, FileNotFoundError) as error:
+            return type(error).__name__, clean(f"{printed()} {error}", _LONGEST_NOTE)
+    return None
 
 
 def choose_reader(
@@ -228,3 +266,13 @@ def _fingerprint_of(work: Work) -> CaseFingerprint:
         float(relative_size),
         tuple(Channel.of(c) if len(c) else None for c in intensities),
     )
+
+
+def analyse_cases(work: Sequence[Work], processes: int) -> Iterator[CaseFingerprint | str]:
+    """Yield what :func:`analyse_case` returns for each case, computed in several processes."""
+    if processes == 1:
+        yield from map(analyse_case, work)
+        return
+    context = multiprocessing.get_context("spawn")  # as nnU-Net
+    with ProcessPoolExecutor(processes, context, initializer=end_with_parent) as pool:
+        yield from pool.map(analyse_case, work)

@@ -37,8 +37,8 @@ from nnunetv2_federated.flower.joint_planning import (
     prepare_sites,
 )
 from nnunetv2_federated.flower.server_app import Server
+from nnunetv2_federated.nnunet.planning.installed_plans import install_plans, other_plans
 from nnunetv2_federated.nnunet.planning.planner import dataset_json_of
-from nnunetv2_federated.nnunet.planning.raw_site import install_plans, other_plans
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
 from nnunetv2_federated.nnunet.training.packages import defining_packages
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
