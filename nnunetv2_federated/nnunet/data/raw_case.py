@@ -26,6 +26,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from nnunetv2_federated.federation.children import end_with_parent
+from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint
 from nnunetv2_federated.federation.intensities import Channel
@@ -239,6 +240,33 @@ def _undeclared(values: Sequence[float]) -> str:
     if len(values) > _MOST_SHOWN or not whole:
         return f"undeclared labels: {shown}, {len(values)} in all"
     return f"undeclared label{'s' if len(values) > 1 else ''} {shown}"
+
+
+def work_of(
+    cases: Mapping[str, Mapping[str, Any]],
+    dataset_json: Mapping[str, Any],
+    reader_writer: type[BaseReaderWriter],
+    samples: int,
+) -> list[Work]:
+    """Return what :func:`analyse_case` needs, for each case.
+
+    Parameters
+    ----------
+    cases
+        ``images`` and ``label`` of each case.
+    dataset_json
+        ``dataset.json`` of the dataset.
+    reader_writer
+        Class that reads the files.
+    samples
+        Number of voxels to sample in each case.
+    """
+    channels = len(declared_of(dataset_json)["channel_names"])
+    labels = declared_values(dataset_json)
+    return [
+        (case["images"], case["label"], reader_writer, samples, channels, labels)
+        for case in cases.values()
+    ]
 
 
 def analyse_case(work: Work) -> CaseFingerprint | str:

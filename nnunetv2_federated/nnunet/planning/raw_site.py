@@ -43,13 +43,12 @@ from nnunetv2_federated.nnunet.data.dataset import (
 )
 from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
 from nnunetv2_federated.nnunet.data.raw_case import (
-    Work,
     analyse_cases,
     choose_reader,
-    declared_values,
     largest_images,
     training_cases,
     verify_integrity,
+    work_of,
 )
 from nnunetv2_federated.nnunet.planning.checked_plans import check_dataset_json, check_plans
 from nnunetv2_federated.nnunet.planning.installed_plans import install_plans, other_plans
@@ -167,20 +166,10 @@ class RawSite:
             dataset_json = self._dataset_json()
             cases = self._cases(dataset_json)
             reader_writer = self._reader_writer(dataset_json, cases)
-            channels = len(declared_of(dataset_json)["channel_names"])
-            labels = declared_values(dataset_json)
-            work: list[Work] = [
-                (c["images"], c["label"], reader_writer, task.samples_per_case, channels, labels)
-                for c in cases.values()
-            ]
-            results = list(
-                tqdm(
-                    analyse_cases(work, self.fingerprint_processes),
-                    f"{self.name}: fingerprint",
-                    len(work),
-                    disable=None,
-                )
-            )
+            work = work_of(cases, dataset_json, reader_writer, task.samples_per_case)
+            results_of = analyse_cases(work, self.fingerprint_processes)
+            title = f"{self.name}: fingerprint"
+            results = list(tqdm(results_of, title, len(work), disable=None))
             self._refuse_unusable(dict(zip(cases, results, strict=True)))
             if task.verify_dataset_integrity:  # last: the checks above name the case
                 self._verify()
@@ -299,12 +288,10 @@ class RawSite:
         for case, what in problems.items():
             self._note(f"{self.name}, case {case}: {what}")
         if problems:
-            kinds = ", ".join(
-                sorted({what.split(":", maxsplit=1)[0] for what in problems.values()})
-            )
+            kinds = sorted({what.partition(":")[0] for what in problems.values()})
             raise SiteError(
                 f"site {self.name}: {len(problems)} of {len(results)} training cases cannot be "
-                f"used ({kinds}); the site's log names them, fix or remove them."
+                f"used ({', '.join(kinds)}); the site's log names them, fix or remove them."
             )
 
     @contextlib.contextmanager
