@@ -23,6 +23,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two cores, and several processes that wou
 # nnU-Net spawns workers for each step of each dataset, and each would import nnU-Net anew
 setattr(multiprocessing, "get_context", commands.get_context)  # noqa: B010  # mypy: overloaded
 
+pytest_plugins = ("conversions", "cls_dataset")
+
 Planned = Callable[[str, Callable[[Path], None]], str]
 """Takes a dataset's name and what makes it below a raw folder; returns its id."""
 

@@ -4,13 +4,18 @@ Each is read with the values that pydicom reads, or refused in a line that names
 ``python -m pytest -s tests/unit/test_real_dicom.py`` prints how many of each there are.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nnunetv2_cls.conversion.images import count_channels, read_image
 from nnunetv2_cls.errors import ClsError
@@ -21,12 +26,12 @@ LOSSY = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91)}
 """Decoders may round differently."""
 
 
-def folder_of(package, *parts):
+def folder_of(package: str, *parts: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     return Path(spec.submodule_search_locations[0], *parts) if spec else None
 
 
-def with_pixels(folder):
+def with_pixels(folder: Path) -> Iterator[tuple[Path, Any]]:
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
@@ -38,7 +43,7 @@ def with_pixels(folder):
             yield path, dataset
 
 
-def reference(dataset):
+def reference(dataset: Any) -> NDArray[Any]:
     """What pydicom reads, black being low, and colour having 8 bits."""
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
@@ -55,7 +60,7 @@ def reference(dataset):
     return pydicom.pixels.apply_modality_lut(stored, dataset)
 
 
-def check(path, dataset):
+def check(path: Path, dataset: Any) -> str:
     """Return what came of a file."""
     refusal = ""
     try:
@@ -82,7 +87,9 @@ def check(path, dataset):
     ("package", "parts", "least"),
     [("pydicom", ("data", "test_files"), 60), ("data_store", ("data",), 30)],
 )
-def test_real_dicom_is_read_right_or_refused(package, parts, least):
+def test_real_dicom_is_read_right_or_refused(
+    package: str, parts: tuple[str, ...], least: int
+) -> None:
     folder = folder_of(package, *parts)
     if folder is None or not folder.is_dir():
         pytest.skip("pydicom-data is not installed")
