@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +54,9 @@ class Folders:
         write_labels(NAME, labels_to_plan(NAME))
 
     @property
-    def dataset_json(self) -> dict:
-        return json.loads((self.preprocessed / "dataset.json").read_text())
+    def dataset_json(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.preprocessed / "dataset.json").read_text())
+        return content
 
     def trained(self) -> dict[str, str]:
         """Class names as a training sees them."""

@@ -168,7 +168,7 @@ def classes(tmp_path: Path) -> Path:
 
 
 def archive(path: Path, shape: tuple[int, ...] = (28, 28), **changes: NDArray[Any] | None) -> Path:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
         arrays[f"{split}_images"] = np.stack([pixels(10 * i + 10, shape) for i in range(count)])
         arrays[f"{split}_labels"] = (np.arange(count, dtype=np.uint8) % 2)[:, None]

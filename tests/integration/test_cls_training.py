@@ -29,7 +29,7 @@ ADDED = "Dataset905_Stripes"
 
 
 @pytest.fixture
-def train_cls(results: Path, dataset_cls: str) -> Callable:
+def train_cls(results: Path, dataset_cls: str) -> Callable[..., Path]:
     """Run the federated command with a classifier; epochs are passes over a site's cases."""
 
     def run(*argv: object, trainer: str = "nnUNetTrainerCls") -> Path:
@@ -61,7 +61,9 @@ def different(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) ->
     return [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
-def test_one_site_equals_the_central_trainer(train_cls: Callable, nnunet_folders: Path) -> None:
+def test_one_site_equals_the_central_trainer(
+    train_cls: Callable[..., Path], nnunet_folders: Path
+) -> None:
     fold = train_cls("--sites", 1, "--partition", "iid", "--rounds", 2)
 
     folder = nnunet_folders / "preprocessed" / ADDED
@@ -81,7 +83,7 @@ def test_one_site_equals_the_central_trainer(train_cls: Callable, nnunet_folders
 
 
 def test_a_federation_of_classifiers_ends_in_predictions(
-    train_cls: Callable,
+    train_cls: Callable[..., Path],
     nnunet_folders: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -147,7 +149,7 @@ def test_a_federation_of_classifiers_ends_in_predictions(
         )
 
 
-def test_batchnorm_is_averaged_kept_local_or_replaced(train_cls: Callable) -> None:
+def test_batchnorm_is_averaged_kept_local_or_replaced(train_cls: Callable[..., Path]) -> None:
     averaged = weights(train_cls("--sites", 2, "--rounds", 2))
     local_fold = train_cls("--sites", 2, "--rounds", 2, "--batchnorm", "local")
     local = weights(local_fold)
@@ -162,7 +164,7 @@ def test_batchnorm_is_averaged_kept_local_or_replaced(train_cls: Callable) -> No
 
 
 def test_the_presentations_federation_is_a_default(
-    train_cls: Callable, monkeypatch: pytest.MonkeyPatch
+    train_cls: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nnunetv2_cls.trainer.nnUNetTrainerClsResNet50.model_name", "resnet18")
     fold = train_cls(
@@ -178,7 +180,7 @@ def test_the_presentations_federation_is_a_default(
 
 
 def test_a_training_starts_from_weights_of_torchvision(
-    train_cls: Callable, dataset_cls: str, tmp_path: Path
+    train_cls: Callable[..., Path], dataset_cls: str, tmp_path: Path
 ) -> None:
     elsewhere = torchvision.models.resnet18()
     torch.save(elsewhere.state_dict(), tmp_path / "elsewhere.pth")
@@ -241,7 +243,10 @@ def test_bad_input_is_one_line(
 
 
 def test_an_image_without_label_is_named_before_training(
-    train_cls: Callable, results: Path, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+    train_cls: Callable[..., Path],
+    results: Path,
+    nnunet_folders: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = nnunet_folders / "raw" / ADDED / "labelsTr.json"
     complete = path.read_text()
@@ -276,7 +281,7 @@ def test_changed_labels_are_refused_and_an_earlier_run_is_untouched(  # noqa: PL
     file: str,
     change: dict[str, int],
     message: str,
-    train_cls: Callable,
+    train_cls: Callable[..., Path],
     results: Path,
     nnunet_folders: Path,
     capsys: pytest.CaptureFixture[str],
@@ -354,7 +359,10 @@ def test_a_trainer_may_not_mirror(results: Path, dataset_cls: str, nnunet_folder
 
 
 def test_a_preprocessed_file_that_is_missing_is_named_before_training(
-    train_cls: Callable, results: Path, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+    train_cls: Callable[..., Path],
+    results: Path,
+    nnunet_folders: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = nnunet_folders / "preprocessed" / ADDED / "nnUNetPlans_2d" / "case_11_seg.b2nd"
     content = path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from cls_dataset import PLANS, Folders, save
@@ -44,7 +45,7 @@ def test_test_images_and_their_labels_agree_before_training(
     assert "(u.png): they are not judged" in caplog.text
 
 
-def volumes_plans(slices: float) -> dict:
+def volumes_plans(slices: float) -> dict[str, Any]:
     return {
         **PLANS,
         "original_median_shape_after_transp": [slices, 64, 64],

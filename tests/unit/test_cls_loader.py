@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ class Images:
     def __init__(self, cases: int) -> None:
         self.identifiers = [str(i) for i in range(cases)]
 
-    def load_case(self, case: str) -> tuple[np.ndarray, None, None, dict]:
+    def load_case(self, case: str) -> tuple[np.ndarray, None, None, dict[str, Any]]:
         return np.full((1, 1, 4, 4), float(case), np.float32), None, None, {}
 
 

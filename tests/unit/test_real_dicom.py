@@ -28,7 +28,9 @@ LOSSY = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91)}
 
 def folder_of(package: str, *parts: str) -> Path | None:
     spec = importlib.util.find_spec(package)
-    return Path(spec.submodule_search_locations[0], *parts) if spec else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0], *parts)
 
 
 def with_pixels(folder: Path) -> Iterator[tuple[Path, Any]]:
