@@ -22,7 +22,7 @@ from nnunetv2_cls.labels import (
     read_test_labels,
     some,
 )
-from nnunetv2_cls.preprocess import Expected, check_images, num_channels, raw_cases
+from nnunetv2_cls.preprocess import ExpectedImages, check_images, num_channels, raw_cases
 from nnunetv2_cls.splits import (
     SPLITS_FILE,
     check_fold,
@@ -225,7 +225,7 @@ def labelled_tests(
             "images, or remove the labels."
         )
     manager = PlansManager(plans)
-    expected = Expected.of(manager, manager.get_configuration(configuration), dataset_json)
+    expected = ExpectedImages.of(manager, manager.get_configuration(configuration), dataset_json)
     changed = folder.stat().st_mtime_ns
     _check_test_images(folder, changed, tuple(sorted(labels.of_case)), ending, expected)
     return dict(labels.of_case), {case: images[case] for case in labels.of_case}
@@ -233,7 +233,7 @@ def labelled_tests(
 
 @lru_cache(maxsize=64)
 def _check_test_images(
-    folder: Path, _changed: int, labelled: tuple[str, ...], ending: str, expected: Expected
+    folder: Path, _changed: int, labelled: tuple[str, ...], ending: str, expected: ExpectedImages
 ) -> None:
     images = raw_cases(folder, ending)
     files = {Path(file).name for case in labelled for file in images[case]}

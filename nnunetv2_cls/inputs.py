@@ -11,7 +11,7 @@ from pathlib import Path
 from nnunetv2_cls.conversion.images import common_channels, list_images, stem
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.labels import some
-from nnunetv2_cls.preprocess import Expected
+from nnunetv2_cls.preprocess import ExpectedImages
 
 _READER_OF_CONVERTED = "NaturalImage2DIO"
 """nnU-Net's reader of the images that conversion writes."""
@@ -59,7 +59,7 @@ class Inputs:
             raise ClsError(f"{folder} has no image in it.")
 
 
-def find_inputs(folder: Path, ending: str, expected: Expected) -> Inputs:
+def find_inputs(folder: Path, ending: str, expected: ExpectedImages) -> Inputs:
     """Find the cases of a folder, and check the headers of their files.
 
     nnU-Net's reader reads files named ``CASE_0000`` and so on, one for each channel. A model of PNG
@@ -91,7 +91,7 @@ def find_inputs(folder: Path, ending: str, expected: Expected) -> Inputs:
     return inputs
 
 
-def _find_natural(inputs: Inputs, folder: Path, ending: str, expected: Expected) -> None:
+def _find_natural(inputs: Inputs, folder: Path, ending: str, expected: ExpectedImages) -> None:
     """Add PNG files that are named by case and channel, and images of any other name and format."""
     groups, others = _group(list_images(folder), ending)
     for case, files in groups.items():
@@ -103,7 +103,7 @@ def _find_natural(inputs: Inputs, folder: Path, ending: str, expected: Expected)
         _add_image(inputs, path, expected.channels, ending)
 
 
-def _find_other(inputs: Inputs, folder: Path, ending: str, expected: Expected) -> None:
+def _find_other(inputs: Inputs, folder: Path, ending: str, expected: ExpectedImages) -> None:
     """Add files of the dataset's ending, named by case and channel, or by case alone."""
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     groups, others = _group(paths, ending)
@@ -131,7 +131,7 @@ def _group(paths: Sequence[Path], ending: str) -> tuple[dict[str, list[Path]], l
     return groups, [path for path in paths if path not in grouped]
 
 
-def _problem(expected: Expected, files: Sequence[Path]) -> str | None:
+def _problem(expected: ExpectedImages, files: Sequence[Path]) -> str | None:
     try:
         return expected.problem([str(file) for file in files])
     except (OSError, RuntimeError, ValueError) as error:
@@ -139,7 +139,7 @@ def _problem(expected: Expected, files: Sequence[Path]) -> str | None:
 
 
 def _add_files(
-    inputs: Inputs, case: str, files: Sequence[Path], expected: Expected, ending: str
+    inputs: Inputs, case: str, files: Sequence[Path], expected: ExpectedImages, ending: str
 ) -> None:
     problem = _problem(expected, files)
     if problem is None:

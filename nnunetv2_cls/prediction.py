@@ -20,7 +20,7 @@ from nnunetv2_cls.inputs import find_inputs
 from nnunetv2_cls.labels import find_name
 from nnunetv2_cls.metrics import predict_classes
 from nnunetv2_cls.plots import plot_activation
-from nnunetv2_cls.preprocess import Expected, preprocessed_images
+from nnunetv2_cls.preprocess import ExpectedImages, preprocessed_images
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def predict_folder(
     """
     plans, configuration = classifier.plans, classifier.configuration
     dataset_json = classifier.dataset_json
-    expected = Expected.of(plans, configuration, dataset_json)
+    expected = ExpectedImages.of(plans, configuration, dataset_json)
     inputs = find_inputs(images, dataset_json["file_ending"], expected)
     unreadable = dict(inputs.unreadable)
 

@@ -44,7 +44,7 @@ def raw_cases(folder: Path, file_ending: str) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedImages:
     """Channels and dimensions that the images of a case must have, as their headers give them."""
 
     channels: int
@@ -61,7 +61,7 @@ class Expected:
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
         dataset_json: Mapping[str, Any],
-    ) -> Expected:
+    ) -> ExpectedImages:
         """Return what a configuration takes."""
         return cls(
             num_channels(dataset_json),
@@ -116,7 +116,9 @@ class Expected:
         return (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
 
 
-def check_images(cases: Mapping[str, Sequence[str]], expected: Expected, where: str) -> list[str]:
+def check_images(
+    cases: Mapping[str, Sequence[str]], expected: ExpectedImages, where: str
+) -> list[str]:
     """Refuse images of other channels or dimensions than a configuration takes.
 
     Parameters

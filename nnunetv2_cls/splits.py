@@ -255,7 +255,7 @@ def unused_cases(splits: Splits, cases: Collection[str], fold: int | None = None
     return set(cases) - {case for one in folds for part in ("train", "val") for case in one[part]}
 
 
-def check_own_folds(
+def check_folds_of_nnunet(
     fold: int, cases: Collection[str], patients: Mapping[str, str], dataset_name: str
 ) -> None:
     """Make sure that a fold which nnU-Net would draw itself exists and splits no patient.

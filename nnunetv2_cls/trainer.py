@@ -30,7 +30,7 @@ from nnunetv2_cls.metrics import auroc
 from nnunetv2_cls.network import build_network
 from nnunetv2_cls.planning import adapted_plans
 from nnunetv2_cls.plots import plot_progress
-from nnunetv2_cls.splits import SPLITS_FILE, check_own_folds, patients_of
+from nnunetv2_cls.splits import SPLITS_FILE, check_folds_of_nnunet, patients_of
 from nnunetv2_cls.tester import ClsTester
 from nnunetv2_cls.validation import join_summaries, validate
 
@@ -161,7 +161,7 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
         splits = Path(self.preprocessed_dataset_folder_base) / SPLITS_FILE
         if isinstance(self.fold, int) and not splits.is_file():
             name = self.plans_manager.dataset_name
-            check_own_folds(self.fold, self.image_labels.of_case, patients_of(name), name)
+            check_folds_of_nnunet(self.fold, self.image_labels.of_case, patients_of(name), name)
         split: tuple[list[str], list[str]] = super().do_split()
         return split
 

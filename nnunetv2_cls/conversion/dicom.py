@@ -14,10 +14,12 @@ from nnunetv2_cls.errors import ClsError
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
 _PREAMBLE = 128
+"""Bytes before the letters ``DICM``."""
 _MODALITY_LUT = (b"\x28\x00\x00\x30", b"\x00\x28\x30\x00")
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 """Bytes of the tags (0028,3000) and (7FE0,0010), little and big endian."""
 _PALETTES = ("0028|1201", "0028|1202", "0028|1203")
+"""Tags of the red, green and blue entries of a palette."""
 _KEPT = {sitk.sitkVectorUInt8, sitk.sitkUInt8}
 """Pixel types in which GDCM reads a palette without change."""
 

@@ -14,9 +14,13 @@ from nnunetv2_cls.conversion.source import Case, Source, case_name
 from nnunetv2_cls.errors import ClsError
 
 CLASSES = {"NORMAL": "normal", "PNEUMONIA": "pneumonia"}
+"""Class name by sub-folder."""
 _EARLIER = re.compile(r"(person\d+)_|(NORMAL\d*-)?IM-(\d+)(?!\d)", re.IGNORECASE)
+"""File names on Kaggle and in the earlier versions of the publication."""
 _THIRD_VERSION = re.compile(r"(?:NORMAL|BACTERIA|VIRUS|PNEUMONIA)-(\d+)-\d+", re.IGNORECASE)
+"""File names in the third version."""
 _ROOTS = ("", "chest_xray", "CellData/chest_xray", "ZhangLabData/CellData/chest_xray")
+"""Places of the folder ``train``'s parent below the folder that a user gives."""
 
 
 def read_kermany(folder: Path, size: int | None = None) -> Source:
@@ -55,12 +59,12 @@ def patient_of(stem: str, split: str) -> str | None:
     In earlier versions and on Kaggle, ``person1_virus_6`` or ``NORMAL2-IM-0115-0001``, numbers
     start again in ``test``, and a patient may be in both ``train`` and ``val``.
     """
-    if found := _THIRD_VERSION.match(stem):
-        return f"patient{int(found[1])}"
-    found = _EARLIER.match(stem)
-    if found is None:
+    if third := _THIRD_VERSION.match(stem):
+        return f"patient{int(third[1])}"
+    earlier = _EARLIER.match(stem)
+    if earlier is None:
         return None
-    person, series, number = found.groups()
+    person, series, number = earlier.groups()
     patient = person.lower() if person else f"{(series or '').upper()}IM-{number}"
     return f"{'test' if split == 'test' else 'trainval'}_{patient}"
 

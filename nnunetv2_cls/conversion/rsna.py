@@ -35,11 +35,14 @@ class Layout:
     """Tables and folders of the dataset, as one of its publishers names them."""
 
     table: str
+    """Table of the targets and boxes."""
     details: str
     """Table with the column ``class``."""
     images: str
     masks: str
+    """Folder of the mask files; empty if this publisher has none."""
     test: str
+    """Folder of the test images."""
 
 
 LAYOUTS = (
@@ -105,7 +108,7 @@ def read_rsna(folder: Path, *, detailed: bool = False) -> Source:
         name="RSNAPneumonia",
         description="Chest X-rays with boxes around opacities (RSNA Pneumonia Detection Challenge)",
         classes=tuple(name for _, name in DETAILED.values()) if detailed else CLASSES,
-        training=tuple(case(*found) for found in sorted(findings.items())),
+        training=tuple(case(patient, findings[patient]) for patient in sorted(findings)),
         test=_test_cases(folder / layout.test),
         labels={"background": 0, "opacity": 1},
         patients_hint=f" RSNA publishes {MAPPING}: give that file.",

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import grimp
 import numpy as np
 import pytest
 import torch
@@ -95,17 +94,6 @@ def test_every_name_is_there_and_no_submodule_has_one_of_them() -> None:
         assert not (package / name).exists()
     with pytest.raises(AttributeError, match=r"module 'nnunetv2_cls' has no attribute 'train'"):
         nnunetv2_cls.train  # noqa: B018
-
-
-def test_modules_import_each_other_in_one_direction() -> None:
-    graph = grimp.build_graph("nnunetv2_cls")
-    circles = [
-        (importer, imported)
-        for importer in graph.modules
-        for imported in graph.find_modules_directly_imported_by(importer)
-        if graph.chain_exists(imported, importer)
-    ]
-    assert circles == []
 
 
 def test_a_conversion_says_what_it_wrote(raw: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.inputs import find_inputs
-from nnunetv2_cls.preprocess import Expected
+from nnunetv2_cls.preprocess import ExpectedImages
 
-GREY, COLOUR = (Expected(n, True, "NaturalImage2DIO", (0, 1, 2)) for n in (1, 3))
+GREY, COLOUR = (ExpectedImages(n, True, "NaturalImage2DIO", (0, 1, 2)) for n in (1, 3))
 
 
 def save_dicom(path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_model_of_volumes_takes_volumes_without_suffix(tmp_path: Path) -> None
 
     volume("left.nii.gz", 4, 8, 8)
     volume("right_0000.nii.gz", 4, 8, 8)
-    one, two = (Expected(n, False, "SimpleITKIO", (0, 1, 2)) for n in (1, 2))
+    one, two = (ExpectedImages(n, False, "SimpleITKIO", (0, 1, 2)) for n in (1, 2))
 
     assert set(find_inputs(tmp_path, ".nii.gz", one).files) == {"left", "right"}
     with pytest.raises(ClsError, match=r"2 files have 1 channels in 1 files, not 2 \(a case of s"):

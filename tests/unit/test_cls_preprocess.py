@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from nnunetv2_cls.errors import ClsError
-from nnunetv2_cls.preprocess import Expected, check_images, raw_cases
+from nnunetv2_cls.preprocess import ExpectedImages, check_images, raw_cases
 
 
 def test_images_that_a_configuration_does_not_take_are_named(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_images_that_a_configuration_does_not_take_are_named(tmp_path: Path) -> 
 
     def wrong(*, flat: bool) -> str:
         with pytest.raises(ClsError) as error:
-            check_images(cases, Expected(1, flat, "SimpleITKIO", (0, 1, 2)), "-i in")
+            check_images(cases, ExpectedImages(1, flat, "SimpleITKIO", (0, 1, 2)), "-i in")
         return str(error.value)
 
     assert "1 images have 4 slices, of which a 2D configuration sees one (volume)" in wrong(

@@ -15,7 +15,7 @@ from nnunetv2_cls.conversion.splits import draw_folds as convert_folds
 from nnunetv2_cls.errors import ClsError
 from nnunetv2_cls.splits import (
     check_fold,
-    check_own_folds,
+    check_folds_of_nnunet,
     draw_folds,
     group_numbers,
     patients_of,
@@ -131,8 +131,8 @@ def test_a_case_on_both_sides_is_refused() -> None:
 
 
 def test_nnunet_draws_no_folds_that_split_a_patient() -> None:
-    check_own_folds(4, "abcdef", {"a": "1", "b": "2"}, NAME)
+    check_folds_of_nnunet(4, "abcdef", {"a": "1", "b": "2"}, NAME)
     with pytest.raises(ClsError, match=r"1 patients have several images \(1\): nnU-Net would draw"):
-        check_own_folds(0, "abcdef", {"a": "1", "b": "1"}, NAME)
+        check_folds_of_nnunet(0, "abcdef", {"a": "1", "b": "1"}, NAME)
     with pytest.raises(ClsError, match="fold 5 of 6 cases does not exist"):
-        check_own_folds(5, "abcdef", {}, NAME)
+        check_folds_of_nnunet(5, "abcdef", {}, NAME)
