@@ -18,6 +18,7 @@ from nnunetv2_federated.federation.run import Run
 
 os.environ.setdefault("nnUNet_compile", "f")  # nnU-Net's spelling
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("matplotlibrc"))
 os.environ["nnUNet_def_n_proc"] = "1"  # noqa: SIM112
 os.environ["OMP_NUM_THREADS"] = "1"  # two cores, and several processes that would fight for them
 # nnU-Net spawns workers for each step of each dataset, and each would import nnU-Net anew

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from typing import Any
@@ -45,12 +46,17 @@ def defining_packages(plans: Mapping[str, Any], trainer_name: str) -> dict[str, 
             if issubclass(ancestor, nnUNetTrainer)
         ),
     }
-    installed = packages_distributions()
+    installed = _packages_of_modules()
     found = {}
     for module in sorted(modules):
         for name in sorted(set(installed.get(module, [module]))):
             found[name] = installed_version(name)
     return dict(sorted(found.items()))
+
+
+@functools.cache  # reading the file lists of all packages takes about a second
+def _packages_of_modules() -> Mapping[str, list[str]]:
+    return packages_distributions()
 
 
 def _modules_of_networks(plans: Mapping[str, Any]) -> Iterator[str]:
