@@ -25,6 +25,22 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two cores, and several processes that wou
 setattr(multiprocessing, "get_context", commands.get_context)  # noqa: B010  # mypy: overloaded
 
 pytest_plugins = ("conversions", "cls_dataset")
+_USUAL_SECONDS = {"slow": 10.0, "deployment": 20.0}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first: many wait, and meanwhile others have the cores."""
+    items.sort(key=_seconds, reverse=True)
+
+
+def _seconds(item: pytest.Item) -> float:
+    """Return how long a test takes, as its mark says: ``slow(90)``."""
+    for name, usual in _USUAL_SECONDS.items():
+        mark = item.get_closest_marker(name)
+        if mark is not None:
+            return float(mark.args[0]) if mark.args else usual
+    return 0.0
+
 
 Planned = Callable[[str, Callable[[Path], None]], str]
 """Takes a dataset's name and what makes it below a raw folder; returns its id."""

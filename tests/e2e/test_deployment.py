@@ -140,7 +140,7 @@ def test_three_real_centres_train_together_as_if_they_were_one_machine(
     assert len(list((tmp_path / "predicted").glob("*.png"))) == len(centres)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(105)
 def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +202,7 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     assert not any(record["failed"] for record in history)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(110)
 def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path
 ) -> None:
@@ -260,7 +260,7 @@ def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites(
     consortium: Consortium,
 ) -> None:
@@ -288,12 +288,12 @@ def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites
     assert "are required (--min-replies)" in consortium.said("server").split("\n")[-2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(140)
 def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     consortium: Consortium,
 ) -> None:
     """One site does not answer when it is asked to join, another when the rounds are done."""
-    consortium.start_server(*SHORT, "--wait-for-sites", "30", "--answer-deadline", "100")
+    consortium.start_server(*SHORT, "--wait-for-sites", "20", "--answer-deadline", "45")
     consortium.start_site("bern", "--approve-all")
     consortium.start_silent_site("lyon", "evaluate")
     consortium.start_silent_site("oslo", "query.join")
@@ -314,7 +314,7 @@ def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     assert list(summary["sites"]) == ["bern"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(230)
 def test_a_superlink_that_fails_now_and_then_is_asked_again_at_both_ends(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +336,7 @@ def test_a_superlink_that_fails_now_and_then_is_asked_again_at_both_ends(
     assert_same(load_weights(consortium.result), theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(120)
 def test_a_federation_goes_on_with_the_sites_that_are_well(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path
 ) -> None:
@@ -406,6 +406,7 @@ def test_a_run_that_the_superlink_gives_up_is_one_line(tmp_path: Path) -> None:
         stop_in_the_middle()
 
 
+@pytest.mark.versions
 def test_a_site_answers_nobody_but_the_coordinator(
     consortium: Consortium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,6 +441,7 @@ def test_a_site_answers_nobody_but_the_coordinator(
         link.stop()
 
 
+@pytest.mark.versions
 def test_who_has_no_key_or_trusts_another_authority_stays_outside(
     consortium: Consortium, tmp_path: Path
 ) -> None:
@@ -508,6 +510,7 @@ def test_behind_a_proxy_only_the_fleet_api_is_reachable(
         network.close()
 
 
+@pytest.mark.versions
 def test_hospitals_train_a_classifier(
     tmp_path: Path, dataset_cls: str, nnunet_folders: Path
 ) -> None:

@@ -22,7 +22,7 @@ from nnunetv2_federated.flower.deployment.server.network_grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
 from nnunetv2_federated.flower.records import ARRAYS, pack_weights
 
-pytestmark = pytest.mark.deployment
+pytestmark = [pytest.mark.deployment, pytest.mark.versions]
 
 PLAIN_SITE = Path(__file__).parents[1] / "plain_site.py"
 

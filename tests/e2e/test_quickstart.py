@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(100)
 def test_the_quickstart_ends_with_a_dice_score(tmp_path: Path) -> None:
     hidden = ("nnUNet_", "NNUNETV2_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}

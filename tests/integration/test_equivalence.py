@@ -37,6 +37,7 @@ def train_stock(folder: Path) -> dict[str, torch.Tensor]:
     return trainer.network.state_dict()
 
 
+@pytest.mark.versions
 def test_one_site_equals_stock_training(
     dataset_2d: str, nnunet_folders: Path, train: Train
 ) -> None:

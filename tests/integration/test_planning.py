@@ -94,6 +94,7 @@ def error_of(argv: Iterable[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("planner", "name"),
     [("ExperimentPlanner", "nnUNetPlans"), ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans")],

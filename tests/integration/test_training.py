@@ -29,6 +29,7 @@ from nnunetv2_federated.nnunet.training.site_pool import SitePool
 from nnunetv2_federated.nnunet.training.weights import to_vector
 
 
+@pytest.mark.versions
 def test_a_federation_leaves_what_nnunet_leaves(dataset_2d: str, train: Train) -> None:
     fold = train(dataset_2d, "2d", 0, "--rounds", 2, "--strategy", "fedprox", "--local-epochs", 2)
     names = {path.name for path in fold.iterdir()} | {p.name for p in fold.parent.iterdir()}
