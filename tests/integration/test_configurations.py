@@ -64,7 +64,8 @@ def predict(fold: Path, images: Path, to: Path, before: Path | None = None) -> n
     return sitk.GetArrayFromImage(sitk.ReadImage(str(to / "case_00.nii.gz")))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
+@pytest.mark.xdist_group("configurations")  # they share what the fixture plans
 @pytest.mark.parametrize(
     ("plans", "stages"),
     [
