@@ -355,15 +355,19 @@ def _parse(raw: bytes, digest: str, size: int, number: int, previous: str) -> Li
     entry = _entry(raw) if single else None
     if entry is None:
         return Line(number, digest, size, {}, f"line {number} cannot be read", number)
-    problem, suspect = "", number
+    problem, suspect = _discontinuity(entry, number, previous)
+    return Line(number, digest, size, entry, problem, suspect)
+
+
+def _discontinuity(entry: Mapping[str, Value], number: int, previous: str) -> tuple[str, int]:
+    """Say why an entry does not continue the chain, and the first line that cannot be trusted."""
     if number == 1 and entry.get("format") != FORMAT:
-        problem = f"line 1 has {_unknown_format(entry.get('format'))}"
-    elif entry["number"] != number:
-        problem = f"line {number} has another number, {clean(entry['number'], 20)}"
-    elif entry["previous"] != previous:
-        suspect = max(1, number - 1)  # either may have been changed
-        problem = f"line {number} does not follow the line before it"
-    return Line(number, digest, size, entry, problem, suspect if problem else 0)
+        return f"line 1 has {_unknown_format(entry.get('format'))}", number
+    if entry["number"] != number:
+        return f"line {number} has another number, {clean(entry['number'], 20)}", number
+    if entry["previous"] != previous:  # either of the two lines may have been changed
+        return f"line {number} does not follow the line before it", max(1, number - 1)
+    return "", 0
 
 
 def _unknown_format(found: Value) -> str:

@@ -101,8 +101,15 @@ def read_schedule(
     if lrs[peak] == 0:
         return Schedule(lrs, (1.0,) * len(declared))
     shares = tuple(rate / lrs[peak] for rate in rates[peak])
+    _check_ratios(rates, lrs, shares)
+    return Schedule(lrs, shares)
+
+
+def _check_ratios(
+    rates: Sequence[Sequence[float]], lrs: Sequence[float], shares: Sequence[float]
+) -> None:
+    """Raise ``ValueError`` unless each group has the same share of the rate in every epoch."""
     for number, (epoch, lr) in enumerate(zip(rates, lrs, strict=True)):
         for rate, share in zip(epoch, shares, strict=True):
             if not math.isclose(rate, share * lr, rel_tol=_SAME, abs_tol=1e-15):
                 raise ValueError(f"parameter groups whose ratios change in epoch {number}")
-    return Schedule(lrs, shares)

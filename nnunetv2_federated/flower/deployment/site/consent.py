@@ -32,7 +32,7 @@ Record = Callable[..., None]
 
 
 def record_nothing(event: str, **fields: str | float | bool | None) -> None:
-    """Record nothing: for a desk without an audit log, as in a test."""
+    """Record nothing: for a site without an audit log, as in a test."""
     del event, fields
 
 

@@ -13,9 +13,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flwr.app import Array, ArrayRecord, RecordDict
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
 
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError, SiteError
 from nnunetv2_federated.federation.files import (
@@ -62,6 +64,55 @@ class Question:
 
     def __str__(self) -> str:
         return _step(self.step) if self.is_round else f"the {self.kind}"
+
+
+_Flag = Annotated[bool, Field(strict=True)]
+_Text = Annotated[str, Field(strict=True)]
+_Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+@checked(config=ConfigDict(extra="forbid"))
+class _LastMessage:
+    sequence: _Count
+    digest: _Text
+    answered: _Flag
+
+
+@checked(config=ConfigDict(extra="forbid"))
+class _Spent:
+    """As :class:`.limits.Spent`."""
+
+    rounds: _Count = 0
+    hours: Annotated[float, Field(strict=True, ge=0)] = 0.0
+    evaluations: _Count = 0
+
+
+@checked(config=ConfigDict(extra="forbid"))
+class _Work:
+    """How far one kind of work is in a run."""
+
+    step: Annotated[int, Field(strict=True, ge=-1)]
+    digest: _Text
+    done: _Flag
+
+
+@checked
+class _Run:
+    round: _Work
+    evaluation: _Work
+    full_validation: Annotated[_Work, Field(alias=VALIDATION)]
+
+
+@checked
+class _Content:
+    """What the file holds; it is checked as if it came from elsewhere."""
+
+    message: _LastMessage
+    spent: dict[str, _Spent]
+    runs: dict[str, _Run]
+
+
+_CONTENT = TypeAdapter(_Content)
 
 
 class Ledger:
@@ -239,8 +290,8 @@ class Ledger:
             nothing = {"sequence": 0, "digest": "", "answered": True}
             return {"message": nothing, "spent": {}, "runs": {}}
         try:
-            _check_content(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _CONTENT.validate_python(content)
+        except ValueError as error:
             raise CheckpointError(f"{self._path} is damaged: {_REMEDY}") from error
         return content
 
@@ -304,23 +355,6 @@ def _find_run(content: dict[str, Any], run: str) -> str:
 
 def _spent(content: dict[str, Any], dataset: str) -> Spent:
     return Spent(**content["spent"].get(dataset, {}))
-
-
-def _check_content(content: dict[str, Any]) -> None:
-    """Raise one of several errors unless a ledger is what this module writes."""
-    message = content["message"]
-    numbers = [message["sequence"]]
-    for spent in content["spent"].values():
-        checked = Spent(**spent)
-        numbers += [checked.rounds, checked.hours, checked.evaluations]
-    for work in (run[kind] for run in content["runs"].values() for kind in _KINDS):
-        numbers.append(work["step"] + 1)
-        if type(work["digest"]) is not str or type(work["done"]) is not bool:
-            raise TypeError("digest or done")
-    if any(type(n) not in (int, float) or not n >= 0 for n in numbers):
-        raise ValueError("a number below 0, or none")
-    if type(message["digest"]) is not str or type(message["answered"]) is not bool:
-        raise TypeError("message")
 
 
 def _step(step: int) -> str:

@@ -1,9 +1,10 @@
-"""``site.toml``: what a hospital says of its site."""
+"""``site.toml``: the settings of a hospital's site."""
 
 from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ DEFAULT_MAX_MESSAGE_MB = 2048.0
 
 @dataclass(frozen=True)
 class SiteSettingsFile:
-    """What ``site.toml`` says; relative paths are relative to it."""
+    """Content of ``site.toml``; relative paths in it are relative to the file."""
 
     name: str
     server: Address
@@ -30,7 +31,7 @@ class SiteSettingsFile:
     key: Path
     coordinator: Path
     work: Path
-    """For messages being answered, approvals and the log."""
+    """Private folder of the site: the message being answered, approvals, ledger and logs."""
     limits: Limits = field(default_factory=Limits)
     max_message_mb: float = DEFAULT_MAX_MESSAGE_MB
     allowed_modules: tuple[str, ...] = ()
@@ -69,9 +70,8 @@ class SiteSettingsFile:
 
 
 _LARGEST_MESSAGE_MB = 2**20
-
-
 _PATHS = ("ca", "key", "coordinator", "work")
+_TEXTS = ("name", "server", *_PATHS)
 
 
 def read_site_file(path: Path) -> SiteSettingsFile:
@@ -86,31 +86,40 @@ def read_site_file(path: Path) -> SiteSettingsFile:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"--site {path} cannot be read: {error}") from error
+    content.setdefault("work", "work")
     limits = {field.name for field in dataclasses.fields(Limits)}
     own = {field.name for field in dataclasses.fields(SiteSettingsFile)} - {"limits"}
-    for key in content:
-        if key not in own | limits:
-            raise SettingsError(
-                f"--site {path}: {key} is unknown; known are {', '.join(sorted(own | limits))}."
-            )
-    for key in ("name", "server", "ca", "key", "coordinator", "work"):
-        if not isinstance(content.get(key, "work" if key == "work" else None), str):
-            raise SettingsError(f"--site {path}: {key} is missing, or not a text.")
-    content.setdefault("work", "work")
+    _check_keys(path, content, own | limits)
+    check_name(f"--site {path}: name", content["name"])
     chosen = {key: value for key, value in content.items() if key in own}
     chosen |= {key: path.parent / content[key] for key in _PATHS}
     chosen["server"] = Address.of(content["server"])
-    check_name(f"--site {path}: name", content["name"])
     chosen["allowed_modules"] = _modules(path, content.get("allowed_modules", []))
+    chosen["max_message_mb"] = _message_size(path, content)
+    return SiteSettingsFile(
+        **chosen, limits=Limits(**{k: v for k, v in content.items() if k in limits})
+    )
+
+
+def _check_keys(path: Path, content: Mapping[str, Any], known: Collection[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise SettingsError(
+                f"--site {path}: {key} is unknown; known are {', '.join(sorted(known))}."
+            )
+    for key in _TEXTS:
+        if not isinstance(content.get(key), str):
+            raise SettingsError(f"--site {path}: {key} is missing, or not a text.")
+
+
+def _message_size(path: Path, content: Mapping[str, Any]) -> float:
     size = content.get("max_message_mb", DEFAULT_MAX_MESSAGE_MB)
     if type(size) not in (int, float) or not 0 < size <= _LARGEST_MESSAGE_MB:
         raise SettingsError(
             f"--site {path}: max_message_mb {size!r} must be a number above 0, at most "
             f"{_LARGEST_MESSAGE_MB}."
         )
-    return SiteSettingsFile(
-        **chosen, limits=Limits(**{k: v for k, v in content.items() if k in limits})
-    )
+    return float(size)
 
 
 def _modules(path: Path, names: object) -> tuple[str, ...]:

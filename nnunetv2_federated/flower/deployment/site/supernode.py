@@ -87,6 +87,32 @@ _RUN_ENDED = 403
 _UNWANTED = (400, 403, 404)
 
 
+class _Doubt:
+    """Whether the server may have lost a message: it failed, and nothing has come since."""
+
+    def __init__(self, server: Address) -> None:
+        self._server = server
+        self._since: float | None = None
+
+    def __bool__(self) -> bool:
+        return self._since is not None
+
+    def set(self, doubt: bool) -> None:
+        """Begin to doubt now, or end it."""
+        self._since = time.monotonic() if doubt else None
+
+    def check(self) -> None:
+        """Raise ``LostError`` if nothing comes for some time after the server failed.
+
+        Not at once: to connect anew costs a busy server more than to be asked for messages.
+        """
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._since > _DOUBT_SECONDS:
+            self._since = None
+            raise LostError(f"{self._server} failed and may have lost a message; connecting anew")
+
+
 class SuperNode:
     """A connection of one site to the SuperLink, for a ``with`` block.
 
@@ -140,7 +166,7 @@ class SuperNode:
         self._stopped = stopped
         self._call = Retry(server, stopped)
         self._lost = threading.Event()
-        self._doubts_since: float | None = None
+        self._doubt = _Doubt(server)
         self._node = Node()
         self._heartbeat = HeartbeatSender(self._beat)
 
@@ -212,7 +238,7 @@ class SuperNode:
             return None
         if in_doubt or self._inbox.kept() is not None:
             alive = self._call(self._client.SendNodeHeartbeat, _heartbeat(node), patient=False)
-            self._doubts_since = time.monotonic() if in_doubt else None
+            self._doubt.set(in_doubt)
             return node if alive.success else None
         leave = DeactivateNodeRequest(node_id=node.node_id)
         self._call(self._client.DeactivateNode, leave, patient=False)
@@ -249,7 +275,7 @@ class SuperNode:
     def _pull(self) -> PullMessagesResponse:
         """Ask once: a message whose envelope got lost on the way is not sent a second time.
 
-        It may also get lost when the server fails over it; see :meth:`_doubt`.
+        It may also get lost when the server fails over it; see :class:`_Doubt`.
         """
         request = PullMessagesRequest(node=self._node)
         before = self._call.overloads
@@ -258,21 +284,10 @@ class SuperNode:
         except httpx.TransportError as error:
             raise LostError(f"the connection to {self._server} broke: {error}") from error
         if received.messages_list:
-            self._doubts_since = None
-        elif self._call.overloads > before or self._doubts_since is not None:
-            self._doubt()
+            self._doubt.set(False)
+        elif self._call.overloads > before or self._doubt:
+            self._doubt.check()
         return received
-
-    def _doubt(self) -> None:
-        """Connect anew if nothing comes for some time after the server failed.
-
-        Not at once: that costs a busy server more than a look.
-        """
-        now = time.monotonic()
-        self._doubts_since = self._doubts_since or now
-        if now - self._doubts_since > _DOUBT_SECONDS:
-            self._doubts_since = None
-            raise LostError(f"{self._server} failed and may have lost a message; connecting anew")
 
     def _opened(self, received: PullMessagesResponse) -> Iterator[Message]:
         try:
@@ -294,39 +309,16 @@ class SuperNode:
         self.answer(Message(Error(SITE_FAILED, reason), reply_to=question))
 
     def answer(self, reply: Message) -> None:
-        """Send the answer, and forget the question."""
-        run_id = reply.metadata.run_id
-        with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
-            envelope = message_to_proto(
-                remove_content_from_message(reply) if reply.has_content() else reply
-            )
-            with self._losing(forget=True):
-                response = self._call(
-                    self._client.PushMessages,
-                    PushMessagesRequest(
-                        node=self._node,
-                        messages_list=[envelope],
-                        message_object_trees=[tree],
-                        clientapp_runtime_list=[0.0],
-                    ),
-                )
-                push_objects(
-                    objects,
-                    make_push_object_fn_protobuf(
-                        self._push_part,
-                        self._node,
-                        run_id,
-                        response.session_id,
-                    ),
-                    object_ids_to_push=set(response.objects_to_push),
-                )
-        self._inbox.forget()
+        """Send the answer, and forget the question.
 
-    def _push_part(self, part: PushObjectRequest) -> PushObjectResponse:
-        push = functools.partial(self._call, self._client.PushObject)
-        return push_part(push, self._pull_part, part)
+        Raises
+        ------
+        LostError
+            If the connection is no longer good, or nobody waits for the answer any more.
+        """
+        with self._losing(forget=True):
+            upload(reply, self._node, self._client, self._call)
+        self._inbox.forget()
 
     def _pull_part(self, part: PullObjectRequest) -> PullObjectResponse:
         return self._call(self._client.PullObject, part)
@@ -372,6 +364,48 @@ class SuperNode:
             raise LostError(_refusal(self._server, error)) from error
         except (ObjectPushError, ObjectPullError) as error:  # it was killed in between
             raise LostError(f"{self._server} lost a part of the message") from error
+
+
+def upload(reply: Message, node: Node, client: FleetHttpClient, call: Retry) -> None:
+    """Send an answer: its envelope first, then the parts that the server does not have yet.
+
+    Parameters
+    ----------
+    reply
+        The answer.
+    node
+        Node of the site.
+    client, call
+        The connection, and how its methods are called.
+    """
+    with no_object_id_recompute():
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+        envelope = message_to_proto(
+            remove_content_from_message(reply) if reply.has_content() else reply
+        )
+        response = call(
+            client.PushMessages,
+            PushMessagesRequest(
+                node=node,
+                messages_list=[envelope],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[0.0],
+            ),
+        )
+
+        def push(part: PushObjectRequest) -> PushObjectResponse:
+            return push_part(
+                functools.partial(call, client.PushObject),
+                functools.partial(call, client.PullObject),
+                part,
+            )
+
+        push_objects(
+            objects,
+            make_push_object_fn_protobuf(push, node, reply.metadata.run_id, response.session_id),
+            object_ids_to_push=set(response.objects_to_push),
+        )
 
 
 def _heartbeat(node: Node) -> SendNodeHeartbeatRequest:
