@@ -127,7 +127,7 @@ def test_a_round_is_trained_once_as_approved_and_its_answer_sent_again(
         ({"proximal_mu": 1e6}, "refused proximal_mu"),
         ({"local_epochs": 5}, "refused local_epochs 5: approved is 1"),
         ({"seconds": 1.0}, "refused seconds 1.0: approved is None"),
-        ({"run": "another"}, "refused a task of another run"),
+        ({"run_id": "another"}, "refused a task of another run"),
         ({"validate_received": 1}, "approved are none in this round"),
     ):
         assert text in refusal(coordinator.train(task(0, **changes), weights))

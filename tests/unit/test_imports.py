@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from nnunetv2_federated.flower.deployment.site.consent import Agreement, Consent
 
 PACKAGES = ("nnunetv2_federated",)
 """Packages without a circle between their modules."""
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "nnunetv2_federated"
 HEAVY = ("torch", "nnunetv2", "timm", "scipy", "matplotlib")
 PLANNING = PlanProposal(
     "Dataset901_Balls", {"planner": "ExperimentPlanner"}, ["2d"], 5, False, False
@@ -201,3 +204,63 @@ def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
     graph = imports_of(package)
     assert len(graph) > 20
     assert circles(graph) == []
+
+
+# What of Flower is used where, and what the pure rules are made of
+
+PUBLIC = (
+    "flwr.app",
+    "flwr.clientapp",
+    "flwr.clientapp.typing",
+    "flwr.serverapp",
+    "flwr.serverapp.strategy",
+)
+"""Modules that Flower documents."""
+
+WITH_INTERNALS = {
+    "flower/in_process.py",
+    "flower/ray_backend.py",
+    "flower/deployment/message_objects.py",
+    "flower/deployment/server/control.py",
+    "flower/deployment/server/inquiry.py",
+    "flower/deployment/server/network_grid.py",
+    "flower/deployment/server/superlink.py",
+    "flower/deployment/site/inbox.py",
+    "flower/deployment/site/supernode.py",
+}
+"""Where all others are used: what has to be looked at for a new version of Flower."""
+
+
+def modules_in(file: Path) -> Iterator[str]:
+    """Yield the name of each module that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            yield str(node.module)
+
+
+def test_what_is_internal_to_flower_is_imported_in_named_modules_only() -> None:
+    found = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        for module in modules_in(file)
+        if module.split(".")[0] == "flwr" and module not in PUBLIC
+    }
+    assert found == WITH_INTERNALS
+
+
+def test_the_architecture_names_the_same_modules() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    start = text.index("What is internal to Flower")
+    sentence = text[start : text.index("`flower/deployment/server/storage.py`", start)]
+    assert set(re.findall(r"`(flower/[a-z_/]+\.py)`", sentence)) == WITH_INTERNALS
+
+
+def test_the_rules_are_made_of_numpy_pydantic_and_the_standard_library() -> None:
+    allowed = {"numpy", "pydantic", "pydantic_core", *sys.stdlib_module_names}
+    for file in (PACKAGE / "federation").glob("**/*.py"):
+        for module in modules_in(file):
+            ours = module.startswith("nnunetv2_federated.federation")
+            assert ours or module.split(".")[0] in allowed, f"{file.name} imports {module}"
