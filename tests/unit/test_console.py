@@ -12,6 +12,7 @@ from nnunetv2_federated.cli import console as console_module
 from nnunetv2_federated.cli.console import ConsoleObserver, describe_round
 from nnunetv2_federated.cli.progress_bars import NoBars, NotebookBars, TerminalBars, choose_bars
 from nnunetv2_federated.federation.history import RoundRecord
+from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.progress import Progress
 
 ACCEPTED = {"norm": 1.5, "cosine": 0.5, "bound": 10.0, "outcome": "accepted"}
@@ -103,3 +104,22 @@ def test_the_observer_draws_its_bars_in_a_notebook(tmp_path: Path) -> None:
     assert "round 2/2" in shown
     assert "rounds: 100%" in shown or "2/2" in shown.partition("rounds")[2]
     assert "warn" not in shown.lower()
+
+
+def test_the_server_shows_its_sites_and_where_they_differ(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sites = [
+        SiteDescription("bern", 5, 2, "m", "p", {}, {"torch": "2.9", "flwr": "1.41"}, "cpu", 81.2),
+        SiteDescription("oslo", 7, 0, "m", "p", {}, {"torch": "2.8", "flwr": "1.41"}, "H100", 9.8),
+    ]
+
+    ConsoleObserver(3).sites_joined(sites)
+
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines()]
+    cells = [[cell.strip() for cell in row[1:-1]] for row in rows if len(row) > 2]
+    assert cells == [
+        ["bern", "5", "2", "cpu", "81 GB", "1.41", "2.9"],
+        ["oslo", "7", "0", "H100", "10 GB", "1.41", "2.8"],
+    ]
+    assert rows[-1] == ["sites differ in torch: bern 2.9, oslo 2.8"]

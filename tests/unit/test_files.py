@@ -241,3 +241,14 @@ def test_a_lock_that_was_removed_while_it_was_waited_for_is_taken_anew(
     ):
         pass
     assert not lock.exists()
+
+
+def test_a_site_runs_once(tmp_path: Path) -> None:
+    with (
+        only_one(tmp_path / "lock", "this site runs already"),
+        pytest.raises(SettingsError, match="runs already"),
+        only_one(tmp_path / "lock", "this site runs already"),
+    ):
+        pass
+    with only_one(tmp_path / "lock", "this site runs already"):
+        pass

@@ -99,3 +99,30 @@ def test_to_approve_without_a_hash_needs_somebody_who_answers(
     site.main(flags)
     assert capsys.readouterr().out.endswith("take part? [y/N] approved\n")
     assert consent.is_approved(TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--approve", ""], "--approve '': give at least 12 digits"),
+        (["--approve", "zzz"], "--approve 'zzz': give at least 12 digits"),
+        (["--withdraw", "f"], "--withdraw 'f': give at least 12 digits"),
+        (["--withdraw", "0" * 12], "--withdraw 000000000000: not what was proposed last"),
+        (["--rewind", "0123456789", "1"], "--rewind 0123456789: give at least 8 characters"),
+        (["--rewind", "0123456789", "first"], "--rewind 0123456789 first: give the round"),
+        (["--rewind", "0123456789", "0"], "give the round as the server counts it, from 1"),
+        (["--rewind", "*", "1"], "of one run; known are none"),
+    ],
+)
+def test_a_wrong_decision_gets_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], text: str
+) -> None:
+    provision(tmp_path, Address("localhost"), ["bern"])
+    bundle = tmp_path / "sites" / "bern"
+    with pytest.raises(SystemExit) as end:
+        site.main(["901", "--site", str(bundle / "site.toml"), *flags])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2
+    assert text in error
+    assert len(error.splitlines()) == 1
+    assert not list(bundle.glob("work/*.json"))

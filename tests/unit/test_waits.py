@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from doubles import Clock, http_error, tree
 from flwr.app import Error, Message, MessageType, RecordDict
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
-from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.task_identity import TaskIdentity
@@ -27,34 +23,16 @@ from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.waiting import Grace
 from nnunetv2_federated.flower.asking import ask
-from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.message_objects import check_parts
 from nnunetv2_federated.flower.deployment.server import network_grid as network
-from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.server.inquiry import Inquiry
 from nnunetv2_federated.flower.deployment.server.processes import Child
-from nnunetv2_federated.flower.deployment.site.inbox import Inbox
-from nnunetv2_federated.flower.deployment.site.retry import LostError
-from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
-from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
 from nnunetv2_federated.flower.enrolment import Enrolment
 from nnunetv2_federated.flower.participants import Participants, Requirements
 from nnunetv2_federated.flower.records import CONFIG, NOT_YET, pack_payload, unpack_payload
 
 PLANS = "0" * 64
 NAMES = {11: "bern", 12: "lyon", 13: "oslo"}
-
-
-class Clock:
-    """Time that passes only while somebody sleeps."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(time, "sleep", self.sleep)
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture
@@ -389,15 +367,6 @@ def test_who_is_silent_or_breaks_the_reader_is_named_and_the_rest_goes_on(clock:
 # What the SuperLink fails over
 
 
-def http_error(status: int) -> httpx.HTTPStatusError:
-    response = httpx.Response(status, request=httpx.Request("POST", "https://a"))
-    return httpx.HTTPStatusError("", request=response.request, response=response)
-
-
-def tree(*children: ObjectTree) -> ObjectTree:
-    return ObjectTree(object_id="0" * 64, children=children)
-
-
 def test_a_message_has_no_more_parts_than_its_bytes_need() -> None:
     chunks = [tree() for _ in range(30)]  # 150 MB of weights
     legal = tree(tree(tree(), tree(), tree(tree(*chunks))))
@@ -512,89 +481,6 @@ def test_a_question_lives_as_long_as_its_answer_is_waited_for(clock: Clock) -> N
     inquiry.send(questions())
     assert {message.metadata.ttl for message in link.sent.values()} == {100_000}
     assert unpack_payload(link.sent["11"].content) == "a"
-
-
-# A site's end
-
-
-@pytest.fixture
-def supernode(tmp_path: Path) -> SuperNode:
-    provision(tmp_path, Address("127.0.0.1", 9), ["bern"])  # nobody listens at "discard"
-    settings = read_site_file(tmp_path / "sites" / "bern" / "site.toml")
-    inbox = Inbox(tmp_path / "inbox")
-    return SuperNode(
-        settings.server, settings.load_key(), settings.load_authority(), inbox, max_bytes=2**20
-    )
-
-
-def failing(*statuses: int | None) -> Callable[[Any], PullMessagesResponse]:
-    left = iter(statuses)
-
-    def method(request: Any) -> PullMessagesResponse:
-        del request
-        status = next(left)
-        if status is not None:
-            raise http_error(status)
-        return PullMessagesResponse()
-
-    return method
-
-
-def test_a_site_asks_again_after_500_and_then_says_what_is_wrong(
-    clock: Clock, supernode: SuperNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supernode._call.closing, "wait", clock.sleep)
-    assert supernode._call(failing(500, 502, 500, None), None) == PullMessagesResponse()
-    began = clock.now
-    trying = pytest.raises(LostError, match=r"fails \(HTTP 500\); this site goes on trying")
-    with trying, supernode._losing():
-        supernode._call(failing(*[500] * 1000), None)
-    assert 300 < clock.now - began < 320
-    no_server = pytest.raises(LostError, match="is this the address of the federation's server")
-    with no_server, supernode._losing():
-        supernode._call(failing(418), None)
-
-
-def test_a_site_begins_anew_if_a_message_may_have_been_lost(
-    clock: Clock, supernode: SuperNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supernode._call.closing, "wait", clock.sleep)
-    monkeypatch.setattr(supernode._client, "PullMessages", failing(None, 500, *[None] * 100))
-    assert not supernode._pull().messages_list
-    clock.now += 1000
-    supernode._pull()  # the server fails once
-    clock.now += 19
-    supernode._pull()
-    clock.now += 2
-    with pytest.raises(LostError, match="may have lost a message; connecting anew"):
-        supernode._pull()
-    clock.now += 1000
-    supernode._pull()
-
-
-def test_a_site_that_is_told_to_stop_waits_for_no_network(supernode: SuperNode) -> None:
-    """Parts of messages travel in threads, which Python waits for."""
-    lost = threading.Event()
-
-    def upload() -> None:
-        with contextlib.suppress(LostError):
-            supernode._call(supernode._client.PullMessages, PullMessagesRequest())
-        lost.set()
-
-    threading.Thread(target=upload, daemon=True).start()
-    supernode._call.closing.wait(0.3)
-    assert not lost.is_set()
-    supernode.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert lost.wait(20)
-
-
-def test_a_question_of_too_many_parts_is_refused_before_any_is_fetched(
-    supernode: SuperNode,
-) -> None:
-    many = PullMessagesResponse(message_object_trees=[tree(*[tree()] * 6000)])
-    many.messages_list.add()
-    with pytest.raises(SiteError, match="refused: a message of more than 16 parts"):
-        supernode._keep(many)
 
 
 def test_a_child_that_cannot_be_started_is_said_and_not_waited_for(tmp_path: Path) -> None:

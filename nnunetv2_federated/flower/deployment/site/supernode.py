@@ -34,8 +34,6 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
-    PullObjectRequest,
-    PullObjectResponse,
     PushObjectRequest,
     PushObjectResponse,
 )
@@ -320,15 +318,13 @@ class SuperNode:
             upload(reply, self._node, self._client, self._call)
         self._inbox.forget()
 
-    def _pull_part(self, part: PullObjectRequest) -> PullObjectResponse:
-        return self._call(self._client.PullObject, part)
-
     def _keep(self, received: PullMessagesResponse) -> None:
         """Fetch a message's parts onto disk, and only then tell the server that it has come."""
         run_id = received.messages_list[0].metadata.run_id
         tree = received.message_object_trees[0]
         check_parts(tree, self._max_bytes)
-        pull = make_pull_object_fn_protobuf(self._pull_part, self._node, run_id)
+        fetch = functools.partial(self._call, self._client.PullObject)
+        pull = make_pull_object_fn_protobuf(fetch, self._node, run_id)
         contents = pull_objects(part_names(tree), limited(pull, self._max_bytes))
         self._inbox.keep(received, contents)
         make_confirm_message_received_fn_protobuf(
