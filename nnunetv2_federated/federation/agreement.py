@@ -1,4 +1,4 @@
-"""Rules of planning together: what sites must agree on, and when two plans are the same."""
+"""Rules of joint planning: what sites must declare alike, and when two plans are the same."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from nnunetv2_federated.federation.text import clean
 
 _HINTS = {
     "reader_writer": "nnU-Net takes another reader where its usual one cannot read a site's first "
-    "training image (that site's log names it): mend that image, or set "
+    "training image (that site's log names it): fix that image, or set "
     "overwrite_image_reader_writer"
 }
 
 
 def hash_plans(plans: Mapping[str, Any]) -> str:
-    """SHA-256 of plans, without the dataset's name: sites name their datasets as they like."""
+    """Return the SHA-256 of plans without the dataset's name, which differs between sites."""
     content = {key: value for key, value in plans.items() if key != "dataset_name"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_names(plans: Mapping[str, Any], site: str) -> None:
-    """Make sure that what becomes a file or folder at a site is a plain name.
+    """Make sure that names in plans that become files or folders at a site are plain.
 
     Raises
     ------
     SiteError
-        If the plans' name or a data identifier is not.
+        If the plans' name or a data identifier is not plain.
     """
     names = [plans.get("plans_name")]
     names += [c.get("data_identifier", "none") for c in plans.get("configurations", {}).values()]
@@ -49,7 +49,7 @@ def check_agreement(surveys: Sequence[SiteSurvey]) -> dict[str, Any]:
     Raises
     ------
     SiteError
-        If a site declares something else than the first, naming both and the field.
+        If a site declares something else than the first; names both sites and the field.
     """
     first = surveys[0]
     for other in surveys[1:]:
@@ -58,12 +58,21 @@ def check_agreement(surveys: Sequence[SiteSurvey]) -> dict[str, Any]:
 
 
 def check_declared(survey: SiteSurvey, expected: Mapping[str, Any], whose: str) -> None:
-    """Compare what a site declares with what is expected.
+    """Make sure that a site declares what is expected.
+
+    Parameters
+    ----------
+    survey
+        What the site declares.
+    expected
+        What all sites must declare.
+    whose
+        Who expects it, for the message.
 
     Raises
     ------
     SiteError
-        Naming the site and the field that differs.
+        If a field differs; names the site and the field.
     """
     difference = find_difference(survey.declared(), expected)
     if difference is None:
@@ -71,6 +80,6 @@ def check_declared(survey: SiteSurvey, expected: Mapping[str, Any], whose: str) 
     reason = difference.hint or _HINTS.get(difference.field, "")
     raise SiteError(
         f"site {survey.site}: {difference.field} is {difference.ours}, but {difference.theirs} at "
-        f"{whose}{'; ' + reason if reason else ''}; all sites need the same, mend the dataset.json "
-        "(or the installation) of one."
+        f"{whose}{'; ' + reason if reason else ''}; all sites need the same; make "
+        "dataset.json (or the installed version) equal at all sites."
     )

@@ -1,7 +1,7 @@
-"""The case table: a CSV file with one row per case, the user's knowledge about the cases.
+"""The case table: a CSV file with one row for each case, and what the user knows of the cases.
 
 Column ``case`` holds nnU-Net's case identifiers; further columns (a label, a centre, ``patient``)
-are used by name. A table ``cases.csv`` beside ``dataset.json`` counts without being named.
+are used by name. A table ``cases.csv`` beside ``dataset.json`` is used by default.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_case_table(path: Path) -> dict[str, dict[str, str]]:
     Raises
     ------
     SettingsError
-        The file cannot be read, has no column ``case``, a row of the wrong length, a row without
+        If the file cannot be read, has no column ``case``, a row of the wrong length, a row without
         a case, or a case twice.
     """
     rows = _read_rows(path)
@@ -67,12 +67,12 @@ def read_case_table(path: Path) -> dict[str, dict[str, str]]:
 
 
 def table_column(table: Mapping[str, Mapping[str, str]], column: str) -> dict[str, str]:
-    """Pick one column of a case table, as case to value.
+    """Return one column of a case table, as case to value.
 
     Raises
     ------
     SettingsError
-        The table has no such column.
+        If the table has no such column.
     """
     known = sorted({name for row in table.values() for name in row})
     if column not in known:
@@ -84,14 +84,14 @@ def table_column(table: Mapping[str, Mapping[str, str]], column: str) -> dict[st
 
 
 def patients_of(table: Mapping[str, Mapping[str, str]]) -> dict[str, str] | None:
-    """Return the patient of each case, ``None`` if the table has no column ``patient``."""
+    """Return the patient of each case; ``None`` if the table has no column ``patient``."""
     if not table or PATIENT_COLUMN not in next(iter(table.values())):
         return None
     return table_column(table, PATIENT_COLUMN)
 
 
 def like_patients(table: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return columns that seem to hold patients under another name than ``patient``."""
+    """Return the columns that seem to hold patients, if none is named ``patient``."""
     columns = next(iter(table.values()), {})
     if PATIENT_COLUMN in columns:
         return []
@@ -99,9 +99,9 @@ def like_patients(table: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Rows that are not blank, each with its line number for messages."""
+    """Return the rows that are not blank, each with its line number for messages."""
     try:
-        # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name.
+        # utf-8-sig: spreadsheet programs write a byte order mark before the first column's name
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             return [(reader.line_num, row) for row in reader if any(map(str.strip, row))]

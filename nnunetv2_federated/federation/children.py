@@ -1,7 +1,8 @@
-"""Processes that end with the one that started them, also if that is killed.
+"""Processes that end with the process that started them, also if that is killed.
 
-nnU-Net starts workers in three ways: augmentation is forked, preprocessing and export are spawned,
-and we start whole commands. A worker that waits for work does not notice that nobody will send any.
+nnU-Net forks its augmentation workers and spawns those of preprocessing and export, and this
+package starts whole commands. A worker that waits for work does not notice that its parent is gone,
+and would wait for ever.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from multiprocessing import connection, util
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 1.0
 _COMMAND = "MainProcess"
-"""What multiprocessing calls a process that it did not start."""
+"""Name that multiprocessing gives a process that it did not start."""
 
 
 def end_workers_with_command() -> None:
-    """Let every worker that multiprocessing starts from this process end when this one does.
+    """Make every worker that multiprocessing starts from this process end when this one does.
 
-    To be called where a command's module is imported, for a spawned worker imports that, too, and
-    does so before it works. The command itself is left as it is.
+    Call it where a command's module is imported: a spawned worker imports that module as well,
+    before it works. The command itself is not changed.
     """
     if multiprocessing.current_process().name != _COMMAND:
-        # imports take seconds; whose child this is multiprocessing tells only after them
+        # imports take seconds, and multiprocessing knows the parent of this process only after them
         _in_background(_wait_for_another_parent, os.getppid())
     util.register_after_fork(end_with_parent, lambda end: end())
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that multiprocessing started it from does."""
+    """Make this process end when the one does that started it through multiprocessing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        # the kernel's own signal would come when the *thread* ends that started this process
+        # not PR_SET_PDEATHSIG: its signal comes when the *thread* ends that started this process
         _in_background(connection.wait, [parent.sentinel])
 
 
@@ -56,10 +57,10 @@ def _in_background(wait: Callable[..., object], argument: object) -> None:
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """Return what :class:`subprocess.Popen` is to call in a command so that it ends with us.
+    """Return a ``preexec_fn`` for :class:`subprocess.Popen` with which a command ends with us.
 
-    The command gets SIGTERM when the thread ends that started it. ``None`` where there is no such
-    thing: on Linux only.
+    The command gets SIGTERM when the thread ends that started it. ``None`` on other systems than
+    Linux, which have no such signal.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -68,7 +69,7 @@ def die_with_parent() -> Callable[[], None] | None:
 
     def ask_kernel() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended in between
+        if os.getppid() != parent:  # the parent ended before the call above
             os._exit(1)
 
     return ask_kernel

@@ -1,4 +1,4 @@
-"""What a disk refuses, told as that: libraries make other errors of it, or forget the file."""
+"""Errors of a full or write-protected disk, in place of what libraries make of them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from nnunetv2_federated.federation.errors import FederationError
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _A_LITTLE = 2**20
-"""Bytes; what is left on a disk is less where a file did not fit."""
+"""Bytes that are written to find out whether a disk is full."""
 
 
 @contextlib.contextmanager
 def naming_the_disk(folder: Path) -> Iterator[None]:
-    """Raise what the disk says in place of what a library, or a worker of it, made of that.
+    """Raise the disk's error in place of the one that a library or its worker made of it.
 
     Parameters
     ----------
     folder
-        Where is written within.
+        Folder that is written to within.
 
     Raises
     ------
     OSError
-        If something fails within and the disk is full or may not be written; with a file or folder.
+        If something fails within, and the disk is full or may not be written; it names a file or
+        the folder.
     """
     try:
         yield
@@ -45,7 +46,7 @@ def naming_the_disk(folder: Path) -> Iterator[None]:
 
 
 def _refusal(folder: Path) -> OSError | None:
-    """Try to write a little that leaves nothing behind."""
+    """Return the error of the disk if a little cannot be written; nothing is left of it."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_A_LITTLE))

@@ -15,7 +15,7 @@ class FederationError(Exception):
 
 
 class SettingsError(FederationError):
-    """Bad input: the message says what came, what is allowed and how to mend it."""
+    """Bad input: the message says what came, what is allowed and how to fix it."""
 
 
 class CheckpointError(FederationError):

@@ -1,7 +1,7 @@
-"""Files that survive a kill and a power cut: replaced at once, and on the disk before they replace.
+"""Files that survive a kill and a power cut: replaced in one step, after they are on the disk.
 
-A state file is JSON with a format number. One that is empty, damaged or of another format is
-refused with what to do about it; it is never taken for an absent one.
+A state file is JSON with a format number. A file that is empty, damaged or of another format is
+refused, with what to do about it; it is never taken for an absent one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
 
 
 def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
-    """Replace a file so that a reader, a kill or a power cut never meets half of it."""
+    """Replace a file in one step: no reader, kill or power cut ever meets half of it."""
     with replacing(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -33,16 +33,19 @@ def write_private(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, suffix: str = ".tmp", *, private: bool = False) -> Iterator[Path]:
-    """Give a place to write what then replaces ``path``; if that fails, nothing is left of it.
+    """Yield a temporary file that replaces ``path`` at the end.
+
+    If the block or the replacement fails, the temporary file is deleted and ``path`` is unchanged.
 
     Parameters
     ----------
     path
         File to replace.
     suffix
-        Of the temporary file. Processes that write the same file at a time need one each.
+        Suffix of the temporary file. Processes that write the same file at a time need different
+        ones.
     private
-        Let only this user read the file.
+        Whether only this user may read the file.
     """
     temporary = path.with_name(path.name + suffix)
     try:
@@ -54,7 +57,7 @@ def replacing(path: Path, suffix: str = ".tmp", *, private: bool = False) -> Ite
         temporary.replace(path)
         sync(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # what went wrong before is what matters
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a write does not say which file it was
@@ -73,7 +76,7 @@ def sync(path: Path) -> None:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only this user can look into, or make an existing one so."""
+    """Create a folder that only this user can read, or make an existing one private."""
     path.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
     if path.stat().st_mode & 0o077:
         path.chmod(_PRIVATE_FOLDER)
@@ -88,16 +91,16 @@ def write_state(path: Path, content: Mapping[str, Any], version: int) -> None:
 
 
 def read_state(path: Path, version: int, remedy: str) -> dict[str, Any] | None:
-    """Read what :func:`write_state` wrote, without the format number; ``None`` if there is no file.
+    """Read a state file, without its format number; return ``None`` if there is no file.
 
     Parameters
     ----------
     path
-        To read.
+        File that :func:`write_state` wrote.
     version
-        Number of the format that this version reads.
+        Number of the format that is understood here.
     remedy
-        What to do about a file that cannot be read, for the end of the message.
+        End of the message for a file that cannot be read: what to do about it.
 
     Raises
     ------
@@ -124,14 +127,16 @@ def read_state(path: Path, version: int, remedy: str) -> dict[str, Any] | None:
 
 
 def format_problem(found: int, version: int, ours: str, theirs: str = "the file") -> str:
-    """Say which side of two formats to upgrade.
+    """Say which of two sides with different formats to upgrade.
 
     Parameters
     ----------
-    found, version
-        Number of the format that came, and of the one that is understood here.
+    found
+        Number of the format that came.
+    version
+        Number of the format that is understood here.
     ours, theirs
-        What to upgrade if the format here is the older one, and if the other is.
+        Names of the two sides, for the message.
     """
     if found > version:
         return f"format {found}, {ours} knows {version}: upgrade nnunetv2-federated of {ours}."
@@ -143,23 +148,23 @@ def format_problem(found: int, version: int, ours: str, theirs: str = "the file"
 
 @contextlib.contextmanager
 def only_one(lock: Path, refusal: str, *, remove: bool = False) -> Iterator[None]:
-    """Hold a lock file; the lock goes with the process, however that ends.
+    """Hold a lock file; the lock ends with the process, however that ends.
 
-    Processes started within, that inherit open files, hold it too.
+    Processes started within, which inherit open files, hold it as well.
 
     Parameters
     ----------
     lock
-        The file, made if it is absent.
+        Lock file; created if missing.
     refusal
-        What to say if another process holds it.
+        Message if another process holds the lock.
     remove
-        Leave no file behind, unless the process is killed.
+        Whether the file is deleted at the end; a process that is killed leaves it.
 
     Raises
     ------
     SettingsError
-        With ``refusal``, if another process holds it.
+        With ``refusal``, if another process holds the lock.
     """
     if sys.platform == "win32":
         yield
@@ -174,7 +179,11 @@ def only_one(lock: Path, refusal: str, *, remove: bool = False) -> Iterator[None
 
 
 def _locked(lock: Path, refusal: str) -> IO[str]:
-    """Open and lock a file that is still in its place then: who held it may have removed it."""
+    """Open and lock a file.
+
+    The process that held it before may delete it between the two steps. Then others would lock a
+    new file of that name, so the file must still be there once it is locked.
+    """
     import fcntl  # noqa: PLC0415  # not on Windows
 
     while True:
@@ -192,7 +201,7 @@ def _locked(lock: Path, refusal: str) -> IO[str]:
 
 @contextlib.contextmanager
 def wait_for_turn(lock: Path) -> Iterator[None]:
-    """Hold a lock file for the moment of a small change; another process waits for its turn."""
+    """Hold a lock file during a short change; other processes wait for their turn."""
     if sys.platform == "win32":
         yield
         return

@@ -1,6 +1,6 @@
-"""What may be a name: of a dataset, plans, a configuration, a trainer, a site, a fold.
+"""Names of datasets, plans, configurations, trainers and sites, and numbers of folds.
 
-Such a name becomes part of a path, so it is checked where it enters, before anything is opened.
+Such a name becomes part of a path, so it is checked where it enters, before any file is opened.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _DATASET = re.compile(r"Dataset\d{3}_.+")
 _RESERVED = {"con", "prn", "aux", "nul"}
 
 ALLOWED = "letters, digits, _, -, + and single dots between them, at most 128"
-"""What a name is made of, in words."""
+"""The characters of a name, in words for messages."""
 
 
 def is_plain_name(value: object) -> bool:
@@ -30,19 +30,19 @@ def is_plain_name(value: object) -> bool:
 
 
 def check_name(what: str, value: object) -> str:
-    """Return a plain name.
+    """Return a name after making sure that it is plain.
 
     Parameters
     ----------
     what
-        What it is a name of, for the message.
+        What the name is of, for the message.
     value
-        To check.
+        Name to check.
 
     Raises
     ------
     SettingsError
-        If it is none.
+        If it is no plain name.
     """
     if not isinstance(value, str) or not is_plain_name(value):
         raise SettingsError(f"{what} {_shown(value)} is not a name: use {ALLOWED}.")
@@ -50,12 +50,12 @@ def check_name(what: str, value: object) -> str:
 
 
 def check_dataset_name(value: object) -> str:
-    """Return the name of an nnU-Net dataset, ``Dataset501_Name``.
+    """Return the name of an nnU-Net dataset, ``Dataset501_Name``, after checking it.
 
     Raises
     ------
     SettingsError
-        If it is none.
+        If it is no name of a dataset.
     """
     name = check_name("dataset", value)
     if not _DATASET.fullmatch(name):
@@ -64,7 +64,7 @@ def check_dataset_name(value: object) -> str:
 
 
 def check_fold(value: object) -> int | str:
-    """Return the number of a fold, or ``all``.
+    """Return the number of a fold, or ``all``, after checking it.
 
     Raises
     ------
@@ -91,6 +91,6 @@ def read_fold(value: object) -> int | str:
 
 
 def _shown(value: object) -> str:
-    """Show what came without letting it do anything to a terminal."""
+    """Return a value for a message, with control characters escaped and cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,4 +1,4 @@
-"""Environment variables for a while: nnU-Net takes its folders and switches from there."""
+"""Environment variables and prints of nnU-Net, changed for a block of code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables, and put back what was there before."""
+    """Set environment variables, and restore their earlier values at the end."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -25,6 +25,6 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep nnU-Net's prints off the terminal; its trainers write them to their log files too."""
+    """Keep nnU-Net's prints off the terminal; trainers write them to their log files as well."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,1 +1,1 @@
-"""Pictures and tables made from the files a run leaves behind."""
+"""Figures, tables and pages made from the files that a run leaves behind."""

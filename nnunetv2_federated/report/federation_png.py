@@ -1,4 +1,4 @@
-"""``federation.png``: loss and Dice by round, at the sites and of the global model; updates."""
+"""``federation.png``: loss and Dice by round at the sites and of the global model, and updates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,21 @@ def _panel(
     keys: tuple[str, ...],
     summary: tuple[str, str],
 ) -> None:
-    """Draw a thin line per site at ``keys``, and a bold one: ``summary`` is its key and label."""
+    """Draw a thin line for each site and a bold one for their summary.
+
+    Parameters
+    ----------
+    axes
+        Panel to draw into.
+    rounds
+        Records of the rounds.
+    sites
+        Names of the sites.
+    keys
+        Keys of a value in a record; ``sites`` and the name of the site come before the last.
+    summary
+        Key of the summary beside the first of ``keys``, and its label.
+    """
     *prefix, last = keys
     for index, site in enumerate(sites):
         x, y = _series(rounds, *prefix, "sites", site, last)
@@ -49,7 +63,7 @@ def _colour(index: int) -> str:
 def _update_panels(
     norms: Axes, cosines: Axes, rounds: Sequence[RoundRecord], sites: Sequence[str]
 ) -> None:
-    """Draw norms, with a cross where an update was not aggregated as it came, and cosines."""
+    """Draw norms and cosines of updates, with a cross where an update was clipped or refused."""
     for index, site in enumerate(sites):
         colour = _colour(index)
         for axes, key in ((norms, "norm"), (cosines, "cosine")):
@@ -80,16 +94,16 @@ def plot_federation(rounds: Sequence[RoundRecord], path: Path) -> None:
 
     Client side is the mean over sites of the locally trained models, server side the global model
     validated at the sites; a thin line for each site. Below them the norms of the sites' updates
-    and their cosines, if the rounds tell them.
+    and their cosines, if the records have them.
 
     Parameters
     ----------
     rounds
         Rounds of a :class:`.History`.
     path
-        PNG to write.
+        PNG file to write.
     """
-    # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
+    # nnU-Net's own progress plot changes the fonts in matplotlib's settings
     with matplotlib.style.context("default"):
         figure = _draw(rounds)
         with replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""``report.html``: one file that needs no network."""
+"""``report.html``: the report of a comparison in one file, which needs no network."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from nnunetv2_federated.report.matplotlib_figures import draw_example
 from nnunetv2_federated.report.plotly_figures import all_figures
 
 _LONGEST_VALUE = 4000
-"""Characters of one text in the page."""
+"""Largest number of characters of one text in the page."""
 
 
 def write_html(evidence: Evidence, path: Path) -> Path:
-    """Write the page; figures, their code and pictures are within it."""
+    """Write the page, with figures, their code and pictures within it; return its file."""
     templates = Environment(
         loader=PackageLoader(__package__ or __name__), autoescape=True, finalize=_shown
     )
@@ -70,5 +70,5 @@ def write_html(evidence: Evidence, path: Path) -> Path:
 
 
 def _shown(value: object) -> object:
-    """Clean every text the template writes; what the template calls safe is made here."""
+    """Clean every text that the template writes, except for markup that is made here."""
     return value if hasattr(value, "__html__") else one_line(value, _LONGEST_VALUE)

@@ -15,7 +15,7 @@ from nnunetv2_federated.report.text import markdown
 
 
 def write_markdown(evidence: Evidence, folder: Path) -> Path:
-    """Write ``report.md`` and its PNGs."""
+    """Write ``report.md`` and its PNGs; return the first."""
     pictures = save_pictures(evidence, folder)
     parts = [
         f"# {markdown(evidence.title)}: local, federated, centralised",
@@ -43,13 +43,13 @@ def write_markdown(evidence: Evidence, folder: Path) -> Path:
 
 
 SMALL_PRINT = (
-    "Differences are taken on the same cases, with 95 % bootstrap intervals over cases: they tell "
+    "Differences are taken on the same cases, with 95 % bootstrap intervals over cases: they show "
     "how test cases vary, not trainings."
 )
 
 
 def headline_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
-    """Every arm, with every metric on all sites; a failed one says so."""
+    """Return header and rows with every metric of every arm on all sites, and why an arm failed."""
     header = ["model", "runs", *evidence.metrics, "failed"]
     rows = []
     for arm in evidence.arms:
@@ -62,7 +62,7 @@ def headline_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 
 def matrix_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
-    """Headline metric of every arm at every site."""
+    """Return header and rows with the headline metric of every arm at every site."""
     names = [f"{g} (external)" if g in evidence.external else g for g in evidence.groups]
     header = [
         "model",
@@ -76,7 +76,7 @@ def matrix_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 
 def difference_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
-    """Paired differences of the headline metric."""
+    """Return header and rows with the paired differences of the headline metric."""
     header = [
         "model",
         "minus",
@@ -92,14 +92,14 @@ def difference_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 
 def interval(difference: Difference) -> str:
-    """Write the interval, or that there are too few cases for one."""
+    """Return the interval as text, or that there are too few cases for one."""
     if difference.low is None or difference.high is None:
         return "too few cases"
     return f"{difference.low:+.4f} to {difference.high:+.4f}"
 
 
 def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
-    """Name the sites whose updates ``--max-update-norm`` did not let through as they came."""
+    """Return header and rows with the updates that ``--max-update-norm`` clipped or refused."""
     header = ["federation", "seed", "fold", "site", "outcome", "rounds", "largest norm"]
     norms: dict[tuple[str, ...], list[float]] = {}
     for (arm, seed, fold), history in evidence.histories.items():
@@ -112,7 +112,7 @@ def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 
 def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
-    """Tell what each site of each federation sent, in its first run."""
+    """Return header and rows with what each site sent in the first run of each federation."""
     header = ["federation", "site", "training cases", "rounds answered", "MiB sent", "versions"]
     return header, [
         [s.arm, s.site, str(s.training_cases), str(s.rounds), f"{s.mebibytes:.1f}", s.versions]
@@ -121,14 +121,14 @@ def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 
 def versions(evidence: Evidence) -> dict[str, str]:
-    """Versions of the packages at the server, of the first run."""
+    """Return the versions of the server's packages in the first run."""
     for history in evidence.histories.values():
         return dict(history.versions)
     return {}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table; whatever a cell holds is shown and does nothing."""
+    """Return a table in Markdown; its cells are escaped, so that none is read as markup."""
     if not rows:
         return "None."
     lines = [header, *rows]

@@ -1,4 +1,4 @@
-"""Show a partition: how many cases of each class each site has, as a chart and as a table."""
+"""A partition as a chart and as a table: the number of cases of each class at each site."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.report.text import picture_text
 
 Counts = Mapping[str, Mapping[str, int]]
-"""Site to class to number of cases."""
+"""Number of cases by site and class."""
 
-# Okabe and Ito's colours: told apart with every kind of colour vision.
+# Okabe and Ito's colours, which can be distinguished with every kind of colour vision
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
 INK, FAINT = "#333333", "#DDDDDD"
 
 
 def plot_partition(counts: Counts, path: Path, title: str) -> None:
-    """Draw a bar per site, stacked by class, with the site's total at its end.
+    """Draw a bar for each site, stacked by class, with the site's total at its end.
 
     Parameters
     ----------
     counts
-        Site to class to number of cases; sites are drawn from top to bottom in this order.
+        Number of cases by site and class; sites are drawn from top to bottom in this order.
     path
-        The PNG to write.
+        PNG file to write.
     title
-        Heading, for instance the dataset's name and the method.
+        Heading of the chart, for instance the dataset's name and the method.
     """
-    # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
+    # nnU-Net's own progress plot changes the fonts in matplotlib's settings
     with matplotlib.style.context("default"):
         _figure(counts, title).savefig(path, format="png")
 
@@ -68,14 +68,14 @@ def _figure(counts: Counts, title: str) -> Figure:
 
 
 def partition_table(counts: Counts) -> str:
-    """Write the counts as a plain-text table: a row per site, a column per class, and the sums."""
+    """Return a table in plain text: a row for each site, a column for each class, and the sums."""
     classes = _classes(counts)
     header = ["site", *map(clean, classes), "total"]
     body = [
-        [clean(site), *(str(own.get(name, 0)) for name in classes), str(sum(own.values()))]
-        for site, own in counts.items()
+        [clean(site), *(str(row.get(name, 0)) for name in classes), str(sum(row.values()))]
+        for site, row in counts.items()
     ]
-    sums = [sum(own.get(name, 0) for own in counts.values()) for name in classes]
+    sums = [sum(row.get(name, 0) for row in counts.values()) for name in classes]
     footer = ["total", *map(str, sums), str(sum(sums))]
     widths = [max(map(len, cells)) for cells in zip(header, *body, footer, strict=True)]
     rule = "  ".join("-" * width for width in widths)
@@ -89,17 +89,17 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _classes(counts: Counts) -> list[str]:
-    return sorted({name for own in counts.values() for name in own})
+    return sorted({name for of_site in counts.values() for name in of_site})
 
 
 def _draw_bars(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
-    totals = [sum(own.values()) for own in counts.values()]
+    totals = [sum(of_site.values()) for of_site in counts.values()]
     longest = max([1, *totals])
     positions = np.arange(len(counts))
     left = np.zeros(len(counts), dtype=int)
     for name, colour in zip(classes, _colours(len(classes)), strict=True):
-        widths = np.array([own.get(name, 0) for own in counts.values()], dtype=int)
-        # Blanks let a long combination of labels break into lines, so the legend stays narrow.
+        widths = np.array([of_site.get(name, 0) for of_site in counts.values()], dtype=int)
+        # with blanks a long combination of labels breaks into lines, and the legend stays narrow
         lines = textwrap.wrap(clean(name, 80).replace("+", " + "), 26)
         axes.barh(
             positions,
@@ -113,7 +113,7 @@ def _draw_bars(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
         )
         starts, left = left, left + widths
         for y, (width, start) in enumerate(zip(widths.tolist(), starts.tolist(), strict=True)):
-            # A number is only written where its part of the bar is wide enough for it.
+            # only where a part of the bar is wide enough for its number
             if width >= 0.05 * longest:
                 axes.text(
                     start + width / 2, y, str(width), ha="center", va="center", fontsize=8,
@@ -145,11 +145,11 @@ def _style(axes: Axes, title: str) -> None:
 def _colours(number: int) -> list[str]:
     if number <= len(PALETTE):
         return list(PALETTE[:number])
-    # More classes than anyone tells apart by colour: a ramp at least keeps neighbours in order.
+    # more classes than can be distinguished by colour: a ramp at least keeps them in order
     return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0.05, 0.95, number))]
 
 
 def _ink_on(colour: str) -> str:
-    """White on dark, dark on light, by relative luminance (ITU-R BT.709)."""
+    """Return white for a dark colour and dark for a light one, by luminance (ITU-R BT.709)."""
     red, green, blue = to_rgb(colour)
     return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "white"

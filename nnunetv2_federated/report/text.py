@@ -1,7 +1,7 @@
-"""Text in a picture, a figure and a page: each has signs that mean something there.
+"""Escape text for pictures, figures and pages, each of which has signs with a meaning.
 
-Names and reasons come from other machines, and reports from files that may do so too. Every text
-is made harmless where it is drawn, whatever was done to it before.
+Names and reasons come from other machines, and so may the files of which reports are made. Every
+text is escaped where it is drawn, whatever was done to it before.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _MARKDOWN = re.compile(
 def picture_text(text: object) -> str:
     r"""Return a text for matplotlib, which reads ``$`` as mathematics.
 
-    It also leaves out of a legend what begins with ``_``. A long text is cut, so that it leaves
-    room for the picture.
+    A text that begins with ``_``, which matplotlib leaves out of a legend, gets a blank before it.
+    A long text is cut to leave room for the picture.
     """
     shown = clean(text, _LONGEST_LABEL).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
@@ -39,4 +39,4 @@ def figure_text(text: object) -> str:
 
 def markdown(text: object) -> str:
     """Return a text for Markdown in which nothing is a link, a picture, a tag or emphasis."""
-    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", clean(text))
+    return _MARKDOWN.sub(lambda match: f"\\{match[0]}", clean(text))

@@ -1,4 +1,4 @@
-"""Find an nnU-Net dataset, its plans and trainers, or say in one line what is missing."""
+"""Find an nnU-Net dataset, its plans and trainers; errors say in one line what is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 _OF_PLANS = ("plans_name", "image_reader_writer", "transpose_forward", "transpose_backward")
-"""What all configurations share."""
+"""Keys of plans that all configurations share."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Dataset:
 
     @property
     def plans_hash(self) -> str:
-        """SHA-256 of the plans, without the dataset's name."""
+        """SHA-256 of the plans without the dataset's name."""
         return hash_plans(self.plans)
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What ``dataset.json`` says channels and labels mean: must be the same at all sites."""
+        """Channels and labels of ``dataset.json``, which must be the same at all sites."""
         return declared_of(self.dataset_json)
 
 
 def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunetv2.paths
-    """Raise ``SettingsError`` unless nnU-Net's folders are known; by default those of training."""
+    """Raise ``SettingsError`` unless nnU-Net's folders are set; by default those of training."""
     for path in folders or (nnUNet_preprocessed, nnUNet_results):
         if not path.is_set():
             raise SettingsError(
@@ -60,14 +60,14 @@ def check_environment(*folders: Any) -> None:  # noqa: ANN401  # paths of nnunet
 
 
 def find_name(name_or_id: str) -> str | None:
-    """Return the name of a dataset; ``None`` if nnU-Net's folders have none of this id.
+    """Return the name of a dataset; ``None`` if nnU-Net's folders have no dataset of this id.
 
     Raises
     ------
     SettingsError
-        If they have several of this id.
+        If they have several datasets of this id.
     """
-    if Path(name_or_id).name != name_or_id:  # it leads elsewhere
+    if Path(name_or_id).name != name_or_id:  # a path to another folder
         return None
     if name_or_id.startswith("Dataset"):
         return name_or_id
@@ -84,7 +84,7 @@ def find_name(name_or_id: str) -> str | None:
 
 
 def check_only_name(name: str) -> None:
-    """Raise ``SettingsError`` if a dataset shares its id, by which nnU-Net preprocesses."""
+    """Raise ``SettingsError`` if two datasets have the same id: nnU-Net preprocesses by the id."""
     check_dataset_name(name)
     names = find_candidate_datasets(int(name[len("Dataset") :][:3]))
     if len(names) > 1:
@@ -95,7 +95,7 @@ def check_only_name(name: str) -> None:
 
 
 def _places(names: Iterable[str]) -> str:
-    """Say in which of nnU-Net's folders datasets are."""
+    """Say in which of nnU-Net's folders each dataset is."""
     folders = [f for f in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) if f.is_set()]
     return " and ".join(
         f"{name} (in {', '.join(f.env_var_name for f in folders if Path(f.get(), name).is_dir())})"
@@ -181,7 +181,7 @@ def _read_plans(path: Path) -> dict[str, Any]:
 
 
 def _check_plans(plans: Any, path: Path) -> None:  # noqa: ANN401  # JSON
-    """Refuse what nnU-Net would fail over later, and not say why."""
+    """Refuse plans over which nnU-Net would fail later, without a reason."""
     configurations = plans.get("configurations") if isinstance(plans, dict) else None
     fits = isinstance(configurations, dict) and all(
         isinstance(content, dict) for content in configurations.values()
@@ -195,12 +195,12 @@ def _check_plans(plans: Any, path: Path) -> None:  # noqa: ANN401  # JSON
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON
-    """Read a file of nnU-Net's.
+    """Read a JSON file of nnU-Net's.
 
     Raises
     ------
     SettingsError
-        If it is absent, damaged, or may not be read.
+        If the file is absent, damaged, or may not be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +223,7 @@ def check_planned(dataset: Dataset, configuration: str) -> None:
 
 
 def _configuration(dataset: Dataset, name: str) -> ConfigurationManager:
-    """Resolve a configuration, with what nnU-Net asks of each."""
+    """Resolve a configuration; refuse one that lacks what nnU-Net needs."""
     from nnunetv2.utilities.plans_handling.plans_handler import (  # noqa: PLC0415  # as above
         PlansManager,
     )
@@ -234,7 +234,7 @@ def _configuration(dataset: Dataset, name: str) -> ConfigurationManager:
             manager = PlansManager(dataset.plans).get_configuration(name)
         axes = {len(manager.patch_size), len(manager.spacing)}
         fits = len(axes) == 1 and manager.batch_size > 0 and manager.preprocessor_name
-    except Exception as error:  # whatever a changed file makes nnU-Net raise
+    except Exception as error:  # whatever a file that was edited makes nnU-Net raise
         raise SettingsError(
             f"configuration {name} in the plans of {dataset.name} cannot be used "
             f"({type(error).__name__}: {clean(error)}): restore the plans, or plan again."
@@ -273,7 +273,7 @@ def preprocessed_cases(folder: Path) -> list[str]:
     Raises
     ------
     SettingsError
-        If there is something else in it, see :func:`.preprocessed.check_files`.
+        If the folder holds other files, see :func:`.preprocessed.check_files`.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import (  # noqa: PLC0415  # as above
         infer_dataset_class,
@@ -285,7 +285,7 @@ def preprocessed_cases(folder: Path) -> list[str]:
 
 
 def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
-    """Class of each case: its image-level label where the dataset has such, else what it shows.
+    """Return the class of each case: its image-level label, else the labels in its segmentation.
 
     Image-level labels are ``labelsTr.json``, ``{case: class index}``, and ``classes`` of
     ``dataset.json``, the layout of DKFZ's image classification.
@@ -304,7 +304,7 @@ def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict
 
 
 def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
-    """Class of each case: which foreground labels it contains, for example ``edema+tumour``."""
+    """Return the class of each case: its foreground labels, for example ``edema+tumour``."""
     from nnunetv2.utilities.plans_handling.plans_handler import (  # noqa: PLC0415  # as above
         PlansManager,
     )
@@ -314,29 +314,29 @@ def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -
         tuple(v) if isinstance(v, list) else v: k for k, v in dataset.dataset_json["labels"].items()
     }
     labels = PlansManager(dataset.plans).get_label_manager(dataset.dataset_json)
-    wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+    foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     classes = {}
     for case in cases:
         locations = _class_locations(folder / f"{case}.pkl")
-        present = [key for key in wanted if len(locations.get(key, ())) > 0]
+        present = [key for key in foreground if len(locations.get(key, ())) > 0]
         names = [label_names.get(key, str(key)) for key in present]
         classes[case] = "+".join(sorted(names)) or "background"
     return classes
 
 
 def _class_locations(path: Path) -> dict[Any, Any]:
-    """Read where nnU-Net found each class when it preprocessed a case."""
+    """Read the positions of each class that nnU-Net noted when it preprocessed a case."""
     try:
-        found: dict[Any, Any] = load_pickle(str(path))["class_locations"]
+        locations: dict[Any, Any] = load_pickle(str(path))["class_locations"]
     except Exception as error:  # whatever a damaged file makes pickle raise
         raise SettingsError(
             f"{path} cannot be read ({type(error).__name__}: {error}): preprocess again."
         ) from error
-    return found
+    return locations
 
 
 def find_trainer(name: str) -> type:
-    """Find a trainer the way nnU-Net does, without its search report.
+    """Return the class of a trainer, found as nnU-Net finds it, but without its prints.
 
     Raises
     ------
@@ -350,10 +350,10 @@ def find_trainer(name: str) -> type:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            found: type = recursive_find_trainer_class_by_name(name)
-    except (RuntimeError, AssertionError, TypeError) as error:  # the last: found, but no class
+            trainer: type = recursive_find_trainer_class_by_name(name)
+    except (RuntimeError, AssertionError, TypeError) as error:  # the last: no class
         raise SettingsError(
             f"trainer {clean(name, 80)} is unknown: use a class that nnUNetv2_train -tr accepts "
             "(folders of your own trainers go into nnUNet_extTrainer)."
         ) from error
-    return found
+    return trainer

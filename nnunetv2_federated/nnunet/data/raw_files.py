@@ -1,7 +1,7 @@
 """Files of the cases in a raw dataset, as nnU-Net finds them.
 
-nnU-Net's functions do so in twelve processes, forked anew at each call from whatever this one is; a
-server or site has threads by then, with which a fork may hang.
+nnU-Net's own functions start twelve processes for this, forked from the calling process at each
+call. A server or site has threads by then, and a fork of a process with threads may hang.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ def case_files(folder: Path, file_ending: str) -> dict[str, list[str]]:
     Parameters
     ----------
     folder
-        Its files are ``CASE_0000.ending``, ``CASE_0001.ending`` and so on; others are ignored.
+        Folder with the files ``CASE_0000.ending``, ``CASE_0001.ending`` and so on; other files are
+        ignored.
     file_ending
-        As in ``dataset.json``.
+        Ending of the files, as in ``dataset.json``.
     """
     pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(file_ending)}")
-    found: dict[str, list[str]] = {}
+    images: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         named = pattern.fullmatch(path.name)
         if named and path.is_file():
-            found.setdefault(named[1], []).append(str(path))
-    return dict(sorted(found.items()))
+            images.setdefault(named[1], []).append(str(path))
+    return dict(sorted(images.items()))
 
 
 def training_files(
@@ -44,22 +45,22 @@ def training_files(
     Parameters
     ----------
     raw
-        Its folder.
+        Folder of the raw dataset.
     dataset_json
-        Read from there if ``None``. It may name the files itself, as nnU-Net allows.
+        ``dataset.json``, which may list the files itself; ``None`` to read it from the folder.
 
     Raises
     ------
     SettingsError
         If ``dataset.json`` cannot be read.
     OSError
-        If there is no ``imagesTr``.
+        If there is no folder ``imagesTr``.
     """
     declared = dict(read_json(raw / "dataset.json") if dataset_json is None else dataset_json)
     if "dataset" in declared:
         named: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
             str(raw),
-            deepcopy(declared),  # it fills in whole paths
+            deepcopy(declared),  # nnU-Net completes the paths in it
         )
         return named
     ending = str(declared["file_ending"])
@@ -70,11 +71,11 @@ def training_files(
 
 
 def channel_gap(images: Sequence[str]) -> bool:
-    """Whether a case's images, by channel, are not those of channel 0, 1, 2 and so on.
+    """Whether a case's images are not those of the channels 0, 1, 2 and so on.
 
-    nnU-Net only counts them: a case that has one of another number in place of channel 1 of 3 would
-    be read with its channels in other places.
+    nnU-Net only counts the images: with channels 0, 2 and 3 of a case, it would take channel 2 for
+    channel 1.
     """
     numbers = [re.search(r"_(\d{4})\.", Path(image).name) for image in images]
-    found = [int(number[1]) for number in numbers if number]
-    return len(found) == len(images) and found != list(range(len(images)))
+    channels = [int(number[1]) for number in numbers if number]
+    return len(channels) == len(images) and channels != list(range(len(images)))

@@ -20,13 +20,24 @@ def validate(
 ) -> tuple[str, float]:
     """Predict every validation case of the fold and write ``validation/summary.json``.
 
-    Where sites are separate datasets, each dataset's cases go to ``validation/<Dataset>`` and the
-    summary joins them.
+    Where sites are separate datasets, the predictions of each dataset go to
+    ``validation/<Dataset>``, and the summary joins them.
+
+    Parameters
+    ----------
+    run
+        Run of the federation.
+    model
+        Global model of the run.
+    best
+        Whether the best weights are validated, not the final ones.
+    npz
+        Whether probabilities are saved, too.
 
     Returns
     -------
     tuple
-        Name and value of the metric the trainer is judged by; nnU-Net's is Dice.
+        Name and value of the headline metric; nnU-Net's is Dice.
     """
     datasets = sorted({site.dataset for site in run.sites})
     if datasets == [run.dataset]:
@@ -41,7 +52,8 @@ def validate(
             continue
         with quiet():
             trainer = build_trainer(run, load_dataset(name, run.plans_name))
-            next_stage = trainer.output_folder_base  # where that dataset's trainer will look
+            # the next stage of a cascade looks for predictions in the dataset's own folder
+            next_stage = trainer.output_folder_base
             move_output(trainer, folder / name)
             trainer.output_folder_base = next_stage
             trainer.site_cases = (training, validation)
@@ -54,14 +66,14 @@ def validate(
         for path in nested.iterdir():
             path.replace(folder / name / path.name)
         nested.rmdir()
-    # a trainer that writes another summary joins them itself
+    # a trainer with another summary joins summaries itself
     join = getattr(model.trainer, "join_summaries", join_summaries)
     (folder / "summary.json").write_text(json.dumps(join(summaries), indent=4))
     return model.log_headline()
 
 
 def _cases(run: Run, dataset: str) -> tuple[list[str], list[str]]:
-    """Training and validation cases of all sites of a dataset."""
+    """Return training and validation cases of all sites of a dataset."""
     sites = [site for site in run.sites if site.dataset == dataset]
     return (
         sorted({case for site in sites for case in site.training_cases}),

@@ -1,9 +1,9 @@
-"""What plans may hand to each piece of code: the names, types and bounds of its arguments.
+"""The arguments that plans may give to each piece of code: their names, types and bounds.
 
-:data:`REGISTER` lists what plans may name, by kind, and its arguments. What is not listed is
-refused, so a path, a URL or a checkpoint has no argument it could stand in. The bounds on integers
-keep what is built for an estimate of memory small; how much fits a machine is decided by
-:mod:`.memory`.
+:data:`REGISTER` lists the code that plans may name, by kind, with its arguments. Everything else is
+refused, so that there is no argument for a path, a URL or a checkpoint. The bounds on integers keep
+the network small that is built to estimate memory; :mod:`.memory_estimate` decides whether a
+training fits the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import timm
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 MOST_AXIS = 8192
-"""Voxels of a patch or image along an axis."""
+"""Largest number of voxels of a patch or image along an axis."""
 MOST_BATCH = 100_000
 MOST_CHANNELS = 1000
 _MOST_STAGES = 16
@@ -31,12 +31,12 @@ class Code:
     """Marks an argument that names code."""
 
     kind: str
-    """What it must be, for example ``norm``."""
+    """Kind of the code, for example ``norm``."""
 
 
 @dataclass(frozen=True)
 class ArgumentsOf:
-    """Marks an argument that holds the arguments of another."""
+    """Marks an argument that holds the arguments of the code that another argument names."""
 
     argument: str
 
@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 
 
 def _arguments(needed: Types, optional: Types) -> type[BaseModel]:
-    """Return a model of arguments; pydantic never looks at the default, nor does anybody else."""
+    """Return a model of arguments; the default of an optional one is never used."""
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in needed.items()}
     fields |= {name: (kind, None) for name, kind in optional.items()}
     return create_model("Arguments", __base__=_Strict, **fields)
@@ -67,13 +67,13 @@ def _list(kind: Any, low: int, high: int) -> Any:  # noqa: ANN401  # an annotati
 
 
 def _registered(name: str) -> str:
-    """Let only names of timm's own list through: timm also takes sources such as ``hf-hub:``."""
+    """Refuse names that timm does not list: it also accepts addresses such as ``hf-hub:...``."""
     if not timm.is_model(name):
         raise ValueError("timm has no such model")
     return name
 
 
-def _few(blocks: list[int]) -> list[int]:
+def _few_in_all(blocks: list[int]) -> list[int]:
     if sum(blocks) > _MOST_BLOCKS:
         raise ValueError(f"must be at most {_MOST_BLOCKS} together")
     return blocks
@@ -91,7 +91,7 @@ _AXIS = _integer(1, MOST_AXIS)
 _GIVEN = dict[str, Any]
 
 _FEATURES_BY_STAGE = _FEATURES | _list(_FEATURES, 1, _MOST_STAGES)
-_SUM = AfterValidator(_few)
+_SUM = AfterValidator(_few_in_all)
 _BLOCKS_BY_STAGE = _integer(1, 8) | Annotated[_list(_BLOCKS, 1, _MOST_STAGES), _SUM]
 _BLOCKS_OF_DECODER = _integer(1, 8) | Annotated[_list(_BLOCKS, 0, _MOST_STAGES), _SUM]
 _KERNELS_BY_STAGE = _KERNEL | _list(_KERNEL | _list(_KERNEL, 1, 3), 1, _MOST_STAGES)
@@ -192,7 +192,7 @@ LEGACY_NETWORK = _arguments(
     },
     {},
 )
-"""What plans before nnU-Net 2.4 say in place of ``architecture``; nnU-Net makes one of it."""
+"""Keys in place of ``architecture`` in plans before nnU-Net 2.4, which nnU-Net converts."""
 
 SIZES = _arguments(
     {
@@ -210,7 +210,7 @@ SIZES = _arguments(
         "data_identifier": str,
     },
 )
-"""What a configuration says besides names of code."""
+"""Keys of a configuration besides names of code."""
 
 TRANSPOSED = _arguments(
     {},
@@ -219,7 +219,7 @@ TRANSPOSED = _arguments(
         "transpose_backward": _list(_integer(0, 2), 3, 3),
     },
 )
-"""The order of axes."""
+"""Keys of plans with the order of the axes."""
 
 _NOTHING = _arguments({}, {})
 _IN_PLACE = _arguments({}, {"inplace": bool})
@@ -305,4 +305,4 @@ REGISTER: Mapping[str, Mapping[str, type[BaseModel]]] = {
         f"{_RESAMPLING}.no_resampling.no_resampling_hack": _NOTHING,
     },
 }
-"""By kind: where each callable is defined, and the arguments plans may give it."""
+"""By kind: the dotted name of each callable, and a model of the arguments it may be given."""

@@ -1,9 +1,10 @@
-"""Code that plans, ``dataset.json``, proposals and settings may name, chosen from a register.
+"""The code that plans, ``dataset.json``, proposals and settings may name, from a register.
 
-nnU-Net turns names into code: it walks through the attributes of any module (``pydoc.locate``), and
-takes whatever a module of a folder has under a name (``recursive_find_python_class``). So the name
-says nothing. Here a name is accepted only if the object it stands for is *defined* in an allowed
-module, is of the expected kind, and is the one that nnU-Net's own lookup will return.
+nnU-Net turns names into code: it follows the attributes of any module (``pydoc.locate``), and takes
+whatever a module of a folder has under a name (``recursive_find_python_class``), also what that
+module has only imported. So a harmless name may stand for any code. Here a name is accepted only if
+the object it stands for is *defined* in an allowed module, is of the expected kind, and is the one
+that nnU-Net's own lookup will return.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _MAKES_TRAINERS = (
     "nnunetv2_federated.nnunet.training.trainer",
     "nnunetv2_federated.cli.stock_command",
 )
-"""Where federated siblings of trainers are made."""
+"""Modules in which federated siblings of trainers are defined."""
 _LONGEST = 200
 
 
@@ -59,7 +60,7 @@ class _Found:
 
     package: str
     base: type | None
-    """Its class; ``None`` for functions, which are in the register one by one."""
+    """Base class of the kind; ``None`` for functions, which the register lists one by one."""
 
 
 _BY_NAME = {
@@ -71,7 +72,7 @@ _BY_NAME = {
     "resampling function": _Found("nnunetv2.preprocessing.resampling", None),
 }
 KINDS = tuple(dict.fromkeys([*REGISTER, *_BY_NAME]))
-"""What a name may have to stand for."""
+"""Kinds of code that a name may have to stand for."""
 DOTTED_KINDS = tuple(kind for kind in REGISTER if kind not in _BY_NAME)
 """Networks and their parts, which nnU-Net finds by a dotted name."""
 
@@ -79,36 +80,36 @@ DOTTED_KINDS = tuple(kind for kind in REGISTER if kind not in _BY_NAME)
 def resolve(kind: str, name: object, allowed_modules: Sequence[str] = ()) -> Any:  # noqa: ANN401
     """Return the class or function that a name stands for.
 
-    Nothing is imported but modules of the register, nnU-Net's and the allowed ones.
+    Only modules of the register, of nnU-Net and the allowed ones are imported.
 
     Parameters
     ----------
     kind
         One of :data:`KINDS`.
     name
-        As plans give it: dotted for networks and their parts, bare for what is nnU-Net's own.
+        Name as plans give it: dotted for networks and their parts, bare for code of nnU-Net.
     allowed_modules
         Modules of the hospital's own networks and their parts.
 
     Raises
     ------
     SettingsError
-        If it stands for nothing, for something defined elsewhere, or for something of another kind.
+        If the name stands for nothing, for code defined elsewhere, or for code of another kind.
     """
-    found = None
+    code = None
     if _is_spelled_well(name):
-        look = _search if kind in _BY_NAME else _locate
-        found = look(kind, str(name), allowed_modules)
-    if found is None:
+        look_up = _search if kind in _BY_NAME else _locate
+        code = look_up(kind, str(name), allowed_modules)
+    if code is None:
         raise SettingsError(
             f"{clean(repr(name), 80)} is not an allowed {kind}; allowed is {_allowed(kind)}"
         )
-    return found
+    return code
 
 
-def definition(found: Any) -> str:  # noqa: ANN401  # a class or a function
+def definition(code: Any) -> str:  # noqa: ANN401  # a class or a function
     """Return where a class or function is defined, as a dotted name."""
-    return f"{found.__module__}.{found.__qualname__}"
+    return f"{code.__module__}.{code.__qualname__}"
 
 
 def check_trainer(name: object, allowed_modules: Sequence[str] = ()) -> type[FederatedRounds]:
@@ -125,14 +126,14 @@ def check_trainer(name: object, allowed_modules: Sequence[str] = ()) -> type[Fed
     Raises
     ------
     SettingsError
-        If there is none, or it is defined in a module that is not allowed.
+        If there is no such trainer, or it is defined in a module that is not allowed.
     """
     if not _is_spelled_well(name) or "." in str(name):
         raise SettingsError(f"trainer {clean(name, 80)} is unknown: give the name of a class.")
     trainer = federated_trainer(str(name))
     given = next(c for c in trainer.__mro__ if c.__module__ not in _MAKES_TRAINERS)
     modules = (*_TRAINERS, *allowed_modules)
-    # nnU-Net forgets a module of nnUNet_extTrainer as soon as it has taken the class
+    # nnU-Net removes a module of nnUNet_extTrainer from sys.modules once it has the class
     forgotten = given.__module__ not in sys.modules
     defined = _is_within(given.__module__, modules) if forgotten else _is_defined(given, modules)
     if not defined or not issubclass(given, nnUNetTrainer):
@@ -165,7 +166,7 @@ def _is_within(module: object, modules: Sequence[str]) -> bool:
 
 
 def _is_defined(found: object, modules: Sequence[str]) -> bool:
-    """Whether a class or function is defined in one of the modules, and is what is there."""
+    """Whether a class or function is defined in one of the modules, under its own name."""
     if not isinstance(found, (type, FunctionType)) or not _is_within(found.__module__, modules):
         return False
     there = vars(sys.modules[found.__module__]) if found.__module__ in sys.modules else {}
@@ -174,7 +175,7 @@ def _is_defined(found: object, modules: Sequence[str]) -> bool:
 
 def _search(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noqa: ANN401
     """Look a bare name up as nnU-Net does, in one of its packages."""
-    del allowed_modules  # nnU-Net looks nowhere else
+    del allowed_modules  # nnU-Net searches only its own packages
     where = _BY_NAME[kind]
     if "." in name:
         return None
@@ -189,7 +190,7 @@ def _search(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noq
 
 
 def _locate(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noqa: ANN401
-    """Find what a dotted name stands for, and make sure that nnU-Net finds the same."""
+    """Return what a dotted name stands for, if nnU-Net finds the same."""
     found = _walk(name, allowed_modules)
     moved = _MOVED.fullmatch(name)
     if found is None and kind == "network" and moved:
@@ -202,7 +203,10 @@ def _locate(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noq
 
 
 def _walk(name: str, allowed_modules: Sequence[str]) -> object:
-    """Go from module to module by what they hold, without leaving the allowed packages."""
+    """Follow a dotted name from module to module, without leaving the allowed packages.
+
+    ``pydoc.locate`` would follow any attribute, also to a module that another one has imported.
+    """
     roots = (*_ROOTS, *allowed_modules)
     root = next((root for root in roots if name.startswith(f"{root}.")), None)
     if root is None:
@@ -233,7 +237,7 @@ def _import_register() -> None:
 
 
 def _of_register(kind: str, name: str) -> object:
-    """Return the object of the register with this last name: nnU-Net looks for what has moved."""
+    """Return the registered code with this last name, as nnU-Net does for code that has moved."""
     for path in REGISTER[kind]:
         module, _, last = path.rpartition(".")
         if last == name and module.startswith(_ARCHITECTURES):
@@ -248,7 +252,7 @@ def _is_network_code(found: object, kind: str) -> bool:
 
 
 def _as_nnunet_finds(kind: str, name: str) -> object:
-    """Do what ``get_network_from_plans`` does with a name."""
+    """Return what nnU-Net's ``get_network_from_plans`` makes of a name."""
     found = pydoc.locate(name)
     if found is None and kind == "network":
         package = importlib.import_module(_ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""How much memory a training or preprocessing would take, before anything is allocated."""
+"""Estimate the memory of a training or preprocessing before anything is allocated."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ _FLOAT32 = 4
 _COPIES_OF_WEIGHTS = 4
 """Weights, gradient, and two of an optimizer such as Adam; SGD with momentum has one."""
 _BATCHES_AT_ONCE = 8
-"""nnU-Net's loaders keep at least six augmented batches waiting; one is trained, one is made."""
+"""nnU-Net's loaders queue at least six augmented batches; one is trained, one is being made."""
 _BYTES_OF_RESAMPLING = 8 + 8 + 3 * 8
-"""Per voxel, while nnU-Net resamples a channel: float64, result, coordinates on three axes."""
+"""Bytes per voxel while nnU-Net resamples a channel: float64 image and result, and coordinates."""
 _SHORT = 10_000
+"""Longest sequence of numbers that is computed although the network is only estimated."""
 _OURS = ("nnunetv2", "nnunetv2_cls", "nnunetv2_federated", "dynamic_network_architectures")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimate for one training, in GB of 2**30 bytes."""
+    """Estimated memory of one training, in GB of 2**30 bytes."""
 
     network: float | None
     """Weights, gradients, optimizer and activations; ``None`` for a hospital's own network that
     cannot be built without memory."""
     data: float
-    """Batches on the machine."""
+    """Batches in the memory of the machine."""
 
     def __str__(self) -> str:
         network = "unknown" if self.network is None else f"{self.network:.1f} GB"
@@ -70,33 +71,33 @@ def check_training(
     Parameters
     ----------
     dataset
-        With the plans that would be trained.
+        Dataset with the plans that would be trained.
     configuration
-        Of the plans.
+        Configuration of the plans.
     trainer
-        Its name.
+        Name of the trainer.
     site
-        For the message.
+        Name of the site, for the message.
     batch_size
-        Of the federation's settings; ``None`` for that of the plans.
+        Batch size of the federation's settings; ``None`` for that of the plans.
     device
         ``cpu``, ``cuda`` or ``mps``.
     limit_gb
-        What network and batches may each take, in GB; ``None`` for what the device and the machine
-        have.
+        Most that network and batches may each take, in GB; ``None`` for all that the device and the
+        machine have.
     allowed_modules
         Modules of the hospital's own trainers and networks.
 
     Raises
     ------
     SiteError
-        If code is named that is not allowed, or the estimate is beyond the limit.
+        If the plans name code that is not allowed, or the estimate is beyond the limit.
     """
     check_plans(dataset.plans, dataset.dataset_json, site, allowed_modules)
     try:
         trained_by = check_trainer(trainer, allowed_modules)
         plans = _as_trained(dataset.plans, configuration, trained_by, batch_size)
-        # twice: what a trainer makes of plans is its own code, what it leaves in them is not
+        # once more: the trainer is allowed code, but the plans that it returns may name any other
         check_plans(plans, dataset.dataset_json, site, allowed_modules)
         task = _Task.of(plans, dataset.dataset_json, configuration)
         machine = machine_gb() if limit_gb is None else limit_gb
@@ -124,22 +125,22 @@ def check_preprocessing(
     Parameters
     ----------
     plans
-        Checked by :func:`.checked_plans.check_plans`.
+        Plans that :func:`.checked_plans.check_plans` has checked.
     configurations
-        What would be preprocessed.
+        Configurations that would be preprocessed.
     shape
-        Of the case, (channels, z, y, x).
+        Shape of the case, (channels, z, y, x).
     spacing
-        Of the case, (z, y, x) in mm.
+        Spacing of the case, (z, y, x) in mm.
     site
-        For the message.
+        Name of the site, for the message.
     limit_gb
-        ``None`` for what the machine has.
+        Most memory that resampling may take, in GB; ``None`` for all that the machine has.
 
     Raises
     ------
     SiteError
-        If it does not fit.
+        If the case does not fit.
     """
     most = machine_gb() if limit_gb is None else limit_gb
     for name in configurations:
@@ -164,31 +165,34 @@ def resampled_voxels(
     transpose_forward: Sequence[int],
     target: Sequence[float],
 ) -> float:
-    """Voxels of an image after nnU-Net's resampling; 2D configurations leave the first axis alone.
+    """Return the number of voxels of an image after nnU-Net's resampling.
+
+    2D configurations do not resample the first axis.
 
     Parameters
     ----------
     shape, spacing
-        As read, (z, y, x).
+        Shape and spacing in mm of the image as read, (z, y, x).
     transpose_forward
         Order of the axes in the plans.
     target
-        Spacing of the configuration, in the plans' order.
+        Spacing of the configuration in mm, in the plans' order of axes.
     """
     axes = [(shape[axis], spacing[axis]) for axis in transpose_forward]
-    wanted = [*(present for _, present in axes[: len(axes) - len(target)]), *target]
+    unchanged = [present for _, present in axes[: len(axes) - len(target)]]
     return math.prod(
-        max(1.0, n * present / new) for (n, present), new in zip(axes, wanted, strict=True)
+        max(1.0, n * present / new)
+        for (n, present), new in zip(axes, [*unchanged, *target], strict=True)
     )
 
 
 def machine_gb() -> float:
-    """Memory of this machine, in GB."""
+    """Return the memory of this machine, in GB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIGABYTE
 
 
 def device_gb(device: str) -> float:
-    """Memory of the device, in GB; of the machine unless it is a GPU of its own."""
+    """Return the memory of a CUDA device, in GB; for any other device, that of the machine."""
     if device == "cuda" and torch.cuda.is_available():
         total: int = torch.cuda.get_device_properties(0).total_memory
         return total / _GIGABYTE
@@ -197,7 +201,7 @@ def device_gb(device: str) -> float:
 
 @dataclass(frozen=True)
 class _Task:
-    """What the network is built for."""
+    """What a network is built for: plans, configuration and sizes."""
 
     plans: PlansManager
     configuration: str
@@ -233,7 +237,7 @@ class _Task:
 
     @property
     def data_gb(self) -> float:
-        """Batches of images and targets that exist at the same time."""
+        """Memory of the batches of images and targets that exist at the same time, in GB."""
         voxels = self.batch_size * math.prod(self.patch)
         return _BATCHES_AT_ONCE * voxels * (self.channels + 1) * _FLOAT32 / _GIGABYTE
 
@@ -241,14 +245,15 @@ class _Task:
 def _as_trained(
     plans: Mapping[str, Any], configuration: str, trainer: type, batch_size: int | None
 ) -> dict[str, Any]:
-    """Return a copy of plans with what the trainer and the settings put in their place."""
+    """Return a copy of plans as the trainer and the settings change them."""
     if configuration not in plans["configurations"]:
         raise SettingsError(
             f"configuration {clean(configuration, 80)} is unknown: the plans have "
             f"{', '.join(plans['configurations'])}"
         )
-    own = getattr(trainer, "plans_of_trainer", None)
-    trained = deepcopy(dict(plans)) if own is None else own(deepcopy(dict(plans)), configuration)
+    change = getattr(trainer, "plans_of_trainer", None)
+    copy = deepcopy(dict(plans))
+    trained = copy if change is None else change(copy, configuration)
     if batch_size is not None:
         if not 0 < batch_size <= MOST_BATCH:
             raise SettingsError(f"batch size {batch_size}: must be 1 to {MOST_BATCH}")
@@ -267,7 +272,10 @@ def _require(what: str, task: _Task, gigabytes: float, most: float) -> None:
 
 
 def _network_gb(trainer: type, task: _Task, *, half: bool) -> float | None:
-    """Estimate the network; ``None`` for a hospital's own that cannot be built without memory."""
+    """Estimate the memory of the network, in GB.
+
+    ``None`` for a hospital's own network that torch's meta device cannot build.
+    """
     try:
         with quiet(), torch.device("meta"):
             return _count(_build(trainer, task), task, half=half)
@@ -282,7 +290,7 @@ def _network_gb(trainer: type, task: _Task, *, half: bool) -> float | None:
 
 
 def _is_own(trainer: type, task: _Task) -> bool:
-    """Whether trainer or network is the hospital's own."""
+    """Whether the trainer's network, or the code that builds it, is the hospital's own."""
     builds = trainer.build_network_architecture.__module__  # type: ignore[attr-defined]
     network = task.plans.get_configuration(task.configuration).network_arch_class_name
     return any(module.partition(".")[0] not in _OURS for module in (builds, network))
@@ -292,13 +300,13 @@ def _build(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer
     """Build the network as ``nnUNetTrainer.initialize`` does, on torch's meta device."""
     try:
         return _build_once(trainer, task)
-    except NotImplementedError:  # it computes with numbers, which the meta device does not have
+    except NotImplementedError:  # it computes with values, which the meta device does not have
         with _ShortOnCpu():
             return _build_once(trainer, task).to("meta")
 
 
 def _build_once(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer's class
-    plans = PlansManager(deepcopy(task.plans.plans))  # some trainers write into them
+    plans = PlansManager(deepcopy(task.plans.plans))  # some trainers change them
     configuration = plans.get_configuration(task.configuration)
     first: tuple[Any, ...] = (plans, configuration)
     if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
@@ -314,7 +322,11 @@ def _build_once(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a tr
 
 
 def _count(network: nn.Module, task: _Task, *, half: bool) -> float:
-    """Count weights and what one forward pass keeps for the backward pass, in GB."""
+    """Return the memory of weights and of all that one forward pass keeps for the backward pass.
+
+    In GB. Tensors that the backward pass needs are counted once for each storage, since views of a
+    tensor share its memory.
+    """
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     fixed = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
     kept: dict[int, int] = {}
@@ -328,14 +340,15 @@ def _count(network: nn.Module, task: _Task, *, half: bool) -> float:
     patch = torch.empty((task.batch_size, task.channels, *task.patch), device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = network.train()(patch)
-    del output  # only now may storages be used again: until here each has an address of its own
+    # until here every storage was alive, so that no two of them had the same address
+    del output
     # under autocast, which nnU-Net uses on GPUs, activations have 16 bits
     activations = sum(kept.values()) / (2 if half else 1)
     return (weights * _COPIES_OF_WEIGHTS + activations) / _GIGABYTE
 
 
 class _ShortOnCpu(TorchFunctionMode):
-    """Computes short sequences of numbers for real: some networks derive their widths from them."""
+    """Computes short sequences of numbers on the CPU: some networks derive widths from them."""
 
     def __torch_function__(
         self,

@@ -1,4 +1,4 @@
-"""Plan once for the federation, with nnU-Net's planners and without an image."""
+"""Plan once for all sites, with nnU-Net's planners and without an image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DATASET = "Dataset001_Federation"
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """Flags of ``nnUNetv2_plan_experiment``, of the same meaning and defaults."""
+    """Choices of ``nnUNetv2_plan_experiment``, with the same meaning and defaults."""
 
     planner: str = "ExperimentPlanner"
     gpu_memory_target: float | None = None
@@ -44,11 +44,11 @@ def plan(
     Parameters
     ----------
     declared
-        What all sites declare alike.
+        What all sites declare alike, of :func:`.agreement.check_agreement`.
     fingerprint
-        Pooled over all sites.
+        Fingerprint that was pooled over all sites.
     settings
-        Which planner, and its options.
+        Planner and its options.
 
     Returns
     -------
@@ -65,13 +65,13 @@ def plan(
     resolve("preprocessor", settings.preprocessor)
 
     class WithoutImages(find_planner(settings.planner)):  # type: ignore[misc]  # found by name
-        """Takes the reader/writer the sites agree on; there is no image to try it on."""
+        """Planner with the reader/writer on which the sites agree: no image is here to try it."""
 
         def determine_reader_writer(self) -> type:
             chosen: type = reader_writer
             return chosen
 
-    WithoutImages.__name__ = settings.planner  # the plans tell it
+    WithoutImages.__name__ = settings.planner  # written into the plans
     dataset_json = {**dataset_json_of(declared, fingerprint.cases), "dataset": {}}
     with _dataset_without_images(dataset_json, nnunet_fingerprint(fingerprint)), quiet():
         try:
@@ -104,12 +104,12 @@ def dataset_json_of(declared: Mapping[str, Any], cases: int) -> dict[str, Any]:
 
 
 def find_planner(name: str) -> type[ExperimentPlanner]:
-    """Find a planner the way nnU-Net does.
+    """Return the class of a planner, found as nnU-Net finds it.
 
     Raises
     ------
     SettingsError
-        If there is none of that name.
+        If there is no planner of that name.
     """
     try:
         planner: type[ExperimentPlanner] = resolve("planner", name)
@@ -122,7 +122,7 @@ def find_planner(name: str) -> type[ExperimentPlanner]:
 
 
 def site_fingerprint_file(fingerprint: SiteFingerprint) -> dict[str, Any]:
-    """Return what sites keep as ``dataset_fingerprint.json``: medians, no row per case."""
+    """Return the content of the sites' ``dataset_fingerprint.json``: medians, no row per case."""
     content = nnunet_fingerprint(fingerprint)
     for key in ("spacings", "shapes_after_crop"):
         rows = content[key]
@@ -134,15 +134,17 @@ def site_fingerprint_file(fingerprint: SiteFingerprint) -> dict[str, Any]:
 def _dataset_without_images(
     dataset_json: dict[str, Any], fingerprint: dict[str, Any]
 ) -> Iterator[None]:
-    """Give nnU-Net's planner, which reads files, a dataset that has only those."""
+    """Create a dataset for nnU-Net's planner that has only the files the planner reads."""
     with tempfile.TemporaryDirectory() as folder:
-        places = {name: Path(folder) / name for name in ("nnUNet_raw", "nnUNet_preprocessed")}
-        for place in places.values():
-            (place / _DATASET).mkdir(parents=True)
-        save_json(dataset_json, str(places["nnUNet_raw"] / _DATASET / "dataset.json"), False)
-        save_json(
-            fingerprint, str(places["nnUNet_preprocessed"] / _DATASET / "dataset_fingerprint.json")
-        )
-        # nnUNet_n_proc_DA=0, good for training, would become torch.set_num_threads(0)
-        with environment(nnUNet_n_proc_DA="1", **{name: str(p) for name, p in places.items()}):
+        raw, preprocessed = Path(folder, "raw"), Path(folder, "preprocessed")
+        for path in (raw, preprocessed):
+            (path / _DATASET).mkdir(parents=True)
+        save_json(dataset_json, str(raw / _DATASET / "dataset.json"), False)
+        save_json(fingerprint, str(preprocessed / _DATASET / "dataset_fingerprint.json"))
+        with environment(
+            nnUNet_raw=str(raw),
+            nnUNet_preprocessed=str(preprocessed),
+            # 0, which trains without workers, would become torch.set_num_threads(0)
+            nnUNet_n_proc_DA="1",
+        ):
             yield

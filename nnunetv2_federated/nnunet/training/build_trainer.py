@@ -1,4 +1,4 @@
-"""Build a federated trainer from a run's settings."""
+"""Build and initialise a federated trainer with the settings of a run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,25 @@ from nnunetv2_federated.nnunet.training.trainer_schedule import declared_rates
 def build_trainer(
     run: Run, dataset: Dataset, trainer_class: type[FederatedRounds] | None = None
 ) -> FederatedRounds:
-    """Construct, but do not initialise, the run's trainer for one dataset."""
+    """Build, but do not initialise, the trainer of a run for one dataset.
+
+    Parameters
+    ----------
+    run
+        Run with the trainer's name and settings.
+    dataset
+        Dataset with the plans.
+    trainer_class
+        Federated trainer to build; ``None`` to find it by the run's name of it.
+
+    Raises
+    ------
+    SettingsError
+        If the trainer refuses plans or dataset, saves no model, or results cannot be written.
+    """
     plans = deepcopy(dataset.plans)
     plans["continue_training"] = False
-    if run.settings.batch_size is not None:  # some constructors compute with it
+    if run.settings.batch_size is not None:  # some constructors compute with the batch size
         plans["configurations"][run.configuration]["batch_size"] = run.settings.batch_size
     trainer_class = trainer_class or federated_trainer(run.trainer)
     try:
@@ -38,7 +53,7 @@ def build_trainer(
         raise
     except OSError as error:  # nnU-Net's constructor makes its folder and log
         raise results_not_writable(error) from error
-    except Exception as error:  # whatever a trainer makes of its plans or dataset
+    except Exception as error:  # whatever a trainer raises over its plans or dataset
         raise _refused(run, error) from error
     if trainer.disable_checkpointing:
         raise SettingsError(
@@ -50,18 +65,18 @@ def build_trainer(
 
 
 def initialize(trainer: FederatedRounds, run: Run) -> None:
-    """Let a trainer build its network and optimizer, and see what became of the settings.
+    """Let a trainer build its network and optimizer, and check that it uses the settings.
 
     Raises
     ------
     SettingsError
-        If it cannot, or does not take a setting.
+        If the trainer cannot be initialised, or ignores a setting.
     """
     try:
         trainer.initialize()
     except FederationError:
         raise
-    except Exception as error:  # whatever a trainer makes of its plans
+    except Exception as error:  # whatever a trainer raises over its plans
         raise _refused(run, error) from error
     _check_taken(trainer, run)
 
@@ -69,34 +84,34 @@ def initialize(trainer: FederatedRounds, run: Run) -> None:
 def _refused(run: Run, error: Exception) -> SettingsError:
     if isinstance(error, ValueError):
         return SettingsError(f"{run.trainer}: {error}")
-    said = clean(error, 300) or "it says no more"
+    reason = clean(error, 300) or "it says no more"
     kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
     return SettingsError(
         f"trainer {run.trainer} cannot be built for {run.configuration} of {run.dataset} on "
-        f"{run.device}: {kind}{said}"
+        f"{run.device}: {kind}{reason}"
     )
 
 
 def _check_taken(trainer: FederatedRounds, run: Run) -> None:
-    """Refuse a setting that a trainer with numbers of its own would pass over in silence."""
+    """Refuse a setting that a trainer with a value of its own would ignore without a word."""
     groups = trainer.optimizer.param_groups
     rates = (*declared_rates(trainer.optimizer), *trainer.schedule.lrs)
     decays = [group["weight_decay"] for group in groups if "weight_decay" in group]
-    for flag, given, found in (
+    for flag, given, used in (
         ("--initial-lr", run.settings.initial_lr, rates),
         ("--weight-decay", run.settings.weight_decay, decays),
     ):
-        if given is None or any(math.isclose(given, value) for value in found):
+        if given is None or any(math.isclose(given, value) for value in used):
             continue
-        own = ", ".join(f"{value:g}" for value in dict.fromkeys(found[: len(groups)])) or "none"
+        values = ", ".join(f"{value:g}" for value in dict.fromkeys(used[: len(groups)])) or "none"
         raise SettingsError(
             f"{flag} {given:g}: {type(trainer.optimizer).__name__} of trainer {run.trainer} has "
-            f"its own ({own}); leave the flag out, or let the trainer take it."
+            f"its own ({values}); leave the flag out, or let the trainer take it."
         )
 
 
 def results_not_writable(error: OSError) -> SettingsError:
-    """Say that the results folder is the trouble."""
+    """Return the error for a results folder that cannot be written."""
     return SettingsError(
         f"nnUNet_results cannot be written ({error}): point nnUNet_results at a folder you may "
         "write to."
@@ -104,7 +119,7 @@ def results_not_writable(error: OSError) -> SettingsError:
 
 
 def configure(trainer: FederatedRounds, run: Run) -> None:
-    """Apply the run's settings to a trainer that is not initialised yet."""
+    """Apply the settings of a run to a trainer that is not initialised yet."""
     settings = run.settings
     if settings.iterations_per_epoch is not None:
         trainer.num_iterations_per_epoch = settings.iterations_per_epoch
@@ -113,7 +128,7 @@ def configure(trainer: FederatedRounds, run: Run) -> None:
     trainer.num_epochs = settings.rounds
     trainer.momentum_of_run = settings.momentum
     trainer.lr_schedule_of_run = settings.lr_schedule
-    # in the plans too: the plans.json of the result says what was trained
+    # in the plans, too: the result's plans.json must describe what was trained
     for content in (
         trainer.plans_manager.plans["configurations"][run.configuration],
         trainer.configuration_manager.configuration,
@@ -138,10 +153,10 @@ def _use_group_norm(configuration: dict[str, Any], name: str) -> None:
 
 
 def move_output(trainer: FederatedRounds, folder: Path) -> None:
-    """Let a trainer that was just constructed write into ``folder`` instead.
+    """Make a trainer that was just built write into ``folder`` in place of its result folder.
 
-    nnU-Net's constructor has already made its result folder and a log file; the log moves along and
-    folders left empty are removed.
+    nnU-Net's constructor has already created the result folder and a log file: the log file is
+    moved, and folders that are then empty are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old, log = Path(trainer.output_folder), Path(trainer.log_file)

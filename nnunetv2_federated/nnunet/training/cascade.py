@@ -1,8 +1,8 @@
-"""The stages of a cascade find each other's files, or it is said before the first iteration.
+"""Check before the training that the stages of a cascade will find each other's files.
 
-nnU-Net's full validation of a stage writes what the next one starts from, for the validation cases
-of the fold, into ``predicted_next_stage`` of that stage's result folder of the *same dataset*. All
-cases have such a prediction once all folds, or fold ``all``, were trained.
+nnU-Net's full validation of a stage writes the predictions from which the next stage starts, for
+the validation cases of the fold, into ``predicted_next_stage`` of that stage's result folder of the
+*same dataset*. All cases have such a prediction once all folds, or fold ``all``, were trained.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 
 def stage_folder(run: Run, dataset: Dataset, configuration: str) -> Path:
-    """Where nnU-Net's trainer of a dataset has the results of a stage, beside its folds."""
+    """Return the folder in which a dataset's trainer has the results of a stage, for all folds."""
     name = f"{federated_trainer(run.trainer).__name__}__{dataset.plans['plans_name']}"
     return Path(nnUNet_results.require()) / dataset.name / f"{name}__{configuration}"
 
 
 def check_stages(run: Run) -> None:
-    """Make sure that the run's sites have what the stage before wrote, and can serve the next.
+    """Make sure that the sites have the predictions of the stage before, and can start the next.
 
     Raises
     ------
     SettingsError
-        If cases have no prediction of the stage before, or are not preprocessed for the next.
+        If cases have no prediction of the stage before, or are not preprocessed for the next stage.
     """
     for name in sorted({site.dataset for site in run.sites}):
         dataset = load_dataset(name, run.plans_name)
@@ -62,7 +62,7 @@ def check_stages(run: Run) -> None:
 
 
 def _missing(folder: Path, cases: Sequence[str]) -> list[str]:
-    """Return the cases that no stage has predicted, in the format of newer or older nnU-Net."""
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    """Return the cases without a prediction, in the format of newer or older nnU-Net."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     endings = (".b2nd", ".npz", ".npy")
-    return [case for case in cases if not any(f"{case}{ending}" in found for ending in endings)]
+    return [case for case in cases if not any(f"{case}{ending}" in present for ending in endings)]

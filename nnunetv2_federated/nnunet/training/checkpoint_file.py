@@ -1,4 +1,4 @@
-"""One checkpoint file that a stock nnU-Net reads."""
+"""Checkpoint files of nnU-Net: written so that a stock nnU-Net reads them, and read from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from torch import nn
 
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.training.torch_file import plain, write_torch
 
@@ -17,16 +20,25 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def save_as_stock(save: Callable[[Any], None], filename: str, trainer_name: str) -> None:
-    """Let nnU-Net write its checkpoint, then store it under another trainer's name, atomically.
+    """Write nnU-Net's checkpoint under another trainer's name, atomically.
 
     nnU-Net finds the network at inference by ``trainer_name``; renaming it is documented as fine
-    when the architecture is the same. NumPy's numbers become Python's, so that trainers which read
-    their checkpoints with torch's default (``weights_only=True``) can, as ``nnUNetTrainer_warmup``.
+    when the architecture is the same. NumPy's numbers become Python's, so that trainers such as
+    ``nnUNetTrainer_warmup`` can read their checkpoints with torch's default ``weights_only=True``.
+
+    Parameters
+    ----------
+    save
+        nnU-Net's ``save_checkpoint``, which takes a file.
+    filename
+        Checkpoint to write.
+    trainer_name
+        Name that the checkpoint has for its trainer.
     """
     buffer = io.BytesIO()
     save(buffer)
     buffer.seek(0)
-    checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # written a line above
+    checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # just written
     write_torch(Path(filename), plain({**checkpoint, "trainer_name": trainer_name}))
 
 
@@ -36,11 +48,11 @@ def read_network_weights(path: Path) -> dict[str, Any]:
     Raises
     ------
     KeyError
-        If it was read, and has no weights of a network by name.
+        If the file was read, and has no weights of a network by name.
     Exception
-        Whatever ``torch.load`` raises; see :func:`unreadable`.
+        Whatever ``torch.load`` raises; :func:`unreadable` says it in words.
     """
-    # as nnU-Net reads it, which stores more than tensors
+    # as nnU-Net reads it: checkpoints hold more than tensors
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     weights = checkpoint.get(_WEIGHTS) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
@@ -48,8 +60,30 @@ def read_network_weights(path: Path) -> dict[str, Any]:
     return weights
 
 
-def as_file(weights: dict[str, Any]) -> io.BytesIO:
-    """Return weights as a file that nnU-Net's functions read."""
+def load_pretrained(network: nn.Module, filename: str) -> None:
+    """Load the weights of an nnU-Net checkpoint into a network, as nnU-Net does.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read, is no checkpoint, or has weights of another network.
+    """
+    path = Path(filename)
+    try:
+        weights = read_network_weights(path)
+        load_pretrained_weights(network, _as_file(weights))
+    except AssertionError as error:  # nnU-Net's text ends with all numbers of a tensor
+        what = clean(str(error).partition("; your network")[0])
+        raise SettingsError(
+            f"-pretrained_weights {filename}: of another network than this configuration's "
+            f"({what}); give weights of the same plans and configuration."
+        ) from error
+    except Exception as error:  # torch.load raises a dozen unrelated types
+        raise SettingsError(f"-pretrained_weights {filename}: {unreadable(path, error)}") from error
+
+
+def _as_file(weights: dict[str, Any]) -> io.BytesIO:
+    """Return weights as a checkpoint that nnU-Net's functions read."""
     buffer = io.BytesIO()
     torch.save({_WEIGHTS: weights}, buffer)
     buffer.seek(0)
@@ -57,16 +91,16 @@ def as_file(weights: dict[str, Any]) -> io.BytesIO:
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """Say why a file that was given for a checkpoint of nnU-Net is none, and what to do.
+    """Say why a file is no checkpoint of nnU-Net, and what to do.
 
     Parameters
     ----------
     path
-        The file.
+        File that was read.
     error
-        What reading it raised.
+        Error that reading it raised.
     """
-    if isinstance(error, KeyError):  # it was read
+    if isinstance(error, KeyError):  # of read_network_weights
         return f"has no {error}: give a checkpoint of nnU-Net, such as checkpoint_final.pth."
     try:
         with path.open("rb") as file:

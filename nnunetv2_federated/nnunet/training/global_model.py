@@ -1,4 +1,15 @@
-"""The global model as a stock nnU-Net result folder, and the state a run resumes from."""
+"""The global model as a stock nnU-Net result folder, and the state from which a run resumes.
+
+The server resumes in these steps, in this order:
+
+1. :class:`GlobalModel` is built anew from ``run.json``.
+2. :meth:`GlobalModel.load_state` reads ``federation/state.pt``: global weights, rounds, state of
+   the strategy, and nnU-Net's epoch and log.
+3. The sites are asked to join again; then the state of the strategy is restored.
+4. The round after the last one that was saved begins. Sites that had begun it already return to
+   their own state before it (:mod:`.site_state`).
+5. At the end of the round :meth:`GlobalModel.save_state` replaces the state.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.history import RoundRecord, round_numbers
 from nnunetv2_federated.federation.run import Run
-from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.summary import read_headline
 from nnunetv2_federated.nnunet.training import torch_file
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, initialize
 from nnunetv2_federated.nnunet.training.checkpoint_file import (
-    as_file,
-    read_network_weights,
-    unreadable,
+    load_pretrained,
 )
 from nnunetv2_federated.nnunet.training.packages import defining_packages
 from nnunetv2_federated.nnunet.training.randomness import seed_everything
@@ -52,13 +59,21 @@ _TRAINER_SETTINGS = (
     "num_epochs",
     "enable_deep_supervision",
 )
-"""What nnU-Net tells its W&B logger."""
+"""Attributes of a trainer that nnU-Net sends to its W&B logger."""
 _USUAL_EPOCHS = 1000
-"""Of ``nnUNetTrainer``, for which ``--rounds`` stands in anyway."""
+"""Number of epochs of ``nnUNetTrainer``; the user knows that ``--rounds`` replaces it."""
 
 
 class GlobalModel:
-    """The server's trainer: it never trains, it holds the global weights and writes the result."""
+    """The server's trainer: it never trains, it holds the global weights and writes the results.
+
+    Parameters
+    ----------
+    run
+        Run of the federation.
+    trainer
+        Trainer that nnU-Net's own command has built; ``None`` to build the run's.
+    """
 
     def __init__(self, run: Run, trainer: FederatedRounds | None = None) -> None:
         dataset = load_dataset(run.dataset, run.plans_name)
@@ -70,14 +85,15 @@ class GlobalModel:
             if not self.trainer.was_initialized:
                 with _cases_elsewhere(self.trainer, elsewhere=bool(run.remote_sites)):
                     initialize(self.trainer, run)
-            else:  # by nnU-Net's own command, for other settings
+            else:  # nnU-Net's own command has initialised it, with other settings
                 self.trainer.take_schedule()
             if run.settings.batchnorm == "local" and not batchnorm_tensors(self.trainer.network):
                 raise SettingsError(
                     f"--batchnorm local: the network of {run.configuration} has no BatchNorm; "
                     "leave the flag out."
                 )
-            # called for what it remembers: the axes inference may mirror
+            # called for its side effect: it sets inference_allowed_mirroring_axes, which the
+            # checkpoint stores
             self.trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.folder = Path(self.trainer.output_folder)
         self.initial_lr: float = self.trainer.initial_lr
@@ -93,28 +109,15 @@ class GlobalModel:
         self._fingerprint = dataset.folder / "dataset_fingerprint.json"
 
     def load_pretrained(self, filename: str) -> None:
-        """Start from an nnU-Net checkpoint, like ``nnUNetv2_train -pretrained_weights``.
+        """Load the weights of an nnU-Net checkpoint, like ``nnUNetv2_train -pretrained_weights``.
 
         Raises
         ------
         SettingsError
-            If it cannot be read, is none, or has another network's weights.
+            If the file cannot be read, is no checkpoint, or has weights of another network.
         """
-        path = Path(filename)
-        try:
-            with quiet():
-                weights = read_network_weights(path)
-                load_pretrained_weights(self.trainer.network, as_file(weights))
-        except AssertionError as error:  # nnU-Net's, with all numbers of the tensor at its end
-            what = clean(str(error).partition("; your network")[0])
-            raise SettingsError(
-                f"-pretrained_weights {filename}: of another network than this configuration's "
-                f"({what}); give weights of the same plans and configuration."
-            ) from error
-        except Exception as error:  # torch.load raises a dozen unrelated types
-            raise SettingsError(
-                f"-pretrained_weights {filename}: {unreadable(path, error)}"
-            ) from error
+        with quiet():
+            load_pretrained(self.trainer.network, filename)
         if not is_finite(self.vector):
             raise SettingsError(
                 f"-pretrained_weights {filename}: has weights that are not finite: its training "
@@ -123,11 +126,11 @@ class GlobalModel:
 
     @property
     def vector(self) -> Vector:
-        """The network's present weights."""
+        """Present weights of the network."""
         return to_vector(self.trainer.network)
 
     def write_metadata(self) -> None:
-        """Write what inference needs beside the checkpoints."""
+        """Write the files that inference needs beside the checkpoints."""
         base = Path(self.trainer.output_folder_base)
         _write_json(base / "plans.json", self.trainer.plans_manager.plans)
         _write_json(base / "dataset.json", self.trainer.dataset_json)
@@ -135,9 +138,19 @@ class GlobalModel:
             shutil.copyfile(self._fingerprint, temporary)
 
     def open_trackers(self, settings: Mapping[str, Any]) -> list[str]:
-        """Start or continue the runs of trackers that are switched on; return where they are.
+        """Start or continue the runs of the trackers that are switched on.
 
-        Whoever built the trainer closes them, after the validation.
+        :meth:`close` ends them, after the validation.
+
+        Parameters
+        ----------
+        settings
+            Settings of the run, by name.
+
+        Returns
+        -------
+        list
+            Where the user finds each run.
         """
         trainer = self.trainer
         title = (
@@ -185,9 +198,9 @@ class GlobalModel:
                 tracker.flush()
 
     def save_final(self, weights: Vector) -> None:
-        """Write ``checkpoint_final.pth``, and what inference needs beside it.
+        """Write ``checkpoint_final.pth``, and the files that inference needs beside it.
 
-        The last round's validation is not known yet: :meth:`finish` writes it again.
+        The validation of the last round is not known yet: :meth:`finish` writes the file again.
         """
         self.write_metadata()
         with quiet():
@@ -195,7 +208,7 @@ class GlobalModel:
             self.trainer.save_checkpoint(str(self.folder / "checkpoint_final.pth"))
 
     def finish(self, weights: Vector) -> None:
-        """Write ``checkpoint_final.pth`` with the whole log, and end."""
+        """Write ``checkpoint_final.pth`` with the whole log, and end the training."""
         self.write_metadata()
         with quiet():
             load_vector(self.trainer.network, weights)
@@ -211,25 +224,25 @@ class GlobalModel:
         return read_headline(self.folder)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write ``validation/summary.json``, of a validation done elsewhere."""
+        """Write ``validation/summary.json`` of a validation that the sites have done."""
         (self.folder / "validation").mkdir(exist_ok=True)
         _write_json(self.folder / "validation" / "summary.json", summary)
         self.log_headline()
 
     def log_headline(self) -> tuple[str, float]:
-        """Tell trackers :func:`read_headline`, as nnU-Net does of its own validation; return it."""
+        """Log the headline of the validation in all trackers, as nnU-Net does; return it."""
         metric, value = read_headline(self.folder)
         name = "foreground_dice" if metric == "Dice" else metric
         self.trainer.logger.log_summary(f"final_val/{name}", value)
         return metric, value
 
     def load_checkpoint(self, *, best: bool = False) -> None:
-        """Load the final or best weights, or keep the present ones where none are written.
+        """Load the final or best weights; keep the present ones if checkpoints are switched off.
 
         Raises
         ------
         SettingsError
-            If training has not got that far.
+            If there is no such checkpoint yet.
         """
         if self.trainer.disable_checkpointing:
             return
@@ -242,9 +255,18 @@ class GlobalModel:
     def save_state(
         self, weights: Vector, rounds: list[dict[str, Any]], strategy: dict[str, Any]
     ) -> None:
-        """Save everything a resumed run needs, atomically; from then on it is what there is.
+        """Save everything that a resumed run needs, atomically.
 
-        An earlier run's state and the description of its network give way only now.
+        Only now the state of an earlier run is deleted, and the files of its network replaced.
+
+        Parameters
+        ----------
+        weights
+            Global weights after the last round.
+        rounds
+            Records of all rounds.
+        strategy
+            State of the strategy.
         """
         if self.trainer.disable_checkpointing:
             return
@@ -264,12 +286,12 @@ class GlobalModel:
         self.write_metadata()
 
     def load_state(self) -> dict[str, Any] | None:
-        """Read the state of an earlier run; ``None`` if no round was finished.
+        """Load the state of an earlier run; return ``None`` if it has finished no round.
 
         Raises
         ------
         CheckpointError
-            If it is damaged, or of another network.
+            If the state is damaged, or of another network.
         """
         path = self.folder / "federation" / STATE_FILE
         if not path.is_file():
@@ -288,7 +310,7 @@ class GlobalModel:
 
 
 def _notes(run: Run, trainer: FederatedRounds) -> list[str]:
-    """Say in lines what is not as in every federation."""
+    """Return a line for each thing that is not as in most federations."""
     lines = []
     lrs, shares = trainer.schedule.lrs, trainer.schedule.shares
     if not trainer.schedule.is_poly(trainer.initial_lr):
@@ -301,22 +323,25 @@ def _notes(run: Run, trainer: FederatedRounds) -> list[str]:
     if set(shares) != {1.0}:
         listed = ", ".join(f"{share:.3g}" for share in shares)
         lines.append(f"parameter groups of {run.trainer} learn with {listed} times that rate")
-    own = trainer.epochs_of_trainer
-    if own not in (_USUAL_EPOCHS, len(lrs)):
+    epochs = trainer.epochs_of_trainer
+    if epochs not in (_USUAL_EPOCHS, len(lrs)):
         lines.append(
-            f"{run.trainer} has {own} epochs of its own; this federation has --rounds {len(lrs)}"
+            f"{run.trainer} has {epochs} epochs of its own; this federation has --rounds {len(lrs)}"
         )
     return lines
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write as nnU-Net does, but at once: a full disk must not cost the file that was there."""
+    """Write JSON as nnU-Net does, but atomically: a full disk must not cost the earlier file."""
     write_atomically(path, json.dumps(content, indent=4))
 
 
 @contextlib.contextmanager
 def _cases_elsewhere(trainer: FederatedRounds, *, elsewhere: bool) -> Iterator[None]:
-    """Show nnU-Net, which looks at how cases are stored, a folder where none are here."""
+    """Let nnU-Net look at a stand-in where the cases are on other machines.
+
+    To choose a data loader, nnU-Net looks at how the preprocessed cases are stored.
+    """
     if not elsewhere:
         yield
         return

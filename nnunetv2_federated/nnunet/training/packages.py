@@ -1,4 +1,4 @@
-"""Which packages define what a federation runs."""
+"""The packages that define what a federation runs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def defining_packages(plans: Mapping[str, Any], trainer_name: str) -> dict[str, 
     Parameters
     ----------
     plans
-        Of the federation.
+        Plans of the federation.
     trainer_name
-        As ``-tr``.
+        Name of the trainer, as ``-tr``.
 
     Returns
     -------
     dict
         Name of the distribution, for example ``dynamic-network-architectures``, to its version. A
-        module that no package installed, such as a trainer in ``nnUNet_extTrainer``, stands there
-        by its own name with ``no package``.
+        module that no package installed, such as a trainer in ``nnUNet_extTrainer``, has its own
+        name and the version ``no package``.
 
     Raises
     ------
@@ -47,11 +47,11 @@ def defining_packages(plans: Mapping[str, Any], trainer_name: str) -> dict[str, 
         ),
     }
     installed = _packages_of_modules()
-    found = {}
+    versions = {}
     for module in sorted(modules):
         for name in sorted(set(installed.get(module, [module]))):
-            found[name] = installed_version(name)
-    return dict(sorted(found.items()))
+            versions[name] = installed_version(name)
+    return dict(sorted(versions.items()))
 
 
 @functools.cache  # reading the file lists of all packages takes about a second

@@ -1,7 +1,7 @@
-"""Where a run's results are: one run at a time writes there, and none loses an earlier one.
+"""The result folder of a run: only one run at a time writes there, and no earlier run is lost.
 
-A run that is started anew keeps the earlier one's ``federation`` as ``federation.previous`` until
-its own first round is saved. Whenever it is killed, one of the two is whole.
+A run that is started anew keeps the earlier run's folder ``federation`` as ``federation.previous``
+until its own first round is saved. Whenever it is killed, one of the two folders is complete.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 LOCK_FILE = ".lock"
 STATE_FILE = "state.pt"
-"""In a federation's folder, from its first finished round on."""
+"""State of the server in a federation's folder, from the first finished round on."""
 _PREVIOUS = "federation.previous"
 
 _locked: set[Path] = set()
-"""Datasets that this process prepares."""
+"""Datasets that this process holds the lock of."""
 
 
 def result_folder(run: Run) -> Path:
-    """``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>/fold_X``."""
+    """Return ``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>/fold_X`` of a run."""
     check_environment()
     trainer = federated_trainer(run.trainer).__name__
     name = f"{trainer}__{run.plans_name}__{run.configuration}"
@@ -38,23 +38,23 @@ def result_folder(run: Run) -> Path:
 
 
 def federation_folder(run: Run) -> Path:
-    """Where a run keeps its settings and everything it can be resumed from."""
+    """Return the folder with a run's settings and everything from which it can be resumed."""
     return result_folder(run) / "federation"
 
 
 @contextlib.contextmanager
 def one_run(folder: Path) -> Iterator[None]:
-    """Let no other command write into the result folder of a fold meanwhile.
+    """Keep other commands from writing into the result folder of a fold meanwhile.
 
     Parameters
     ----------
     folder
-        What :func:`result_folder` returns; made if it is absent.
+        Result folder of :func:`result_folder`; created if missing.
 
     Raises
     ------
     SettingsError
-        If another process holds it, or it cannot be written.
+        If another process holds the folder, or it cannot be written.
     """
     busy = (
         f"another command is at work in {folder}; wait until it ends, or stop it. A run of its own "
@@ -70,17 +70,19 @@ def one_run(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_preparation(dataset: Path) -> Iterator[None]:
-    """Let no other process plan or preprocess a dataset meanwhile; this one may say so again.
+    """Keep other processes from planning or preprocessing a dataset meanwhile.
+
+    This process may enter it again while it is within.
 
     Parameters
     ----------
     dataset
-        Its folder under ``nnUNet_preprocessed``, which need not exist.
+        Folder of the dataset in ``nnUNet_preprocessed``, which need not exist.
 
     Raises
     ------
     SettingsError
-        If another process holds it, or ``nnUNet_preprocessed`` cannot be written.
+        If another process holds the dataset, or ``nnUNet_preprocessed`` cannot be written.
     """
     if dataset in _locked:
         yield
@@ -104,28 +106,28 @@ def one_preparation(dataset: Path) -> Iterator[None]:
 
 
 def begin(folder: Path, run: Run, *, saved: bool | None = None) -> None:
-    """Make the folder of a new run, and set what an earlier one can be resumed from aside.
+    """Create the folder of a new run; that of an earlier run is kept under another name.
 
     Parameters
     ----------
     folder
-        What :func:`federation_folder` returns.
+        Folder of :func:`federation_folder`.
     run
-        Written to ``run.json`` in it.
+        Run that is written to ``run.json`` in the folder.
     saved
         Whether the earlier run has saved a round; ``None`` to look for the server's state.
 
     Raises
     ------
     OSError
-        If the folder cannot be written; the earlier run is where it was.
+        If the folder cannot be written; the earlier run is then put back.
     """
     previous = folder.with_name(_PREVIOUS)
     if (folder / STATE_FILE).is_file() if saved is None else saved:
         shutil.rmtree(previous, ignore_errors=True)
         folder.replace(previous)
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that has finished no round
+        shutil.rmtree(folder, ignore_errors=True)  # that of a run that has finished no round
         folder.mkdir(parents=True)
         write_atomically(folder / RUN_FILE, run.to_json())
     except OSError:
@@ -134,7 +136,7 @@ def begin(folder: Path, run: Run, *, saved: bool | None = None) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Undo :func:`begin` for a run that has saved no round."""
+    """Undo :func:`begin`, unless the new run has saved a round."""
     previous = folder.with_name(_PREVIOUS)
     if previous.is_dir() and not (folder / STATE_FILE).is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,24 +144,24 @@ def put_back(folder: Path) -> None:
 
 
 def has_previous(folder: Path) -> bool:
-    """Whether a run before is kept, for want of a saved round in this one."""
+    """Whether the run before is kept, because this one has not saved a round yet."""
     return folder.with_name(_PREVIOUS).is_dir()
 
 
 def drop_previous(folder: Path) -> None:
-    """Delete the run before, once a round of this one is saved."""
+    """Delete the run before, after a round of this one was saved."""
     shutil.rmtree(folder.with_name(_PREVIOUS), ignore_errors=True)
 
 
 def way_back(folder: Path) -> str:
-    """Say how to go on with the run before, while no round of the new one is saved."""
+    """Say how to continue the run before, while no round of the new one is saved."""
     previous = folder.with_name(_PREVIOUS)
     first = f"delete {folder} and " if folder.is_dir() else ""
     return f"{first}rename {previous} to {folder.name}, then --c"
 
 
 def no_earlier_run(folder: Path) -> SettingsError:
-    """Say that there is nothing to go on with, or where it is."""
+    """Return the error for ``--c`` without an earlier run; it names a run that is kept."""
     if has_previous(folder):
         return SettingsError(
             f"--c: a start without --c was stopped before its first round and left no run in "

@@ -1,4 +1,4 @@
-"""Room for the batches that augmentation workers hand over: without it they hand over nothing."""
+"""Shared memory for the batches of augmentation workers: a training waits for ever without it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_federated.federation.errors import SettingsError
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where Linux keeps it; nothing of ours is made there
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # of Linux; nothing is written there by us
 _MEGABYTE, _GIGABYTE = 2**20, 2**30
 
 
 def batch_bytes(
     batch_size: int, patch_size: Sequence[int], channels: int, labels: LabelManager
 ) -> int:
-    """Bytes of a batch: float32 images, and masks at all resolutions of deep supervision.
+    """Return the bytes of a batch: float32 images, and masks at all resolutions.
 
     Masks are int16, or one bool for each region. Every lower resolution has at most a quarter of
     the voxels of the one above, so that all have at most a third more than the highest.
@@ -31,7 +31,7 @@ def batch_bytes(
 
 
 def queued_batches(workers: int, *, pinned: bool) -> int:
-    """Batches in shared memory when the queues of one trainer are full.
+    """Return the number of batches in shared memory when the queues of one trainer are full.
 
     nnU-Net's ``get_dataloaders`` lets training cache ``max(6, workers // 2)`` batches and
     validation ``max(3, workers // 4)``. ``NonDetMultiThreadedAugmenter`` caches as many between
@@ -41,7 +41,7 @@ def queued_batches(workers: int, *, pinned: bool) -> int:
     Parameters
     ----------
     workers
-        Processes that augment; 0 for none.
+        Number of processes that augment; 0 for none.
     pinned
         Whether batches are copied into pinned memory.
     """
@@ -52,7 +52,7 @@ def queued_batches(workers: int, *, pinned: bool) -> int:
 
 
 def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
-    """Return what is there and what is needed.
+    """Make sure that the queues fit into shared memory; say what is free and what is needed.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
     pinned
         As for :func:`queued_batches`.
     trainers
-        How many have their queues at the same time.
+        Number of trainers that have their queues at the same time.
 
     Raises
     ------
@@ -89,9 +89,10 @@ def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
 
 @contextlib.contextmanager
 def naming_shared_memory() -> Iterator[None]:
-    """Raise ``OSError`` where torch says in words of its own that shared memory is full.
+    """Raise ``OSError`` in place of torch's ``RuntimeError`` for shared memory that is full.
 
-    Predictions go through it to the processes that write them, however images are augmented.
+    Predictions pass through shared memory to the processes that write them, with or without
+    augmentation workers.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A round's training iterations: how many there were, and none after its time is over."""
+"""Count the training iterations of a round, and skip those after its time is over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import numpy as np
 
 
 class Steps:
-    """Counts a round's training iterations, until its time is over."""
+    """Counts the training iterations of a round.
+
+    Parameters
+    ----------
+    seconds
+        Time of the round; ``None`` for no limit.
+    """
 
     def __init__(self, seconds: float | None = None) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
@@ -17,32 +23,35 @@ class Steps:
         self._skipped = 0
 
     def over(self) -> bool:
-        """Whether the time is over, and there was an iteration."""
+        """Whether the time is over and at least one iteration was done."""
         return self._end is not None and bool(self._losses) and time.monotonic() > self._end
 
     def take(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """Count an iteration."""
+        """Count an iteration that returned ``outputs``; return them."""
         self._losses.append(float(np.mean(outputs["loss"])))
         return outputs
 
     @property
     def done(self) -> int:
-        """How many iterations there were, with those that the end of the time left out."""
+        """Number of iterations, with those that were skipped."""
         return len(self._losses) + self._skipped
 
     def skip(self) -> dict[str, Any]:
-        """Stand in for an iteration, without changing the epoch's mean loss."""
+        """Return outputs in place of an iteration; they do not change the epoch's mean loss."""
         self._skipped += 1
         return {"loss": np.mean(self._losses)}
 
     @property
     def completed(self) -> float:
-        """Share of the iterations that were done."""
+        """Share of the iterations that were not skipped."""
         return len(self._losses) / self.done if self.done else 1.0
 
 
 class UntilDeadline:
-    """A loader that repeats its last batch when the time is over: nothing is done with it."""
+    """Data loader that repeats its last batch once the time is over.
+
+    nnU-Net's loop asks for a batch before each iteration, also before one that is skipped.
+    """
 
     def __init__(self, loader: Any, steps: Steps) -> None:  # noqa: ANN401  # nnU-Net's loaders
         self._loader = loader

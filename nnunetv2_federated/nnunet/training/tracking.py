@@ -1,4 +1,4 @@
-"""Trackers of the global model: loggers beside nnU-Net's own, switched on like its W&B logger."""
+"""Trackers of the global model, loggers beside nnU-Net's own: W&B, TensorBoard and MLflow."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from nnunetv2_federated.nnunet.environment import environment
 logger = logging.getLogger(__name__)
 
 MEMORY_FILE = "tracking.json"
-"""In the run's folder: which trackers follow it, and what they need to go on with ``--c``."""
+"""File in the run's folder with its trackers, and what each needs to continue after ``--c``."""
 
 _TIMESTAMPS = ("epoch_start_timestamps", "epoch_end_timestamps")
-"""nnU-Net logs them; a tracker's points have a time of their own."""
+"""Keys that nnU-Net logs and trackers do not need: their points have a time of their own."""
 
 _LOCAL = {
     "WANDB_ERROR_REPORTING": "false",
@@ -36,12 +36,12 @@ _LOCAL = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 _BATCH = {"metrics": 1000, "params": 100}
-"""Most that MLflow takes at once."""
+"""Largest number of items that MLflow takes at once."""
 _PARAM_LENGTH = 6000
 
 
 def stay_local() -> None:
-    """Turn off what trackers send to their makers unasked, unless the user has set it."""
+    """Turn off what trackers send to their makers by default, unless the user has set it."""
     for variable, value in _LOCAL.items():
         os.environ.setdefault(variable, value)
 
@@ -52,31 +52,31 @@ def untracked() -> contextlib.AbstractContextManager[None]:
 
 
 class Tracker:
-    """What a logger of nnU-Net's ``MetaLogger`` does, and how a run ends."""
+    """A logger for nnU-Net's ``MetaLogger`` whose run can be continued and ended."""
 
     place = ""
-    """Where its user finds the run."""
+    """Where the user finds the run: a folder or an address."""
     finished = False
-    """Whether all rounds were done when it is closed."""
+    """Whether all rounds are done; set before the tracker is closed."""
 
     def memory(self) -> str:
-        """Tell what is needed to go on with the run after ``--c``."""
+        """Return what is needed to continue the run after ``--c``."""
         return ""
 
     def update_config(self, config: Mapping[str, Any]) -> None:
-        """Take the settings of the run."""
+        """Log the settings of the run."""
         raise NotImplementedError
 
     def log(self, key: str, value: float, step: int) -> None:
-        """Take a number of a round."""
+        """Log one metric of one round."""
         raise NotImplementedError
 
     def log_summary(self, key: str, value: float) -> None:
-        """Take a number of the whole run."""
+        """Log one metric of the whole run."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Write what was logged; called when a round is complete."""
+        """Write all that was logged; called when a round is complete."""
 
     def close(self) -> None:
         """End the run."""
@@ -88,10 +88,12 @@ class WandbTracker(WandbLogger, Tracker):
     def __init__(self, folder: Path, title: str, memory: str | None, step: int) -> None:
         import wandb  # noqa: PLC0415  # only with the extra
 
-        del step  # nnU-Net's logger asks W&B
+        del step  # W&B knows it
         chosen = (os.environ.get(name) for name in ("nnUNet_wandb_mode", "WANDB_MODE"))
         mode = next(filter(None, chosen), "offline")
-        os.environ.setdefault("WANDB_REINIT", "create_new")  # not the run of a training before
+        os.environ.setdefault(
+            "WANDB_REINIT", "create_new"
+        )  # a new run, not that of an earlier training
         if mode == "offline":
             os.environ.setdefault("WANDB_SILENT", "true")
         try:
@@ -122,7 +124,7 @@ class TensorBoardTracker(Tracker):
         self.place = str(path)
 
     def update_config(self, config: Mapping[str, Any]) -> None:
-        """Write the settings as text; before all steps, where a resumed run purges nothing."""
+        """Write the settings as text, at step -1, which a resumed run does not purge."""
         text = json.dumps(config, indent=1, default=str)
         self._writer.add_text("config", f"```json\n{text}\n```", global_step=-1)
 
@@ -148,14 +150,14 @@ class TensorBoardTracker(Tracker):
 class MLflowTracker(Tracker):
     """A run in ``MLFLOW_TRACKING_URI``, or in ``mlflow.db`` in nnU-Net's results folder.
 
-    The points of a round go in one transaction. If the store cannot be reached they are kept for
-    the next round: a training does not end for want of its tracker.
+    The metrics of a round are sent in one transaction. If the store cannot be reached they are kept
+    for the next round: a training does not end because its tracker is away.
     """
 
     def __init__(self, folder: Path, title: str, memory: str | None, step: int) -> None:
         from mlflow import MlflowClient, MlflowException  # noqa: PLC0415  # only with the extra
 
-        del step  # the store knows which it has
+        del step  # the store knows it
         results = folder.parents[2]  # nnUNet_results/Dataset/Trainer__Plans__configuration/fold_X
         self.place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results / 'mlflow.db'}"
         logging.getLogger("mlflow.store").setLevel(logging.WARNING)
@@ -176,12 +178,12 @@ class MLflowTracker(Tracker):
                 self._stored = max((point.step for point in past), default=-1)
 
     def _experiment(self, name: str) -> str:
-        with contextlib.suppress(self._error):  # it is there, also if it was made just now
+        with contextlib.suppress(self._error):  # it exists, perhaps made by another run just now
             return str(self._client.create_experiment(name))
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             raise SettingsError(f"nnUNet_mlflow_enabled: {self.place} has no experiment {name}.")
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def memory(self) -> str:
         """Return the run's id."""
@@ -196,13 +198,13 @@ class MLflowTracker(Tracker):
             self._send("params", params)
 
     def log(self, key: str, value: float, step: int) -> None:
-        """Keep a point until the round is complete, if the run has not got it already."""
+        """Keep a metric until the round is complete, unless the run has it already."""
         self._step = step
         if step > self._stored and key not in _TIMESTAMPS:
             self._keep(key, value)
 
     def log_summary(self, key: str, value: float) -> None:
-        """Keep a point at the last round."""
+        """Keep a metric at the last round."""
         self._keep(key, value)
 
     def _keep(self, key: str, value: float) -> None:
@@ -212,7 +214,7 @@ class MLflowTracker(Tracker):
         self._points.append(Metric(_allowed(key), float(value), now, max(self._step, 0)))
 
     def flush(self) -> None:
-        """Write the points that are kept."""
+        """Send the metrics that are kept."""
         with self._warning():
             self._send("metrics", self._points)
 
@@ -243,8 +245,8 @@ class MLflowTracker(Tracker):
 
 
 def _allowed(key: str) -> str:
-    """Spell a key as MLflow allows; a character it does not becomes its code, ``$`` is ``-24-``."""
-    return re.sub(r"[^/\w.: -]", lambda found: f"-{ord(found[0]):x}-", key)
+    """Replace each character that MLflow does not allow in a key by its code: ``$`` by ``-24-``."""
+    return re.sub(r"[^/\w.: -]", lambda match: f"-{ord(match[0]):x}-", key)
 
 
 TRACKERS: dict[str, type[WandbTracker | TensorBoardTracker | MLflowTracker]] = {
@@ -252,18 +254,18 @@ TRACKERS: dict[str, type[WandbTracker | TensorBoardTracker | MLflowTracker]] = {
     "tensorboard": TensorBoardTracker,
     "mlflow": MLflowTracker,
 }
-"""By the name of the package, of the extra, and in ``nnUNet_<name>_enabled``."""
+"""Trackers by the name of their package and extra, as in ``nnUNet_<name>_enabled``."""
 
 
 def wanted_trackers() -> list[str]:
-    """Names of the trackers that are switched on.
+    """Return the names of the trackers that are switched on.
 
     Raises
     ------
     SettingsError
         If a switch is neither 0 nor 1, or a package is missing.
     """
-    wanted = []
+    enabled = []
     for name in TRACKERS:
         switch = f"nnUNet_{name}_enabled"
         value = os.environ.get(switch, "0")
@@ -277,23 +279,23 @@ def wanted_trackers() -> list[str]:
                 f'{switch}={value} needs {name}: pip install "nnunetv2-federated[{name}]", or '
                 f"unset {switch}."
             )
-        wanted.append(name)
-    return wanted
+        enabled.append(name)
+    return enabled
 
 
 def open_trackers(folder: Path, title: str, config: Mapping[str, Any], step: int) -> list[Tracker]:
-    """Start or continue what is switched on.
+    """Start or continue the runs of the trackers that are switched on.
 
     Parameters
     ----------
     folder
         nnU-Net's result folder of the fold; its ``federation`` says whether a run is continued.
     title
-        Of the run, for its user.
+        Name of the run for its user.
     config
-        Settings of a run that is new.
+        Settings, logged if the run is new.
     step
-        The first that will be logged.
+        First step that will be logged.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""nnU-Net trainers whose epoch loop is driven from outside, a round at a time."""
+"""Federated trainers: any nnU-Net trainer, whose epochs are run a round at a time."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ from nnunetv2_federated.nnunet.training.tracking import untracked
 from nnunetv2_federated.nnunet.training.trainer_schedule import schedule_of
 
 _LOOKS_FOR_TRAINERS = "find_objects.py"
-"""nnU-Net's, which says that there is no such trainer."""
+"""File of nnU-Net that raises where there is no trainer of a name."""
 _ARGUMENTS = ("plans", "configuration", "fold", "dataset_json", "device")
+"""Arguments with which nnU-Net builds a trainer."""
 
 
 def _no_benchmark(loader: object) -> None:
-    """Blur is timed to choose an algorithm; a choice made by a stopwatch cannot be repeated."""
+    """Keep blur from timing itself to choose an algorithm: such a choice cannot be repeated."""
     if not isinstance(loader, SingleThreadedAugmenter):
         return
     pending = [loader.data_loader.transforms]
@@ -55,8 +56,8 @@ class FederatedRounds(ServerRate):
     """Mixin for any ``nnUNetTrainer`` subclass: nnU-Net's own epochs, a round at a time.
 
     nnU-Net's ``run_training`` and every hook it calls run unchanged. What differs: the learning
-    rate comes from the server, the cases may be a site's, and start and end of the training happen
-    once for all rounds.
+    rate comes from the server, the cases may be a site's, and ``on_train_start`` and
+    ``on_train_end`` run once for all rounds, not once for each.
     """
 
     site_cases: tuple[list[str], list[str]] | None = None
@@ -64,12 +65,13 @@ class FederatedRounds(ServerRate):
     lr_schedule_of_run = "trainer"
     """As ``--lr-schedule``."""
     epochs_of_trainer: int
-    """What the trainer has in nnU-Net, where a federation has rounds."""
+    """Number of epochs that the trainer has in nnU-Net; a federation has rounds instead."""
     schedule: Schedule
-    """Learning rate of each round, once this is initialised."""
+    """Learning rate of each round; known once the trainer is initialised."""
     on_iteration: Callable[[], None] | None = None
     """Called after every training and validation iteration."""
     _in_round = False
+    """Whether ``run_training`` is running, whose end is not that of the training."""
     _steps = Steps()
 
     last_validation = Validation(0, 0.0, [], [], [])
@@ -82,16 +84,16 @@ class FederatedRounds(ServerRate):
 
     @property
     def validated_classes(self) -> int | None:
-        """How many classes :attr:`last_validation` counts; ``None`` if only the trainer knows.
+        """Number of classes that :attr:`last_validation` counts; ``None`` if it is not known.
 
-        A trainer with a validation of its own may say it in an attribute of this name.
+        A trainer with a ``validation_step`` of its own may have an attribute of this name.
         """
         own: int | None = getattr(super(), "validated_classes", None)
         if own is not None or super().validation_step.__func__ is not nnUNetTrainer.validation_step:
             return own
         manager = self.label_manager
-        found = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-        return len(found)
+        labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        return len(labels)
 
     def run_round(
         self,
@@ -111,13 +113,18 @@ class FederatedRounds(ServerRate):
         proximal_mu
             Weight of FedProx's proximal term, relative to the weights at entry; 0 for none.
         seconds
-            Train no longer than this; what was done then is in :attr:`completed`. At least one
-            iteration is.
+            Stop training after so many seconds, but not before one iteration is done. The share of
+            the iterations that were done is in :attr:`completed`. ``None`` for no limit.
 
         Returns
         -------
         float
             Mean training loss over the epochs. Validation counts are in :attr:`last_validation`.
+
+        Raises
+        ------
+        SiteError
+            If the trainer ends before its epochs do, or changes its learning rate within one.
         """
         self.on_train_start()
         self._rate.lr = lr
@@ -147,7 +154,7 @@ class FederatedRounds(ServerRate):
 
     @torch.no_grad()
     def validate_iterations(self, iterations: int) -> Validation:
-        """Validate the present weights on patches, without a trace in nnU-Net's log."""
+        """Validate the present weights on patches; nothing of it enters nnU-Net's log."""
         self.on_validation_epoch_start()
         return _sum_validation(
             [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)],
@@ -160,7 +167,7 @@ class FederatedRounds(ServerRate):
             self.on_train_end()
             self._started = False
 
-    # seams of nnUNetTrainer
+    # methods of nnUNetTrainer that differ in a federation
 
     def __init__(
         self,
@@ -170,7 +177,7 @@ class FederatedRounds(ServerRate):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
-        with untracked():  # a federation is one run: GlobalModel starts it
+        with untracked():  # a federation is one run of a tracker, which GlobalModel starts
             super().__init__(
                 plans=plans,
                 configuration=configuration,
@@ -218,7 +225,8 @@ class FederatedRounds(ServerRate):
         super().on_validation_epoch_end(val_outputs, *args, **kwargs)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:  # noqa: D102
-        # others write, and pass on what they like; of shared memory first: that is no such disk
+        # worker processes write the predictions, and their errors may not name the cause; shared
+        # memory is looked at first, since a full one is not a full disk
         with naming_the_disk(Path(self.output_folder)), naming_shared_memory():
             super().perform_actual_validation(save_probabilities)
 
@@ -250,14 +258,14 @@ class FederatedRounds(ServerRate):
 
 
 def check_workers(trainer: FederatedRounds, trainers: int = 1) -> None:
-    """Raise ``SettingsError`` if shared memory is too small for its augmentation workers.
+    """Raise ``SettingsError`` if shared memory is too small for a trainer's augmentation workers.
 
     Parameters
     ----------
     trainer
-        Initialised.
+        Trainer that is initialised.
     trainers
-        How many such there will be at the same time.
+        Number of such trainers that exist at the same time.
     """
     batch = batch_bytes(
         trainer.batch_size,
@@ -269,16 +277,17 @@ def check_workers(trainer: FederatedRounds, trainers: int = 1) -> None:
 
 
 def _sum_validation(outputs: list[dict[str, Any]], trainer: str) -> Validation:
-    wanted = ("loss", "tp_hard", "fp_hard", "fn_hard")
-    missing = [key for key in wanted if any(key not in output for output in outputs)]
+    """Sum what ``validation_step`` returned over iterations."""
+    needed = ("loss", "tp_hard", "fp_hard", "fn_hard")
+    missing = [key for key in needed if any(key not in output for output in outputs)]
     if missing:
         raise SiteError(
             f"validation_step of trainer {trainer} returns no {missing[0]}: a federation sums what "
-            f"nnU-Net's returns ({', '.join(wanted)})"
+            f"nnU-Net's returns ({', '.join(needed)})"
         )
     tp, fp, fn = (
         np.sum([output[key] for output in outputs], axis=0).astype(float).tolist()
-        for key in wanted[1:]
+        for key in needed[1:]
     )
     return Validation.of(len(outputs), float(np.sum([o["loss"] for o in outputs])), tp, fp, fn)
 
@@ -288,12 +297,12 @@ class nnUNetTrainerFederated(FederatedRounds, nnUNetTrainer):  # noqa: N801  # n
 
 
 def federate(trainer: type) -> type[FederatedRounds]:
-    """Return the federated sibling of any trainer, ``<Name>Federated``.
+    """Return the federated sibling of any trainer, the class ``<Name>Federated``.
 
     Raises
     ------
     SettingsError
-        If it is one that others are made from, or its constructor is not nnU-Net's.
+        If the trainer is an abstract base class, or its constructor is not nnU-Net's.
     """
     if issubclass(trainer, FederatedRounds):
         return trainer
@@ -316,7 +325,12 @@ def federate(trainer: type) -> type[FederatedRounds]:
 
 
 def federated_trainer(name: str) -> type[FederatedRounds]:
-    """Find ``nnUNetTrainer``, ``nnUNetTrainerFederated`` or any other trainer, federated.
+    """Return the federated trainer of a name.
+
+    Parameters
+    ----------
+    name
+        ``nnUNetTrainer``, any other trainer that nnU-Net finds, or either with ``Federated``.
 
     Raises
     ------
@@ -326,12 +340,12 @@ def federated_trainer(name: str) -> type[FederatedRounds]:
     if name == nnUNetTrainerFederated.__name__:
         return nnUNetTrainerFederated
     try:
-        found = _find(name)
+        trainer = _find(name)
     except SettingsError:
         if not name.endswith(SUFFIX):
             raise
-        found = _find(name.removesuffix(SUFFIX))
-    return federate(found)
+        trainer = _find(name.removesuffix(SUFFIX))
+    return federate(trainer)
 
 
 def _find(name: str) -> type:
@@ -339,17 +353,18 @@ def _find(name: str) -> type:
         return find_trainer(name)
     except Exception as error:  # nnU-Net's search runs every file on its way
         cause = error.__cause__ or error
-        if isinstance(error, SettingsError) and Path(_place(cause)).name == _LOOKS_FOR_TRAINERS:
+        file = _failed_file(cause)
+        if isinstance(error, SettingsError) and Path(file).name == _LOOKS_FOR_TRAINERS:
             raise
         raise SettingsError(
-            f"trainer {clean(name, 80)} cannot be looked for: {_place(cause)} cannot be imported "
-            f"({type(cause).__name__}: {clean(cause, 200)}); install what is missing, mend the "
+            f"trainer {clean(name, 80)} cannot be looked for: {file} cannot be imported "
+            f"({type(cause).__name__}: {clean(cause, 200)}); install what is missing, fix the "
             "file, or take it out of nnUNet_extTrainer."
         ) from error
 
 
-def _place(error: BaseException) -> str:
-    """Return the file that failed."""
+def _failed_file(error: BaseException) -> str:
+    """Return the file in which an error was raised."""
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
@@ -357,10 +372,10 @@ def _place(error: BaseException) -> str:
 
 
 def stock_name(trainer: type) -> str:
-    """Name of the nearest trainer that inference can use without this package.
+    """Return the name of the nearest trainer that inference can use without this package.
 
-    The first ancestor of nnU-Net's own that builds the same architecture; for an external trainer
-    with an architecture of its own, that trainer.
+    It is the first ancestor of nnU-Net's own that builds the same architecture; for an external
+    trainer with an architecture of its own, that trainer.
     """
     ancestors = [c for c in trainer.__mro__ if not issubclass(c, ServerRate) and c is not object]
     builds = [

@@ -1,7 +1,7 @@
-"""A network as one flat float32 vector, and the manifest that says what is in it.
+"""A network as one flat float32 vector, and a hash of what is in it.
 
-``state_dict`` names a tensor once for every path that leads to it (nnU-Net's decoder holds its
-encoder); the vector holds each tensor once. Integer buffers are counters and stay at the site.
+``state_dict`` lists a tensor once for every module that holds it (nnU-Net's decoder holds its
+encoder); the vector holds each tensor once. Integer buffers are counters, which stay at the site.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def federated_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, then floating-point buffers, each once, in the network's own order."""
+    """Yield parameters, then floating-point buffers, each once, in the network's own order."""
     module = unwrap(network)
     yield from module.named_parameters()
     yield from ((n, b) for n, b in module.named_buffers() if b.is_floating_point())
 
 
 def local_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Integer buffers: what a site keeps for itself."""
+    """Return the integer buffers, which stay at a site."""
     return {n: b for n, b in unwrap(network).named_buffers() if not b.is_floating_point()}
 
 
 def batchnorm_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights, biases and running statistics of every BatchNorm."""
+    """Return weights, biases and running statistics of every BatchNorm, by name."""
     module = unwrap(network)
     norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    theirs = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
-    return {name: t for name, t in federated_tensors(network) if id(t) in theirs}
+    of_norms = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
+    return {name: t for name, t in federated_tensors(network) if id(t) in of_norms}
 
 
 def network_hash(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and types of the federated tensors."""
+    """Return the SHA-256 of names, shapes and types of the federated tensors."""
     listing = [[name, list(t.shape), str(t.dtype)] for name, t in federated_tensors(network)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def num_values(network: nn.Module) -> int:
-    """Length of the network's vector."""
+    """Return the length of the network's vector."""
     return sum(tensor.numel() for _, tensor in federated_tensors(network))
 
 
@@ -74,10 +74,12 @@ def load_vector(network: nn.Module, vector: Vector, keep: Container[str] = froze
 
     Parameters
     ----------
-    network, vector
-        Of the same manifest.
+    network
+        Network with the same federated tensors as the one the vector was made of.
+    vector
+        Weights, shape (parameters,).
     keep
-        Names of tensors to leave as they are.
+        Names of tensors that are not changed.
 
     Raises
     ------
