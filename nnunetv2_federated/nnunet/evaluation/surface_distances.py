@@ -69,11 +69,11 @@ def _distances(truth: Mask, predicted: Mask, spacing: list[float]) -> dict[str, 
     if truth.shape[1] == 1:  # an image of two axes
         truth, predicted, spacing = truth[:, 0], predicted[:, 0], spacing[1:]
     # MONAI expects (batch, class, ...)
-    expected, found = (
+    expected, actual = (
         torch.from_numpy(np.ascontiguousarray(mask[None])) for mask in (truth, predicted)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        nsd = compute_surface_dice(found, expected, [NSD_TOLERANCE], True, spacing=spacing)
-        hd95 = compute_hausdorff_distance(found, expected, True, percentile=95, spacing=spacing)
+        nsd = compute_surface_dice(actual, expected, [NSD_TOLERANCE], True, spacing=spacing)
+        hd95 = compute_hausdorff_distance(actual, expected, True, percentile=95, spacing=spacing)
     return {"NSD": float(nsd), "HD95": float(hd95)}

@@ -165,12 +165,12 @@ def _is_within(module: object, modules: Sequence[str]) -> bool:
     )
 
 
-def _is_defined(found: object, modules: Sequence[str]) -> bool:
+def _is_defined(code: object, modules: Sequence[str]) -> bool:
     """Whether a class or function is defined in one of the modules, under its own name."""
-    if not isinstance(found, (type, FunctionType)) or not _is_within(found.__module__, modules):
+    if not isinstance(code, (type, FunctionType)) or not _is_within(code.__module__, modules):
         return False
-    there = vars(sys.modules[found.__module__]) if found.__module__ in sys.modules else {}
-    return there.get(found.__qualname__) is found
+    there = vars(sys.modules[code.__module__]) if code.__module__ in sys.modules else {}
+    return there.get(code.__qualname__) is code
 
 
 def _search(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noqa: ANN401
@@ -180,26 +180,26 @@ def _search(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noq
     if "." in name:
         return None
     package = importlib.import_module(where.package)
-    found = recursive_find_python_class(str(Path(package.__path__[0])), name, where.package)
-    if not _is_defined(found, [where.package]):
+    code = recursive_find_python_class(str(Path(package.__path__[0])), name, where.package)
+    if not _is_defined(code, [where.package]):
         return None
     if where.base is None:
-        return found if definition(found) in REGISTER[kind] else None
-    fits = isinstance(found, type) and issubclass(found, where.base)
-    return found if fits and not inspect.isabstract(found) else None
+        return code if definition(code) in REGISTER[kind] else None
+    fits = isinstance(code, type) and issubclass(code, where.base)
+    return code if fits and not inspect.isabstract(code) else None
 
 
 def _locate(kind: str, name: str, allowed_modules: Sequence[str]) -> Any:  # noqa: ANN401
     """Return what a dotted name stands for, if nnU-Net finds the same."""
-    found = _walk(name, allowed_modules)
+    code = _walk(name, allowed_modules)
     moved = _MOVED.fullmatch(name)
-    if found is None and kind == "network" and moved:
-        found = _of_register(kind, moved[1])
-    registered = _is_defined(found, _ROOTS) and definition(found) in REGISTER[kind]
-    own = _is_defined(found, allowed_modules) and _is_network_code(found, kind)
-    if not registered and not own:
+    if code is None and kind == "network" and moved:
+        code = _of_register(kind, moved[1])
+    registered = _is_defined(code, _ROOTS) and definition(code) in REGISTER[kind]
+    of_hospital = _is_defined(code, allowed_modules) and _is_network_code(code, kind)
+    if not registered and not of_hospital:
         return None
-    return found if _as_nnunet_finds(kind, name) is found else None
+    return code if _as_nnunet_finds(kind, name) is code else None
 
 
 def _walk(name: str, allowed_modules: Sequence[str]) -> object:
@@ -212,14 +212,14 @@ def _walk(name: str, allowed_modules: Sequence[str]) -> object:
     if root is None:
         return None
     _import_register()
-    found: object = _import(root)
+    code: object = _import(root)
     for part in name[len(root) + 1 :].split("."):
-        if not isinstance(found, ModuleType) or not _is_within(found.__name__, roots):
+        if not isinstance(code, ModuleType) or not _is_within(code.__name__, roots):
             return None
-        if part not in vars(found) and root in allowed_modules and hasattr(found, "__path__"):
-            _import(f"{found.__name__}.{part}")
-        found = vars(found).get(part)
-    return found
+        if part not in vars(code) and root in allowed_modules and hasattr(code, "__path__"):
+            _import(f"{code.__name__}.{part}")
+        code = vars(code).get(part)
+    return code
 
 
 def _import(module: str) -> ModuleType | None:
@@ -245,17 +245,17 @@ def _of_register(kind: str, name: str) -> object:
     return None
 
 
-def _is_network_code(found: object, kind: str) -> bool:
-    if isinstance(found, type):
-        return issubclass(found, nn.Module)
+def _is_network_code(code: object, kind: str) -> bool:
+    if isinstance(code, type):
+        return issubclass(code, nn.Module)
     return kind == "network"
 
 
 def _as_nnunet_finds(kind: str, name: str) -> object:
     """Return what nnU-Net's ``get_network_from_plans`` makes of a name."""
-    found = pydoc.locate(name)
-    if found is None and kind == "network":
+    code = pydoc.locate(name)
+    if code is None and kind == "network":
         package = importlib.import_module(_ARCHITECTURES)
         last = name.rpartition(".")[2]
-        found = recursive_find_python_class(str(Path(package.__path__[0])), last, _ARCHITECTURES)
-    return found
+        code = recursive_find_python_class(str(Path(package.__path__[0])), last, _ARCHITECTURES)
+    return code

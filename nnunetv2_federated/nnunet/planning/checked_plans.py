@@ -256,7 +256,7 @@ def _check_call(
     allowed_modules: Sequence[str] = (),
 ) -> None:
     """Check a callable and all its arguments, and in turn the callables among the arguments."""
-    found = with_key(key, kind, name, allowed_modules)
+    code = with_key(key, kind, name, allowed_modules)
     if not isinstance(given, dict):
         raise SettingsError(f"{key}: the arguments of {clean(name, 80)} are not an object")
     for argument in imported:
@@ -264,11 +264,11 @@ def _check_call(
             argument in given,
             f"{key}._kw_requires_import: there is no argument {clean(argument, 80)}",
         )
-    model = REGISTER[kind].get(definition(found))
+    model = REGISTER[kind].get(definition(code))
     if model is None:
         _check_own_arguments(key, given, imported, allowed_modules)
         return
-    _check_fields(f"{key}, {found.__name__}", model, given, whole=True)
+    _check_fields(f"{key}, {code.__name__}", model, given, whole=True)
     kinds = _kinds_of_code(model)
     _check_imported(key, given, imported, kinds)
     for argument, kind_of_argument in kinds.items():

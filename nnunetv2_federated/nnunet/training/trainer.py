@@ -88,9 +88,12 @@ class FederatedRounds(ServerRate):
 
         A trainer with a ``validation_step`` of its own may have an attribute of this name.
         """
-        own: int | None = getattr(super(), "validated_classes", None)
-        if own is not None or super().validation_step.__func__ is not nnUNetTrainer.validation_step:
-            return own
+        given: int | None = getattr(super(), "validated_classes", None)
+        if (
+            given is not None
+            or super().validation_step.__func__ is not nnUNetTrainer.validation_step
+        ):
+            return given
         manager = self.label_manager
         labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         return len(labels)

@@ -55,7 +55,7 @@ def schedule_of(trainer: ServerRate, rounds: int, choice: str) -> Schedule:
     try:
         with _to_put_back(trainer):
             rates, declared = _read(trainer, rounds)
-        own = read_schedule(rates, declared, trainer.initial_lr)
+        schedule = read_schedule(rates, declared, trainer.initial_lr)
     except SettingsError:
         raise
     except _Elsewhere as error:
@@ -66,13 +66,13 @@ def schedule_of(trainer: ServerRate, rounds: int, choice: str) -> Schedule:
             ) from error
         groups = len(error.declared)
         rates, declared = [[trainer.initial_lr] * groups] * rounds, error.declared
-        own = read_schedule(rates, declared, trainer.initial_lr)
+        schedule = read_schedule(rates, declared, trainer.initial_lr)
     except ValueError as error:
         raise SettingsError(
             f"{name} has {clean(error)}: a federation has one schedule; write the trainer so that "
             "its groups keep their ratios."
         ) from error
-    return own if choice == "trainer" else own.with_poly(trainer.initial_lr)
+    return schedule if choice == "trainer" else schedule.with_poly(trainer.initial_lr)
 
 
 class _Elsewhere(Exception):  # noqa: N818  # never leaves this module
