@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_federated.nnunet.data.raw_files import case_files, training_files
+from nnunetv2_federated.nnunet.data.raw_files import CaseFiles, case_files, training_files
 
 
 def test_cases_and_channels_are_those_of_nnunet(tmp_path: Path) -> None:
@@ -20,8 +20,9 @@ def test_cases_and_channels_are_those_of_nnunet(tmp_path: Path) -> None:
 
     found = training_files(tmp_path)
     assert list(found) == ["a_0000", "b", "b_01"]
-    assert [Path(path).name for path in found["b"]["images"]] == ["b_0000.nii.gz", "b_0001.nii.gz"]
-    assert found == get_filenames_of_train_images_and_targets(str(tmp_path))
+    assert [Path(path).name for path in found["b"].images] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    plain = {case: files._asdict() for case, files in found.items()}
+    assert plain == get_filenames_of_train_images_and_targets(str(tmp_path))
 
 
 def test_other_files_are_no_cases(tmp_path: Path) -> None:
@@ -34,8 +35,8 @@ def test_other_files_are_no_cases(tmp_path: Path) -> None:
 def test_a_dataset_json_may_name_the_files_itself(tmp_path: Path) -> None:
     named = {"x": {"images": ["there/x.png"], "label": "there/x_seg.png"}}
     assert training_files(tmp_path, {"file_ending": ".png", "dataset": named}) == {
-        "x": {
-            "images": [str(tmp_path / "there" / "x.png")],
-            "label": str(tmp_path / "there" / "x_seg.png"),
-        }
+        "x": CaseFiles(
+            images=[str(tmp_path / "there" / "x.png")],
+            label=str(tmp_path / "there" / "x_seg.png"),
+        )
     }

@@ -17,7 +17,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint
 from nnunetv2_federated.federation.messages import FingerprintTask
-from nnunetv2_federated.nnunet.data.raw_case import analyse_case
+from nnunetv2_federated.nnunet.data.raw_case import Work, analyse_case
 from nnunetv2_federated.nnunet.planning.raw_site import RawSite
 
 TASK = FingerprintTask(100, None, False)
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_a_case(
     def analyse() -> CaseFingerprint | str:
         images = sorted(map(str, (raw / "imagesTr").glob("bert_*")))
         mask = str(raw / "labelsTr" / "bert.nrrd")
-        return analyse_case((images, mask, SimpleITKIO, 100, 2, (0, 1, 2)))
+        return analyse_case(Work(images, mask, SimpleITKIO, 100, 2, (0, 1, 2)))
 
     assert isinstance(analyse(), CaseFingerprint)
     spoil(raw)

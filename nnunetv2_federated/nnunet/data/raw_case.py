@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.fingerprint import CaseFingerprint
 from nnunetv2_federated.federation.intensities import Channel
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.nnunet.data.raw_files import channel_gap, training_files
+from nnunetv2_federated.nnunet.data.raw_files import CaseFiles, channel_gap, training_files
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +39,26 @@ _MOST_SHOWN = 3
 _LARGEST_LABEL = 255
 _LONGEST_NOTE = 1000
 
-Work = tuple[Sequence[str], str, type, int, int, tuple[int, ...]]
-"""Image files, label file, reader/writer, number of voxels to sample, declared number of channels
-and declared labels of a case."""
+
+class Work(NamedTuple):
+    """What is needed to read a case and to check it; sent to worker processes."""
+
+    images: Sequence[str]
+    """Files of its images, by channel."""
+    label: str
+    """File of its mask."""
+    reader_writer: type
+    """Class of nnU-Net's reader/writer."""
+    samples: int
+    """Number of voxels to sample."""
+    channels: int
+    """Number of channels that the dataset declares."""
+    labels: tuple[int, ...]
+    """Values that a mask may have."""
 
 
-def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return ``images`` and ``label`` of each training case, as nnU-Net finds them.
+def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, CaseFiles]:
+    """Return the files of each training case; refuse channels that are not numbered.
 
     Raises
     ------
@@ -57,7 +70,7 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[st
     if "dataset" in dataset_json:
         return cases
     ending = dataset_json["file_ending"]
-    numbered = {image for case in cases.values() for image in case["images"]}
+    numbered = {image for case in cases.values() for image in case.images}
     files = (raw / "imagesTr").iterdir()
     lacking = sum(path.name.endswith(ending) and str(path) not in numbered for path in files)
     if lacking:
@@ -65,7 +78,7 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[st
             f"{lacking} files in imagesTr have no channel number: nnU-Net needs names such as "
             f"CASE_0000{ending}, also where there is one channel only."
         )
-    gaps = [case for case, files in cases.items() if channel_gap(files["images"])]
+    gaps = [case for case, files in cases.items() if channel_gap(files.images)]
     if gaps:
         logger.error("channels not numbered 0000, 0001, ... without a gap: %s", ", ".join(gaps))
         raise SettingsError(
@@ -75,10 +88,10 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[st
     return cases
 
 
-def largest_images(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def largest_images(cases: Mapping[str, CaseFiles]) -> list[str]:
     """Return the image files of the case whose images have most bytes."""
     return max(
-        (list(case["images"]) for case in cases.values()),
+        (case.images for case in cases.values()),
         key=lambda files: sum(Path(file).stat().st_size for file in files),
     )
 
@@ -243,7 +256,7 @@ def _undeclared(values: Sequence[float]) -> str:
 
 
 def work_of(
-    cases: Mapping[str, Mapping[str, Any]],
+    cases: Mapping[str, CaseFiles],
     dataset_json: Mapping[str, Any],
     reader_writer: type[BaseReaderWriter],
     samples: int,
@@ -253,7 +266,7 @@ def work_of(
     Parameters
     ----------
     cases
-        ``images`` and ``label`` of each case.
+        Files of each case.
     dataset_json
         ``dataset.json`` of the dataset.
     reader_writer
@@ -264,7 +277,7 @@ def work_of(
     channels = len(declared_of(dataset_json)["channel_names"])
     labels = declared_values(dataset_json)
     return [
-        (case["images"], case["label"], reader_writer, samples, channels, labels)
+        Work(case.images, case.label, reader_writer, samples, channels, labels)
         for case in cases.values()
     ]
 
@@ -282,9 +295,11 @@ def analyse_case(work: Work) -> CaseFingerprint | str:
 
 
 def _fingerprint_of(work: Work) -> CaseFingerprint:
-    images, label, reader_writer, samples, channels, labels = work
     shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
-        images, label, lambda: _CheckingReader(reader_writer, channels, labels), samples
+        work.images,
+        work.label,
+        lambda: _CheckingReader(work.reader_writer, work.channels, work.labels),
+        work.samples,
     )
     if not all(np.all(np.isfinite(channel)) for channel in intensities):
         raise _UnusableError("infinite intensities")

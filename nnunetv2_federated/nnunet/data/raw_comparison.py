@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import SettingsError
@@ -14,7 +13,7 @@ from nnunetv2_federated.federation.finding import Finding, look
 from nnunetv2_federated.federation.text import some_cases
 from nnunetv2_federated.nnunet.data.dataset import Dataset, read_json
 from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
-from nnunetv2_federated.nnunet.data.raw_files import channel_gap, training_files
+from nnunetv2_federated.nnunet.data.raw_files import CaseFiles, channel_gap, training_files
 
 REFERENCES = "gt_segmentations"
 """Folder in which nnU-Net keeps copies of the reference segmentations."""
@@ -74,8 +73,8 @@ class RawComparison:
             )
         return "as in nnUNet_raw"
 
-    def _counted_channels(self, files: dict[str, dict[str, Any]]) -> str:
-        wrong = [case for case, of_case in files.items() if channel_gap(of_case["images"])]
+    def _counted_channels(self, files: Mapping[str, CaseFiles]) -> str:
+        wrong = [case for case, of_case in files.items() if channel_gap(of_case.images)]
         if wrong:
             raise SettingsError(
                 f"{some_cases(wrong)} of {self.dataset.name} in nnUNet_raw with channels that are "
@@ -84,11 +83,11 @@ class RawComparison:
             )
         return f"numbered without a gap in {len(files)} cases"
 
-    def _same_labels(self, files: dict[str, dict[str, Any]]) -> str:
+    def _same_labels(self, files: Mapping[str, CaseFiles]) -> str:
         """Compare the raw segmentations byte by byte with nnU-Net's copies."""
         folder = self.dataset.folder / REFERENCES
         both = set(self.cases) & set(files)
-        without = {case for case in both if not Path(files[case]["label"]).is_file()}
+        without = {case for case in both if not Path(files[case].label).is_file()}
         if without:
             raise SettingsError(
                 f"{some_cases(without)} of {self.dataset.name} in nnUNet_raw without "
@@ -99,7 +98,7 @@ class RawComparison:
         other = [
             case
             for case in present
-            if not filecmp.cmp(copies[case], Path(files[case]["label"]), shallow=False)
+            if not filecmp.cmp(copies[case], Path(files[case].label), shallow=False)
         ]
         if other:
             raise SettingsError(
@@ -109,16 +108,16 @@ class RawComparison:
             )
         return f"{len(present)} segmentations as in nnUNet_raw"
 
-    def _without_image(self, files: dict[str, dict[str, Any]]) -> set[str]:
+    def _without_image(self, files: Mapping[str, CaseFiles]) -> set[str]:
         masks = (path.name for path in (self.raw / "labelsTr").glob(f"*{self._file_ending}"))
         return {mask.removesuffix(self._file_ending) for mask in masks} - set(files)
 
-    def _older(self, files: dict[str, dict[str, Any]]) -> set[str]:
+    def _older(self, files: Mapping[str, CaseFiles]) -> set[str]:
         """Return cases that were preprocessed before one of their raw files was written."""
         return {case for case in set(self.cases) & set(files) if self._is_older(case, files[case])}
 
-    def _is_older(self, case: str, files: dict[str, Any]) -> bool:
-        sources = [Path(path) for path in (*files["images"], files["label"])]
+    def _is_older(self, case: str, files: CaseFiles) -> bool:
+        sources = [Path(path) for path in (*files.images, files.label)]
         newest = max(path.stat().st_mtime for path in sources if path.is_file())
         results = [self.preprocessed / f"{case}{ending}" for ending in _ENDINGS_OF_IMAGES]
         return any(path.stat().st_mtime < newest for path in results if path.is_file())

@@ -10,11 +10,20 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_federated.nnunet.data.dataset import read_json
+
+
+class CaseFiles(NamedTuple):
+    """Files of a training case."""
+
+    images: list[str]
+    """Paths of its images, by channel."""
+    label: str
+    """Path of its reference segmentation, which need not exist."""
 
 
 def case_files(folder: Path, file_ending: str) -> dict[str, list[str]]:
@@ -39,8 +48,8 @@ def case_files(folder: Path, file_ending: str) -> dict[str, list[str]]:
 
 def training_files(
     raw: Path, dataset_json: Mapping[str, Any] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Return ``images`` and ``label`` of each training case of a raw dataset.
+) -> dict[str, CaseFiles]:
+    """Return the files of each training case of a raw dataset.
 
     Parameters
     ----------
@@ -58,14 +67,17 @@ def training_files(
     """
     declared = dict(read_json(raw / "dataset.json") if dataset_json is None else dataset_json)
     if "dataset" in declared:
-        named: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
+        listed: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
             str(raw),
             deepcopy(declared),  # nnU-Net completes the paths in it
         )
-        return named
+        return {
+            case: CaseFiles(list(map(str, files["images"])), str(files["label"]))
+            for case, files in listed.items()
+        }
     ending = str(declared["file_ending"])
     return {
-        case: {"images": images, "label": str(raw / "labelsTr" / (case + ending))}
+        case: CaseFiles(images, str(raw / "labelsTr" / (case + ending)))
         for case, images in case_files(raw / "imagesTr", ending).items()
     }
 

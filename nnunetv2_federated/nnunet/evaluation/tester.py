@@ -107,7 +107,7 @@ class SegmentationTester:
         """Return the file with the reference segmentation of each case."""
         if subset == "Tr":
             known = training_files(raw, dataset_json)
-            files = {case: str(known[case]["label"]) for case in cases}
+            files = {case: known[case].label for case in cases}
         else:
             ending = dataset_json["file_ending"]
             files = {case: str(raw / f"labels{subset}" / (case + ending)) for case in cases}
@@ -246,7 +246,7 @@ def raw_folder(dataset: Dataset) -> Path:
 
 def images_tr(raw: Path) -> dict[str, list[str]]:
     """Return the image files of every case of ``imagesTr``."""
-    return {case: list(map(str, files["images"])) for case, files in training_files(raw).items()}
+    return {case: files.images for case, files in training_files(raw).items()}
 
 
 def images_ts(raw: Path) -> dict[str, list[str]]:

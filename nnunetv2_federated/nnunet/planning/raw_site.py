@@ -50,6 +50,7 @@ from nnunetv2_federated.nnunet.data.raw_case import (
     verify_integrity,
     work_of,
 )
+from nnunetv2_federated.nnunet.data.raw_files import CaseFiles
 from nnunetv2_federated.nnunet.planning.checked_plans import check_dataset_json, check_plans
 from nnunetv2_federated.nnunet.planning.installed_plans import install_plans, other_plans
 from nnunetv2_federated.nnunet.planning.memory_estimate import check_preprocessing
@@ -241,19 +242,19 @@ class RawSite:
         check_declaration(content, f"site {self.name}: dataset.json")
         return content
 
-    def _cases(self, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def _cases(self, dataset_json: dict[str, Any]) -> dict[str, CaseFiles]:
         try:
             return training_cases(self._raw, dataset_json)
         except SettingsError as error:
             raise SiteError(f"site {self.name}: {error}") from error
 
     def _reader_writer(
-        self, dataset_json: dict[str, Any], cases: dict[str, dict[str, Any]], *, note: bool = False
+        self, dataset_json: dict[str, Any], cases: dict[str, CaseFiles], *, note: bool = False
     ) -> type[BaseReaderWriter]:
         """Return the reader/writer that nnU-Net chooses, which may try it on an image."""
         check_dataset_json(dataset_json)
         ending = clean(dataset_json["file_ending"], 20)
-        example = next(iter(cases.values()))["images"][0]
+        example = next(iter(cases.values())).images[0]
         reader_writer, reason = choose_reader(dataset_json, example)
         if reader_writer is None:
             self._note(f"{self.name}: {Path(example).name} cannot be read: {reason}")
