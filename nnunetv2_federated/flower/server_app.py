@@ -40,7 +40,7 @@ from nnunetv2_federated.flower.strategies import averages, build_strategy
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
 from nnunetv2_federated.nnunet.summary import pool_sites
-from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel, ServerState
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 from nnunetv2_federated.report.federation_png import plot_federation
 
@@ -136,9 +136,8 @@ class Server:
         """Load what an earlier start of the run left, or the weights to begin with."""
         state = self.model.load_state()
         if state is not None:
-            self._sent = state["weights"]
-            self.rounds = [RoundRecord.from_plain(record) for record in state["rounds"]]
-            restore(inner, state["strategy"])
+            self._sent, self.rounds = state.weights, state.rounds
+            restore(inner, state.strategy)
         elif self._run.pretrained_weights:
             self.model.load_pretrained(self._run.pretrained_weights)
             self._sent = self.model.vector
@@ -177,8 +176,7 @@ class Server:
         record = self._record(result, wall)
         self.rounds.append(record)
         self._sent = result.weights
-        plain = [each.to_plain() for each in self.rounds]
-        self.model.save_state(result.weights, plain, dump(inner))
+        self.model.save_state(ServerState(result.weights, self.rounds, dump(inner)))
         self._write_report()
         self.observer.round_finished(record)
         self._writing = time.perf_counter() - self._clock

@@ -5,7 +5,7 @@ The server resumes in these steps, in this order:
 1. :class:`GlobalModel` is built anew from ``run.json``.
 2. :meth:`GlobalModel.load_state` reads ``federation/state.pt``: global weights, rounds, state of
    the strategy, and nnU-Net's epoch and log.
-3. The sites are asked to join again; then the state of the strategy is restored.
+3. The state of the strategy is restored; then the sites are asked to join again.
 4. The round after the last one that was saved begins. Sites that had begun it already return to
    their own state before it (:mod:`.site_state`).
 5. At the end of the round :meth:`GlobalModel.save_state` replaces the state.
@@ -18,6 +18,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ _TRAINER_SETTINGS = (
 """Attributes of a trainer that nnU-Net sends to its W&B logger."""
 _USUAL_EPOCHS = 1000
 """Number of epochs of ``nnUNetTrainer``; the user knows that ``--rounds`` replaces it."""
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What a server keeps between rounds, beside nnU-Net's epoch and log."""
+
+    weights: Vector
+    """Global weights after the last round."""
+    rounds: list[RoundRecord]
+    """Records of all finished rounds."""
+    strategy: dict[str, Any]
+    """State of the strategy, of :func:`.strategy_state.dump`."""
 
 
 class GlobalModel:
@@ -252,40 +265,29 @@ class GlobalModel:
         with quiet():
             self.trainer.load_checkpoint(str(checkpoint))
 
-    def save_state(
-        self, weights: Vector, rounds: list[dict[str, Any]], strategy: dict[str, Any]
-    ) -> None:
+    def save_state(self, state: ServerState) -> None:
         """Save everything that a resumed run needs, atomically.
 
         Only now the state of an earlier run is deleted, and the files of its network replaced.
-
-        Parameters
-        ----------
-        weights
-            Global weights after the last round.
-        rounds
-            Records of all rounds.
-        strategy
-            State of the strategy.
         """
         if self.trainer.disable_checkpointing:
             return
         trainer = self.trainer
-        state = {
+        content = {
             "network_hash": self.network_hash,
-            "weights": torch.tensor(weights),
-            "rounds": rounds,
-            "strategy": strategy,
+            "weights": torch.tensor(state.weights),
+            "rounds": [record.to_plain() for record in state.rounds],
+            "strategy": state.strategy,
             "epoch": trainer.current_epoch,
             "best_ema": trainer._best_ema,  # nnU-Net's own attribute
             "logging": trainer.logger.get_checkpoint(),
         }
         federation = self.folder / "federation"
-        torch_file.save(federation / STATE_FILE, state)
+        torch_file.save(federation / STATE_FILE, content)
         drop_previous(federation)
         self.write_metadata()
 
-    def load_state(self) -> dict[str, Any] | None:
+    def load_state(self) -> ServerState | None:
         """Load the state of an earlier run; return ``None`` if it has finished no round.
 
         Raises
@@ -296,17 +298,20 @@ class GlobalModel:
         path = self.folder / "federation" / STATE_FILE
         if not path.is_file():
             return None
-        state = torch_file.load(path)
-        if state.get("network_hash") != self.network_hash:
+        content = torch_file.load(path)
+        if content.get("network_hash") != self.network_hash:
             raise CheckpointError(
                 f"{path} holds the weights of another network: the plans or the trainer changed; "
                 "start anew without --c."
             )
-        self.trainer.current_epoch = state["epoch"]
-        self.trainer._best_ema = state["best_ema"]
-        self.trainer.logger.load_checkpoint(state["logging"])
-        state["weights"] = state["weights"].numpy()
-        return state
+        self.trainer.current_epoch = content["epoch"]
+        self.trainer._best_ema = content["best_ema"]
+        self.trainer.logger.load_checkpoint(content["logging"])
+        return ServerState(
+            content["weights"].numpy(),
+            [RoundRecord.from_plain(record) for record in content["rounds"]],
+            content["strategy"],
+        )
 
 
 def _notes(run: Run, trainer: FederatedRounds) -> list[str]:
