@@ -175,7 +175,16 @@ def _count_tested(
 def curve(
     histories: Histories, arm: str, *keys: str
 ) -> tuple[list[int], list[float | None], list[float | None]]:
-    """Mean and spread over an arm's runs, by round, of a value of ``federation.json``.
+    """Return mean and spread of a value of ``federation.json`` over an arm's runs, by round.
+
+    Parameters
+    ----------
+    histories
+        Histories of all runs.
+    arm
+        Name of the arm.
+    *keys
+        Names that lead to the value in the record of a round, such as ``global_model``, ``loss``.
 
     Returns
     -------
@@ -197,29 +206,41 @@ def curve(
 
 @dataclass(frozen=True)
 class Sent:
-    """What one site of a federation sent."""
+    """What one site of a federation sent in the first run."""
 
     arm: str
     site: str
     rounds: int
+    """Number of rounds in which the site was aggregated."""
     mebibytes: float
+    """MiB of all its messages."""
     training_cases: int
     versions: str
+    """Versions of the site's packages, in one line."""
 
 
 def what_left(histories: Histories) -> list[Sent]:
-    """Sum up what each site sent, of the first run of each federated arm.
+    """Return what each site sent in the first run of each federated arm.
 
-    A round's bytes are shared equally by the sites that answered: each sends the same vector.
+    The bytes of a round are divided equally among its sites: each sends a vector of one length.
     """
-    found, seen = [], set()
+    first_runs: dict[str, History] = {}
     for (arm, _, _), history in histories.items():
-        if not arm.startswith("federated/") or arm in seen:
-            continue
-        seen.add(arm)
-        for site, known in history.sites.items():
-            took = [record for record in history.rounds if site in record.sites]
-            sent = sum(record.bytes_up / max(1, len(record.sites)) for record in took)
-            versions = ", ".join(f"{k} {v}" for k, v in known.versions.items())
-            found.append(Sent(arm, site, len(took), sent / 2**20, known.training_cases, versions))
-    return found
+        if arm.startswith("federated/"):
+            first_runs.setdefault(arm, history)
+    return [
+        _sent(arm, site, history) for arm, history in first_runs.items() for site in history.sites
+    ]
+
+
+def _sent(arm: str, site: str, history: History) -> Sent:
+    rounds = [record for record in history.rounds if site in record.sites]
+    summary = history.sites[site]
+    return Sent(
+        arm,
+        site,
+        rounds=len(rounds),
+        mebibytes=sum(record.bytes_up / len(record.sites) for record in rounds) / 2**20,
+        training_cases=summary.training_cases,
+        versions=", ".join(f"{name} {version}" for name, version in summary.versions.items()),
+    )

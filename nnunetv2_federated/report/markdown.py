@@ -108,7 +108,7 @@ def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
                 if update.outcome != ACCEPTED:
                     key = (arm, str(seed), str(fold), site, update.outcome)
                     norms.setdefault(key, []).append(update.norm)
-    return header, [[*key, str(len(own)), f"{max(own):.3g}"] for key, own in norms.items()]
+    return header, [[*key, str(len(ns)), f"{max(ns):.3g}"] for key, ns in norms.items()]
 
 
 def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:

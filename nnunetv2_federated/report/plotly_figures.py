@@ -167,8 +167,8 @@ def _at_sites(
 def _first_federation(evidence: Evidence) -> tuple[str, list[str]]:
     """Return the name of the first federated arm, and its sites."""
     arm = next((arm for arm in evidence.arms if arm.startswith("federated/")), "")
-    found = [h for (name, _, _), h in evidence.histories.items() if name == arm]
-    return arm, list(found[0].sites) if found else []
+    runs = [history for (name, _, _), history in evidence.histories.items() if name == arm]
+    return arm, list(runs[0].sites) if runs else []
 
 
 def distribution(evidence: Evidence) -> go.Figure:
