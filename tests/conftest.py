@@ -8,13 +8,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import commands
 import pytest
 from small_datasets import FOLDERS, make_stripes, nnunet_in, plan_and_preprocess, write_dataset
-
-from nnunetv2_federated.federation.run import Run
 
 os.environ.setdefault("nnUNet_compile", "f")  # nnU-Net's spelling
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -104,15 +101,6 @@ def dataset_3d(planned: Planned) -> str:
 def dataset_cls(planned: Planned) -> str:
     """Forty 32x36 PNG cases, with bright rows or bright columns, and ten test cases."""
     return planned("Dataset905_Stripes", lambda raw: make_stripes(raw / "Dataset905_Stripes"))
-
-
-def a_run(dataset: str, **chosen: Any) -> Run:
-    """Resolve what a test chooses to a run of fold 0 of ``2d`` on the CPU."""
-    from nnunetv2_federated.experiment.choices import TrainChoices  # noqa: PLC0415
-    from nnunetv2_federated.experiment.resolve import resolve  # noqa: PLC0415
-
-    target = {"dataset": dataset, "configuration": "2d", "fold": 0, "device": "cpu"}
-    return resolve(TrainChoices(**{**target, **chosen}))
 
 
 @pytest.fixture

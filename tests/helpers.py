@@ -9,11 +9,21 @@ from typing import Any
 
 import torch
 
+from nnunetv2_federated.experiment.choices import TrainChoices
+from nnunetv2_federated.experiment.resolve import resolve
+from nnunetv2_federated.federation.run import Run
+
 Train = Callable[..., Path]
 """Trains with the flags it is given; returns the fold's folder."""
 
 Weights = dict[str, torch.Tensor]
 """Tensors of a network by their names in its ``state_dict``."""
+
+
+def a_run(dataset: str, **chosen: Any) -> Run:
+    """Resolve what a test chooses to a run of fold 0 of ``2d`` on the CPU."""
+    target = {"dataset": dataset, "configuration": "2d", "fold": 0, "device": "cpu"}
+    return resolve(TrainChoices(**{**target, **chosen}))
 
 
 def load_weights(fold: Path) -> Weights:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_federated.cli.command import Command, Values
 from nnunetv2_federated.cli.console import say
-from nnunetv2_federated.cli.flags import Command, Values, build_parser
+from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.experiment.choices import CompareChoices
 from nnunetv2_federated.federation.errors import SettingsError

@@ -1,17 +1,15 @@
-"""Flags and settings-file keys of a command, made from the record of its choices."""
+"""The flags of a command, made from the record of its choices."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from nnunetv2_federated.cli.settings_file import Source, read_settings_file
 from nnunetv2_federated.federation.choice import (
     Choice,
-    ChoiceError,
     Choices,
     choice_of,
     default_of,
@@ -22,11 +20,6 @@ from nnunetv2_federated.federation.choice import (
     spell_flag,
     values_of,
 )
-from nnunetv2_federated.federation.errors import SettingsError
-
-C = TypeVar("C", bound=Choices)
-Values = dict[str, Any]
-"""Values of fields that were chosen, by name; not checked yet."""
 
 
 def build_parser(
@@ -59,7 +52,7 @@ def build_parser(
             continue
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        groups[title].add_argument(_spelling(record, name), dest=name, **_options(record, name))
+        groups[title].add_argument(spell(record, name), dest=name, **_options(record, name))
     return parser
 
 
@@ -79,101 +72,24 @@ def flag_names(record: type[Choices], without: Collection[str] = ()) -> list[str
 
 def help_of(record: type[Choices], name: str) -> str:
     """Return a field's help text with the default."""
-    choice, default = choice_of(record, name), default_of(record, name)
+    text, default = choice_of(record, name).help, default_of(record, name)
     if default is dataclasses.MISSING or isinstance(default, bool):
-        return choice.help
-    return f"{choice.help} (default: {choice.unset or _shown(default)})"
+        return text
+    return f"{text} (default: {default_text(record, name)})"
 
 
-class Command(Generic[C]):
-    """A command line that becomes a record.
-
-    Parameters
-    ----------
-    record
-        Choices of the command.
-    parser
-        What :func:`build_parser` returned, perhaps with more.
-    without
-        As of :func:`build_parser`; a settings file must not have them either.
-    complete
-        Turns what ``parser`` has besides the fields into fields.
-    """
-
-    def __init__(
-        self,
-        record: type[C],
-        parser: argparse.ArgumentParser,
-        *,
-        without: Collection[str] = (),
-        complete: Callable[[Values], Values] = dict,
-    ) -> None:
-        self._record = record
-        self._parser = parser
-        self._complete = complete
-        tables = [name for name in names_of(record) if choice_of(record, name).table]
-        positional = [n for n in names_of(record) if choice_of(record, n).positional]
-        self._keys = {*flag_names(record, without), *tables} - {
-            *positional,
-            "settings",
-            "reduced",
-        }
-
-    def parse(self, argv: Sequence[str] | None) -> C:
-        """Read flags, and the settings file named by ``--settings``; flags win.
-
-        Raises
-        ------
-        SettingsError
-            If a value is not allowed; it says whether the flag or the file is wrong.
-        """
-        flags = {k: v for k, v in vars(self._parser.parse_args(argv)).items() if v is not None}
-        _read_options(self._record, flags)
-        path: Path | None = flags.get("settings")
-        source = None
-        values: Values = {}
-        if path is not None:
-            source = Source(path)
-            reduced = bool(flags.get("reduced"))
-            values = read_settings_file(self._record, source, self._keys, reduced=reduced)
-        return build(self._record, self._complete({**values, **flags}), source, flags)
+def default_text(record: type[Choices], name: str) -> str:
+    """Return a field's default, or what holds where that is not known here."""
+    return choice_of(record, name).unset or _shown(default_of(record, name))
 
 
-def build(
-    record: type[C], values: Mapping[str, Any], source: Source | None, flags: Collection[str]
-) -> C:
-    """Build a record; an error names the file if the value is from there.
-
-    Parameters
-    ----------
-    record
-        Choices of the command.
-    values
-        Value of each field that was chosen.
-    source
-        Settings file, if there is one.
-    flags
-        Fields whose values are from the command line.
-
-    Raises
-    ------
-    SettingsError
-        If a value is not allowed.
-    """
-    try:
-        return record(**values)
-    except ChoiceError as error:
-        if source is None or error.name in flags:
-            raise
-        raise source.refusal(record, error) from error
-
-
-def _spelling(record: type[Choices], name: str) -> str:
+def spell(record: type[Choices], name: str) -> str:
+    """Return a field's flag; that of a field which is on by default turns it off."""
     flag = spell_flag(record, name)
     return "--no-" + flag.removeprefix("--") if default_of(record, name) is True else flag
 
 
-def _options(record: type[Choices], name: str) -> Values:
+def _options(record: type[Choices], name: str) -> dict[str, Any]:
     """Return the arguments of :meth:`argparse.ArgumentParser.add_argument`."""
     choice, annotation = choice_of(record, name), hints_of(record)[name]
     text = {"help": help_of(record, name).replace("%", "%%")}
@@ -193,14 +109,14 @@ def _options(record: type[Choices], name: str) -> Values:
     }
 
 
-def _number(choice: Choice, several: object) -> Values:
+def _number(choice: Choice, several: object) -> dict[str, Any]:
     if several is None:
         return {}
     fixed = isinstance(choice.metavar, tuple)
     return {"nargs": len(choice.metavar or ()) if fixed else "+"}
 
 
-def _value(choice: Choice, annotation: object) -> Values:
+def _value(choice: Choice, annotation: object) -> dict[str, Any]:
     """Return how one value is read, and its name in the usage line."""
     if words := values_of(annotation):
         return {"choices": words}
@@ -223,27 +139,6 @@ def _number_or_text(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _read_options(record: type[Choices], flags: Values) -> None:
-    """Turn ``KEY=VALUE`` texts into a mapping."""
-    for name in flags:
-        if name in names_of(record) and Mapping in map(
-            get_origin, parts_of(hints_of(record)[name])
-        ):
-            flags[name] = dict(_key_value(spell_flag(record, name), text) for text in flags[name])
-
-
-def _key_value(flag: str, text: str) -> tuple[str, float]:
-    key, separator, value = text.partition("=")
-    try:
-        number = int(value) if value.lstrip("+-").isdecimal() else float(value)
-    except ValueError:
-        separator = ""
-        number = 0
-    if not separator:
-        raise SettingsError(f"{flag} {text}: write key=number, as in proximal_mu=0.1.")
-    return key, number
 
 
 def _shown(default: object) -> str:

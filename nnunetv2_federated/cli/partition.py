@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.flags import Command, build_parser
+from nnunetv2_federated.cli.command import Command
+from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.experiment.choices import PartitionChoices
 from nnunetv2_federated.federation.errors import SettingsError

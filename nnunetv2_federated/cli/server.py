@@ -6,7 +6,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.cli.flags import Command, Values, build_parser
+from nnunetv2_federated.cli.command import Command, Values
+from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.cli.train import train
 from nnunetv2_federated.experiment.choices import DEFAULT_CREDENTIALS, TrainChoices

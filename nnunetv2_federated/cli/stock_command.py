@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_federated.cli.command import build
 from nnunetv2_federated.cli.console import ConsoleObserver
-from nnunetv2_federated.cli.flags import build, flag_names
+from nnunetv2_federated.cli.flags import flag_names
 from nnunetv2_federated.cli.settings_file import Source, read_settings_file
 from nnunetv2_federated.cli.train import WITHOUT
 from nnunetv2_federated.experiment.choices import TrainChoices

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_federated.cli.command import Command, Values
 from nnunetv2_federated.cli.console import ConsoleObserver, say
-from nnunetv2_federated.cli.flags import Command, Values, build_parser
+from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.experiment.choices import TrainChoices

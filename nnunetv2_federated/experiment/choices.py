@@ -328,6 +328,8 @@ class CompareChoices(
 class PartitionChoices(DealChoices, SettingsFile):
     """Choices of ``nnUNetv2_partition``."""
 
+    group: ClassVar[str] = "what to deal"
+
     dataset: Annotated[Dataset, Choice("dataset id or name", "DATASET", positional=True)]
     configuration: Annotated[
         str | None,

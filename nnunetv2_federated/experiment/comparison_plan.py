@@ -7,31 +7,23 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunetv2_federated.experiment.choices import (
-    DEALING,
     ArmChoices,
     CompareChoices,
-    FederatedArmChoices,
-    SiteChoices,
 )
 from nnunetv2_federated.experiment.comparison import (
-    CENTRALISED,
-    Arm,
     Comparison,
     Model,
-    split_external,
 )
-from nnunetv2_federated.experiment.resolve import resolve_sites, suggestions, weights_file
+from nnunetv2_federated.experiment.comparison_arms import PlannedArm, plan_arms, plan_sites
+from nnunetv2_federated.experiment.resolve import suggestions, weights_file
 from nnunetv2_federated.federation.case_table import read_case_table, table_column
-from nnunetv2_federated.federation.choice import spell_key
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import Sites
 from nnunetv2_federated.federation.run import Run
-from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.launch import check_buildable, check_choices
 from nnunetv2_federated.nnunet.data.dataset import (
     Dataset,
@@ -56,19 +48,6 @@ TEST_SET = "test set"
 """Site of test cases whose site is not known."""
 
 Runs = Mapping[Model, Run]
-
-
-@dataclass(frozen=True)
-class _PlannedArm:
-    """An arm, and what was chosen for its trainings."""
-
-    name: str
-    choices: ArmChoices
-    partitions: Mapping[int, Sites] = dataclasses.field(default_factory=dict)
-
-    def arm(self) -> Arm:
-        """Return the arm as the comparison's file has it."""
-        return Arm(self.name, _as_json(self.choices), self.partitions)
 
 
 def build_comparison(
@@ -101,8 +80,8 @@ def build_comparison(
         _check_alone(dataset, configuration)
         draw_by_table(dataset, configuration, folds, choices.case_table)
         seeds = list(choices.seeds or [choices.seed])
-        sites, external = _sites(choices, dataset, seeds)
-        arms = _arms(choices, dataset, seeds, sites=sites, external=external)
+        sites, external = plan_sites(choices, dataset, seeds)
+        arms = plan_arms(choices, dataset, seeds, sites=sites, external=external)
         comparison = Comparison(
             dataset=dataset.name,
             configuration=configuration,
@@ -147,107 +126,6 @@ def _scratch_results() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _sites(
-    choices: CompareChoices, dataset: Dataset, seeds: Sequence[int]
-) -> tuple[dict[int, Sites], Sites]:
-    """Return the sites that train, by seed, and those that only test."""
-    if not choices.external_sites:
-        return {seed: _dealt(choices, choices, dataset, seed) for seed in seeds}, {}
-    if choices.partition_by_seed:
-        raise SettingsError(
-            "--partition-by-seed --external-site: a site dealt anew for each seed is another site; "
-            "leave one of the flags out."
-        )
-    found, external = split_external(
-        _dealt(choices, choices, dataset, seeds[0]), list(choices.external_sites)
-    )
-    return dict.fromkeys(seeds, found), external
-
-
-def _dealt(choices: CompareChoices, sites: SiteChoices, dataset: Dataset, seed: int) -> Sites:
-    """Return the sites of a seed.
-
-    Parameters
-    ----------
-    choices
-        Those of the comparison.
-    sites
-        Those about sites, of the comparison or of one arm.
-    dataset, seed
-        Dataset whose cases are dealt; the seed counts with ``partition_by_seed``.
-    """
-    own = sites.part(SiteChoices)
-    if choices.partition_by_seed:
-        own = own.changed(seed=seed)
-    return resolve_sites(own, dataset, choices.configuration, choices.trainer)
-
-
-def _arms(
-    choices: CompareChoices,
-    dataset: Dataset,
-    seeds: Sequence[int],
-    *,
-    sites: Mapping[int, Sites],
-    external: Sites,
-) -> list[_PlannedArm]:
-    """Return every arm, with what was chosen for its trainings."""
-    common = {k: v for k, v in choices.part(ArmChoices).given().items() if k != "seed"}
-    common.setdefault("trainer", choices.trainer)
-    alone = {
-        **{k: v for k, v in common.items() if k not in ("strategy", "strategy_options")},
-        "sites_per_round": 1,
-        "min_replies": 1,
-    }
-    arms = []
-    if "local" in choices.arms:
-        own = ArmChoices(**{**alone, **choices.local.given()})
-        names = sorted({site for found in sites.values() for site in found})
-        arms += [_PlannedArm(f"local/{site}", own) for site in names]
-    if "federated" in choices.arms:
-        for name, arm in _federated(choices).items():
-            given = {**common, **arm.part(ArmChoices).given()}
-            partitions = _partitions(choices, arm, dataset, seeds, external)
-            arms.append(_PlannedArm(f"federated/{name}", ArmChoices(**given), partitions))
-    if "centralised" in choices.arms:
-        own = ArmChoices(**{**alone, **choices.centralised.given()})
-        arms.append(_PlannedArm(CENTRALISED, own))
-    return arms
-
-
-def _federated(choices: CompareChoices) -> dict[str, FederatedArmChoices]:
-    """Return the federated arms: of ``--strategies``, then of the tables ``[federated.NAME]``."""
-    tables = choices.federated
-    names = choices.strategies or (() if tables else (choices.strategy,))
-    found: dict[str, FederatedArmChoices] = {}
-    for strategy in names:
-        found[strategy] = FederatedArmChoices(strategy=strategy)
-    for name, table in tables.items():
-        known = {"strategy": name} if name in STRATEGIES else {}
-        found[name] = FederatedArmChoices(**{**known, **table.given()})
-    return found
-
-
-def _partitions(
-    choices: CompareChoices,
-    arm: FederatedArmChoices,
-    dataset: Dataset,
-    seeds: Sequence[int],
-    external: Sites,
-) -> dict[int, Sites]:
-    """Return the sites of an arm that deals the cases otherwise, without external cases."""
-    own = {name: getattr(arm, name) for name in DEALING if name in arm.chosen}
-    if not own:
-        return {}
-    given = {k: v for k, v in choices.part(SiteChoices).given().items() if k != "sites_file"}
-    excluded = {case for cases in external.values() for case in cases}
-    partitions = {}
-    for seed in seeds:
-        dealt = _dealt(choices, SiteChoices(**{**given, **own}), dataset, seed)
-        kept = {site: [c for c in cases if c not in excluded] for site, cases in dealt.items()}
-        partitions[seed] = {site: cases for site, cases in kept.items() if cases}
-    return partitions
-
-
 def _test_sites(choices: CompareChoices) -> dict[str, str]:
     """Return the site of every case of the case table, where the table says the sites."""
     table, column = choices.case_table, choices.by
@@ -288,7 +166,7 @@ def check_tests(comparison: Comparison, dataset: Dataset) -> None:
 
 
 def _runs(
-    comparison: Comparison, arms: Sequence[_PlannedArm], dataset: Dataset, device: str
+    comparison: Comparison, arms: Sequence[PlannedArm], dataset: Dataset, device: str
 ) -> dict[Model, Run]:
     """Return the run of each model, as its training will have it."""
     chosen = {arm.name: arm.choices for arm in arms}
@@ -359,8 +237,8 @@ def model_run(
 
 
 def _with_the_same_epoch(
-    arms: Sequence[_PlannedArm], runs: Runs, dataset: Dataset
-) -> list[_PlannedArm]:
+    arms: Sequence[PlannedArm], runs: Runs, dataset: Dataset
+) -> list[PlannedArm]:
     """Set the iterations of an epoch where the trainer's own is a pass over the cases it has.
 
     A pass over all cases has more steps than one over a site's. The mean site's is taken for all.
@@ -377,6 +255,8 @@ def _with_the_same_epoch(
 
 def _pass_over_a_site(run: Run, federated: Sequence[Run], dataset: Dataset) -> int | None:
     """Return the iterations of a pass over the mean site's cases, where an epoch is a pass."""
+    if run.settings.iterations_per_epoch is not None:
+        return None
     with quiet():
         trainer = build_trainer(run, dataset)
     if trainer.num_iterations_per_epoch is not None:
@@ -384,9 +264,3 @@ def _pass_over_a_site(run: Run, federated: Sequence[Run], dataset: Dataset) -> i
     sizes = [len(site.training_cases) for own in federated for site in own.sites]
     batch_size: int = trainer.configuration_manager.batch_size
     return math.ceil(sum(sizes) / len(sizes) / batch_size)
-
-
-def _as_json(choices: ArmChoices) -> dict[str, Any]:
-    """Return what was chosen, spelled as in a settings file."""
-    given = {spell_key(ArmChoices, name): value for name, value in choices.given().items()}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}

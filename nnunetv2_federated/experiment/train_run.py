@@ -49,9 +49,8 @@ class LogObserver(Observer):
         """Log how a round went."""
         failed = f", failed: {', '.join(record.failed)}" if record.failed else ""
         self.say(
-            f"round {record.round + 1}/{self._num_rounds}: train loss "
-            f"{record.train_loss:.4f}, validation loss {record.loss:.4f}, "
-            f"{record.seconds.round:.1f} s{failed}"
+            f"round {record.round + 1}/{self._num_rounds}: train loss {record.train_loss:.4f}, "
+            f"validation loss {record.loss:.4f}, {record.seconds.round:.1f} s{failed}"
         )
 
 

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers import a_run
 
-from nnunetv2_federated.experiment.choices import TrainChoices
-from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.train import train, validate
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
 
-
-def a_run(dataset: str, **changes: Any) -> Run:
-    chosen = {"sites": 2, "rounds": 2, "iterations_per_epoch": 1, "val_iterations": 1, **changes}
-    return resolve(
-        TrainChoices(dataset=dataset, configuration="2d", fold=0, device="cpu", **chosen)
-    )
+SHORT = {"sites": 2, "rounds": 2, "iterations_per_epoch": 1, "val_iterations": 1}
 
 
 class Interrupts(Observer):
@@ -34,8 +27,8 @@ class Interrupts(Observer):
         del run
         self.prepared.append(folder)
 
-    def round_finished(self, record: Mapping[str, Any]) -> None:
-        assert record["round"] == 0
+    def round_finished(self, record: RoundRecord) -> None:
+        assert record.round == 0
         raise KeyboardInterrupt
 
 
@@ -43,16 +36,16 @@ def test_an_interrupted_training_continues_to_the_same_result(
     dataset_2d: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observer = Interrupts()
-    run = a_run(dataset_2d)
+    run = a_run(dataset_2d, **SHORT)
     with pytest.raises(KeyboardInterrupt):
         train(run, observer=observer)
     assert observer.prepared[0].parent.parent.parent.parent == results
 
     with pytest.raises(SettingsError, match=r"the run to continue in .* has other settings"):
-        train(a_run(dataset_2d, rounds=3), resume=True)
+        train(a_run(dataset_2d, **{**SHORT, "rounds": 3}), resume=True)
     resumed = train(run, resume=True)
     assert resumed.folder == observer.prepared[0].parent
-    assert [record["round"] for record in resumed.history] == [0, 1]
+    assert [record.round for record in resumed.history] == [0, 1]
     assert resumed.curves.stat().st_size > 1000
 
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "undisturbed"))
@@ -61,14 +54,14 @@ def test_an_interrupted_training_continues_to_the_same_result(
     assert resumed.headline == undisturbed.headline
     assert resumed.headline is not None
     assert resumed.headline.metric == "Dice"
-    assert [r["loss"] for r in resumed.history] == [r["loss"] for r in undisturbed.history]
+    assert [r.loss for r in resumed.history] == [r.loss for r in undisturbed.history]
     assert validate(run).headline == undisturbed.headline
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     dataset_2d: str, results: Path
 ) -> None:
-    run = a_run(dataset_2d)
+    run = a_run(dataset_2d, **SHORT)
     with pytest.raises(SettingsError, match="no earlier run"):
         train(run, resume=True)
     with pytest.raises(SettingsError, match=r"checkpoint_final\.pth does not exist"):

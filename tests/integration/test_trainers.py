@@ -17,7 +17,7 @@ import nnunetv2.training.nnUNetTrainer
 import numpy as np
 import pytest
 import torch
-from conftest import a_run
+from helpers import a_run
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import a_run
-from helpers import Train, load_history
+from helpers import Train, a_run, load_history
 from mlflow import MlflowClient
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 from small_datasets import plan_and_preprocess, write_dataset

@@ -58,7 +58,13 @@ def test_a_command_that_only_reads_and_writes_files_is_there_at_once(command: st
     assert run_python(program) == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["audit", "check", "site", "status", "trainer_folder"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("audit", "check", "site", "status", "trainer_folder"),
+        *("train", "server", "compare", "partition", "plan"),
+    ],
+)
 def test_help_needs_neither_torch_nor_nnunet_nor_flower(command: str) -> None:
     module = f"nnunetv2_federated.cli.{command}"
     program = (
@@ -67,8 +73,32 @@ def test_help_needs_neither_torch_nor_nnunet_nor_flower(command: str) -> None:
         f"{imported((*HEAVY, 'flwr'))}"
     )
     said = run_python(program)
-    assert said.startswith("usage: nnUNetv2_federated_")
+    assert said.startswith("usage: nnUNetv2_")
     assert said.endswith("\n[]\n")
+
+
+def test_a_wrong_setting_is_refused_without_torch_nnunet_or_flower(tmp_path: Path) -> None:
+    (tmp_path / "federation.toml").write_text('backend = "Ray"\n')
+    argv = ["901", "2d", "0", "--settings", "federation.toml"]
+    program = (
+        "import contextlib, sys, nnunetv2_federated.cli.train as train\n"
+        "sys.stderr = sys.stdout\n"
+        f"try: train.main({argv})\nexcept SystemExit as end: print(end.code)\n"
+        f"{imported((*HEAVY, 'flwr'))}"
+    )
+    assert run_python(program, tmp_path).splitlines() == [
+        'error: --settings federation.toml: backend = "Ray": must be one of in-process, ray.',
+        "2",
+        "[]",
+    ]
+
+
+def test_the_process_of_a_comparisons_training_has_nothing_of_the_commands() -> None:
+    program = (
+        "import sys, nnunetv2_federated.experiment.train_run\n"
+        "print([name for name in sys.modules if name.startswith('nnunetv2_federated.cli')])"
+    )
+    assert run_python(program) == "[]\n"
 
 
 def test_a_key_is_made_without_torch_nnunet_or_flower(tmp_path: Path) -> None:
