@@ -17,7 +17,7 @@ from nnunetv2_federated.experiment.comparison import (
     open_comparison,
     split_external,
 )
-from nnunetv2_federated.experiment.comparison_report import choose_examples
+from nnunetv2_federated.experiment.comparison_examples import choose_examples
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
