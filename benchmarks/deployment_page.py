@@ -8,6 +8,7 @@ long it took and how much memory it needed. The port is a free one, all else is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pty
 import re
@@ -24,7 +25,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "deployment.md"
 _QUESTION = "take part? [y/N] "
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 _PATIENCE = 1800.0
 """Seconds for the whole, on a machine with much else to do."""
 
@@ -116,10 +117,16 @@ class Terminal:
 
     def press_ctrl_c(self) -> int:
         """Stop the command as its user would; return its exit status."""
-        self.process.send_signal(signal.SIGINT)
+        os.killpg(self.process.pid, signal.SIGINT)
         status = self.process.wait(60)
         self._reader.join(5)
         return status
+
+    def close(self) -> None:
+        """End whatever still runs in the terminal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 @dataclass
@@ -192,6 +199,7 @@ def main() -> None:
         name, _, value = line.removeprefix("export ").partition("=")
         environment[name] = value
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the terminals are closed
     terminals: list[Terminal] = []
     started = time.monotonic()
     try:
@@ -206,8 +214,7 @@ def main() -> None:
         stopped = [terminal.press_ctrl_c() for terminal in terminals[1:]]
     finally:
         for terminal in terminals:
-            if terminal.process.poll() is None:
-                terminal.process.kill()
+            terminal.close()
             print(f"$ {terminal.command}\n{terminal.said}".replace("\r", ""))
     print(
         f"{seconds:.0f} s, at most {use.processes} processes with {use.resident / 1e9:.1f} GB "

@@ -79,7 +79,8 @@ def _compare(choices: CompareChoices) -> None:
     os.environ.setdefault("nnUNet_results", str(folder))  # nnU-Net asks for one
     with _only_one(folder):
         tell(f"{'continuing' if began else 'comparing'} in {folder}")
-        failed = run_models(comparison, runs, folder, tell)
+        # in the output of a batch job a line a round, too
+        failed = run_models(comparison, runs, folder, tell, None if sys.stdout.isatty() else tell)
         tell(f"report: {write_report(comparison, folder)}")
     if failed:
         print(

@@ -15,9 +15,11 @@ import torch
 
 from nnunetv2_federated.experiment.comparison import Comparison, Model
 from nnunetv2_federated.experiment.comparison_plan import Runs, cases_to_test
+from nnunetv2_federated.experiment.follow import rounds_passed_on
 from nnunetv2_federated.federation.children import die_with_parent
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.history import HISTORY_FILE, History, read_history
+from nnunetv2_federated.federation.progress import Progress
 from nnunetv2_federated.federation.run import RUN_FILE, Run
 from nnunetv2_federated.federation.tested_case import TestedCase, write_tested_cases
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
@@ -36,7 +38,13 @@ STATE_FILE, TESTS_FILE = "state.json", "tests.json"
 _TRAINED, _FAILED = "trained", "failed"
 
 
-def run_models(comparison: Comparison, runs: Runs, folder: Path, say: Callable[[str], None]) -> int:
+def run_models(
+    comparison: Comparison,
+    runs: Runs,
+    folder: Path,
+    say: Callable[[str], None],
+    say_round: Callable[[str], None] | None = None,
+) -> int:
     """Train and test what is not yet; a model that fails is noted, and the others go on.
 
     Parameters
@@ -49,6 +57,8 @@ def run_models(comparison: Comparison, runs: Runs, folder: Path, say: Callable[[
         Folder of the comparison.
     say
         Receives one line for each model.
+    say_round
+        Receives one line for each round of each model; ``None`` for no such lines.
 
     Returns
     -------
@@ -56,6 +66,7 @@ def run_models(comparison: Comparison, runs: Runs, folder: Path, say: Callable[[
         How many models failed.
     """
     failed = 0
+    progress = Progress(total=len(runs))
     for number, (model, run) in enumerate(runs.items(), 1):
         place = folder / model.folder
         title = f"[{number}/{len(runs)}] {model}"
@@ -63,12 +74,15 @@ def run_models(comparison: Comparison, runs: Runs, folder: Path, say: Callable[[
             say(f"{title}: done before")
             continue
         started = time.monotonic()
-        reason = train_model(run, place)
+        with rounds_passed_on(place / "train.log", say_round):
+            reason = train_model(run, place)
         if reason is None:
             reason = evaluate_model(comparison, model, place, torch.device(run.device))
         write_state(place, _TRAINED if reason is None else _FAILED, reason)
         seconds = time.monotonic() - started
-        say(f"{title}: " + (f"{seconds:.0f} s" if reason is None else f"failed: {reason}"))
+        end = f"{seconds:.0f} s" if reason is None else f"failed: {reason}"
+        left = progress.finished(number)
+        say(f"{title}: {end}" + (f"; about {left} left" if left else ""))
         failed += reason is not None
     return failed
 

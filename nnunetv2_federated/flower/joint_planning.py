@@ -103,6 +103,7 @@ def plan_together(
                 f"warning: {survey.site} has {survey.cases} training cases: its fingerprint nearly "
                 "describes single patients. Leave it out of planning if that may not be told."
             )
+    say(f"fingerprint: each site reads all its images and masks, {cases} cases in all")
     task = FingerprintTask(
         samples_per_case(cases), settings.min_cases, settings.verify_dataset_integrity
     )
@@ -169,6 +170,9 @@ def prepare_sites(
         If a site fails, or does not answer within ``answer_deadline`` seconds; names it.
     """
     task = replace(task, check_only=False)
+    if task.configurations:
+        cases = f"{count_cases(surveys)} cases at {len(surveys)} sites"
+        say(f"preprocessing {', '.join(task.configurations)}: {cases}")
     payload = task.to_json()
     read = PrepareReport.from_json
     reports = _ask(grid, _names(surveys), "prepare", read, answer_deadline, payload=payload)

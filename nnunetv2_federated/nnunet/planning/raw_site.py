@@ -14,7 +14,6 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from tqdm import tqdm
 
 from nnunetv2_federated.federation.agreement import (
     check_declared,
@@ -36,6 +35,7 @@ from nnunetv2_federated.federation.messages import (
     SiteSurvey,
 )
 from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.case_progress import counted
 from nnunetv2_federated.nnunet.data.dataset import (
     check_environment,
     check_only_name,
@@ -170,7 +170,7 @@ class RawSite:
             work = work_of(cases, dataset_json, reader_writer, task.samples_per_case)
             results_of = analyse_cases(work, self.fingerprint_processes)
             title = f"{self.name}: fingerprint"
-            results = list(tqdm(results_of, title, len(work), disable=None))
+            results = list(counted(results_of, title, len(work)))
             self._refuse_unusable(dict(zip(cases, results, strict=True)))
             if task.verify_dataset_integrity:  # last: the checks above name the case
                 self._verify()
