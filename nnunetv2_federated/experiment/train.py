@@ -129,6 +129,8 @@ def train(
                 headline = _headline_of_sites(folder.parent)
             else:
                 launch(run, folder, backend=backend, observer=observer, trainer=trainer)
+                cases = sum(len(site.validation_cases) for site in run.sites)
+                observer.say(f"validating the global model on {cases} cases")
                 headline = _validate(run, GlobalModel(run, trainer), best=best, npz=npz)
     return TrainedModel(folder.parent, run, headline)
 

@@ -20,8 +20,9 @@ def validate(
 ) -> tuple[str, float]:
     """Predict every validation case of the fold and write ``validation/summary.json``.
 
-    Where sites are separate datasets, the predictions of each dataset go to
-    ``validation/<Dataset>``, and the summary joins them.
+    Where sites are separate datasets, each dataset's cases go to ``validation/<Dataset>`` and the
+    summary joins them. nnU-Net exports and measures the predictions in worker processes, as many
+    as :func:`.workers.bound_workers` allows.
 
     Parameters
     ----------

@@ -60,11 +60,14 @@ from nnunetv2_federated.nnunet.planning.preprocessing import (
     preprocess,
 )
 from nnunetv2_federated.nnunet.training.result_folder import one_preparation
+from nnunetv2_federated.nnunet.workers import usable_cores
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
-"""nnU-Net's default number of processes that preprocess, by configuration."""
+"""nnU-Net's processes that preprocess, by configuration; with fewer cores as many as these."""
+_FINGERPRINT_PROCESSES = min(8, usable_cores())
+"""nnU-Net's processes for fingerprints, or as many as there are cores."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class RawSite:
     """Name of the dataset."""
     name: str
     """Name of the site."""
-    fingerprint_processes: int = 8
+    fingerprint_processes: int = _FINGERPRINT_PROCESSES
     """Number of processes that read cases for the fingerprint."""
     preprocessing_processes: Mapping[str, int] = field(default_factory=dict)
     """Number of processes that preprocess, by configuration; nnU-Net's default for any other."""
@@ -94,7 +97,7 @@ class RawSite:
         name_or_id: str,
         *,
         site: str | None = None,
-        fingerprint_processes: int = 8,
+        fingerprint_processes: int = _FINGERPRINT_PROCESSES,
         preprocessing_processes: Mapping[str, int] | None = None,
         allowed_modules: Sequence[str] = (),
     ) -> RawSite:
@@ -204,7 +207,9 @@ class RawSite:
         plans_file = install_plans(self.preprocessed, task, self._dataset_json())
         copy_splits(self._raw, self.preprocessed)
         processes = {
-            name: self.preprocessing_processes.get(name, DEFAULT_PROCESSES.get(name, 4))
+            name: self.preprocessing_processes.get(
+                name, min(DEFAULT_PROCESSES.get(name, 4), usable_cores())
+            )
             for name in task.configurations
         }
         preprocess(self.preprocessed, task, processes)
