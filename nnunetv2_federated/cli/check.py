@@ -15,7 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_federated_check",
         description="Show whether folds, cases, patients, segmentations and raw data of a "
-        "preprocessed dataset agree. A training looks at the same before it begins.",
+        "preprocessed dataset agree. A training checks the same before it begins.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="dataset id or name")
     parser.add_argument(

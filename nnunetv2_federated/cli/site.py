@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--site",
         type=Path,
         metavar="site.toml",
-        help="of the bundle the coordinator handed out",
+        help="file of the bundle that the coordinator handed out",
     )
     add(
         "--new-key",
@@ -45,10 +45,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--folder",
         type=Path,
         metavar="FOLDER",
-        help="for --new-key: where to put it (a folder NAME here)",
+        help="for --new-key: folder of the key, created if missing (NAME, here)",
     )
     add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
-    add("-np", type=int, metavar="N", help="processes, when it is planned for (nnU-Net's)")
+    add(
+        "-np",
+        type=int,
+        metavar="N",
+        help="processes for the fingerprint and the preprocessing when sites plan together",
+    )
     add(
         "--approve",
         nargs="?",
@@ -79,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--check",
         nargs="*",
         metavar="CONFIGURATION FOLD",
-        help="only look at all that is needed, train one iteration (2d 0), and print a table",
+        help="only check all that is needed, train one iteration (2d 0), and print a table",
     )
     add("-tr", dest="trainer", metavar="TRAINER", help="for --check (nnUNetTrainer)")
     add("-p", dest="plans", metavar="PLANS", help="for --check (nnUNetPlans)")

@@ -72,6 +72,9 @@ def _training(proposal: Proposal) -> list[str]:
         settings = FederationSettings(**proposal.settings)
     except (SettingsError, TypeError) as error:
         return [start, f"its settings are not valid and will be refused: {error}"]
+    epochs = (
+        "1 local epoch" if settings.local_epochs == 1 else f"{settings.local_epochs} local epochs"
+    )
     iterations = settings.iterations_per_epoch or "the trainer's own number of"
     rate = settings.initial_lr or "the trainer's own"
     course = (
@@ -80,7 +83,7 @@ def _training(proposal: Proposal) -> list[str]:
     options = ", ".join(f"{key} {value:g}" for key, value in settings.strategy_options.items())
     return [
         start,
-        f"{settings.rounds} rounds of {settings.local_epochs} local epochs of {iterations} "
+        f"{settings.rounds} rounds of {epochs} of {iterations} "
         f"iterations, learning rate {rate}, which {course}, by {settings.strategy}"
         f"{f' ({options})' if options else ''}",
         "after each round the trained weights leave this site in "
