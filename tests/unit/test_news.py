@@ -117,11 +117,17 @@ def test_a_server_that_is_starting_has_ended_or_refuses_is_told_once_each() -> N
     news = ConnectionNews(said.append, lambda: finished, clock)
     refused = "s:1 refuses this site (HTTP 412): its key is not registered, or the clocks differ."
 
-    for reason in ("no connection to s:1: refused", "no connection to s:1: timed out", refused):
+    for now, reason in (
+        (0.0, "no connection to s:1: refused"),
+        (50.0, "no connection to s:1: timed out"),
+        (100.0, refused),
+        (129.0, refused),
+    ):
+        clock.now = now
         news.lost(reason)
     assert said == ["no connection to s:1: refused; the server is not ready yet, waiting for it"]
 
-    clock.now = 31.0  # no server takes so long to let its sites in
+    clock.now = 130.0  # no server takes so long to let its sites in
     news.lost(refused)
     news.lost(refused)
     assert said[1:] == [f"{refused}; trying again"]

@@ -158,7 +158,8 @@ class ConnectionNews:
         self._clock = clock
         self._said = ""
         self._was_connected = False
-        self._began = clock()
+        self._refused_since: float | None = None
+        """When the server began to refuse this site, before there was any connection."""
 
     def connected(self, server: object) -> None:
         """Say that there is a connection."""
@@ -187,8 +188,11 @@ class ConnectionNews:
         if self._was_connected:
             return reason, f"{reason}; connecting again"
         if _REFUSAL not in reason:
+            self._refused_since = None
             return "starting", f"{reason}; the server is not ready yet, waiting for it"
-        if self._clock() - self._began < _STARTING_SECONDS:
+        now = self._clock()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        if now - self._refused_since < _STARTING_SECONDS:
             return "starting", (
                 "the server is not ready yet: it does not know this site's key so far; waiting"
             )
