@@ -1,12 +1,101 @@
-"""Federated training for nnU-Net v2, with Flower."""
+"""Federated training for nnU-Net v2, with Flower.
 
-__version__: str
+``partition`` deals the cases of a dataset to sites, ``plan`` plans for sites that show no image,
+``create_run`` makes every choice of a training, ``train`` trains it, ``evaluate`` validates it
+again, and ``compare`` sets it beside local and centralised models. ``federate`` makes the federated
+sibling of any nnU-Net trainer. Bad input raises ``SettingsError``, a failed federation another
+``FederationError``.
+
+A name is imported when it is first used: the package itself imports neither PyTorch, nor nnU-Net,
+nor Flower.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunetv2_federated.api import compare, create_run, evaluate, partition, plan, train
+    from nnunetv2_federated.experiment.compare import ComparisonResult
+    from nnunetv2_federated.experiment.partition import Partition
+    from nnunetv2_federated.experiment.train import TrainedModel
+    from nnunetv2_federated.federation.errors import (
+        CheckpointError,
+        FederationError,
+        RoundError,
+        SettingsError,
+        SiteError,
+    )
+    from nnunetv2_federated.federation.history import History, RoundRecord
+    from nnunetv2_federated.federation.observer import Observer
+    from nnunetv2_federated.federation.run import Run, SiteCases
+    from nnunetv2_federated.federation.settings import FederationSettings
+    from nnunetv2_federated.nnunet.training.trainer import federate
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "ComparisonResult",
+    "FederationError",
+    "FederationSettings",
+    "History",
+    "Observer",
+    "Partition",
+    "RoundError",
+    "RoundRecord",
+    "Run",
+    "SettingsError",
+    "SiteCases",
+    "SiteError",
+    "TrainedModel",
+    "compare",
+    "create_run",
+    "evaluate",
+    "federate",
+    "partition",
+    "plan",
+    "train",
+]
+
+# No module directly below this package may have one of these names: its import would replace it.
+_MODULES = {
+    "compare": "api",
+    "create_run": "api",
+    "evaluate": "api",
+    "partition": "api",
+    "plan": "api",
+    "train": "api",
+    "ComparisonResult": "experiment.compare",
+    "Partition": "experiment.partition",
+    "TrainedModel": "experiment.train",
+    "CheckpointError": "federation.errors",
+    "FederationError": "federation.errors",
+    "RoundError": "federation.errors",
+    "SettingsError": "federation.errors",
+    "SiteError": "federation.errors",
+    "History": "federation.history",
+    "RoundRecord": "federation.history",
+    "Observer": "federation.observer",
+    "Run": "federation.run",
+    "SiteCases": "federation.run",
+    "FederationSettings": "federation.settings",
+    "federate": "nnunet.training.trainer",
+}
 
 
-def __getattr__(name: str) -> str:
-    """Look the version up in the installed package's metadata when it is first asked for."""
-    if name != "__version__":
+def __getattr__(name: str) -> object:
+    value: object
+    if name == "__version__":
+        value = import_module("importlib.metadata").version("nnunetv2-federated")
+    elif name in _MODULES:
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version  # noqa: PLC0415  # importing the package stays cheap
+    globals()[name] = value
+    return value
 
-    return version("nnunetv2-federated")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from nnunetv2_federated.cli.command import Command, Values
 from nnunetv2_federated.cli.console import say
@@ -15,9 +11,6 @@ from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.experiment.choices import CompareChoices
 from nnunetv2_federated.federation.errors import SettingsError
-
-if TYPE_CHECKING:
-    from nnunetv2_federated.experiment.comparison import Comparison
 
 DESCRIPTION = """Train each site alone, the federation, and one model on all cases, with the same
 steps, seeds and data; test every model at every site; write report.html, report.md and PNGs. May be
@@ -60,32 +53,19 @@ def _read_target(values: Values) -> Values:
 
 
 def _compare(choices: CompareChoices) -> None:
-    # heavy: not for --help
-    from nnunetv2_federated.experiment.comparison import open_comparison  # noqa: PLC0415
-    from nnunetv2_federated.experiment.comparison_models import run_models  # noqa: PLC0415
-    from nnunetv2_federated.experiment.comparison_plan import build_comparison  # noqa: PLC0415
-    from nnunetv2_federated.experiment.comparison_report import write_report  # noqa: PLC0415
-    from nnunetv2_federated.experiment.process import prepare_process  # noqa: PLC0415
-    from nnunetv2_federated.nnunet.device import choose_device  # noqa: PLC0415
+    from nnunetv2_federated.experiment.compare import compare  # noqa: PLC0415  # not for --help
 
     def tell(text: str) -> None:
         if not choices.quiet:
             say(text)
 
-    prepare_process()
-    comparison, runs = build_comparison(choices, choose_device(choices.device), say=_note)
-    folder = choices.output or _default_folder(comparison)
-    began = open_comparison(folder, comparison)
-    os.environ.setdefault("nnUNet_results", str(folder))  # nnU-Net asks for one
-    with _only_one(folder):
-        tell(f"{'continuing' if began else 'comparing'} in {folder}")
-        # in the output of a batch job a line a round, too
-        failed = run_models(comparison, runs, folder, tell, None if sys.stdout.isatty() else tell)
-        tell(f"report: {write_report(comparison, folder)}")
-    if failed:
+    # in the output of a batch job a line a round, too
+    say_round = None if sys.stdout.isatty() else tell
+    result = compare(choices, say=tell, note=_note, say_round=say_round)
+    if result.failed:
         print(
-            f"error: {failed} of {len(runs)} models failed, see the report; the same command "
-            "tries them again",
+            f"error: {result.failed} of {result.models} models failed, see the report; the same "
+            "command tries them again",
             file=sys.stderr,
         )
         raise SystemExit(1)
@@ -93,38 +73,6 @@ def _compare(choices: CompareChoices) -> None:
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
-
-
-def _default_folder(comparison: Comparison) -> Path:
-    # heavy: not for --help
-    from nnunetv2.paths import nnUNet_results  # noqa: PLC0415
-
-    from nnunetv2_federated.nnunet.data.dataset import check_environment  # noqa: PLC0415
-
-    check_environment(nnUNet_results)
-    folds = "_".join(map(str, comparison.folds))
-    name = f"comparison_{comparison.trainer}_{comparison.configuration}_fold_{folds}"
-    return Path(nnUNet_results.require()) / comparison.dataset / name
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold a lock that trainings started from here inherit: a killed command may leave one."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl  # noqa: PLC0415  # not on Windows
-
-    with (folder / ".lock").open("w") as lock:
-        os.set_inheritable(lock.fileno(), True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SettingsError(
-                f"-o {folder}: this comparison is still at work, perhaps a training that outlived "
-                "a killed command; wait for it or end it."
-            ) from error
-        yield
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from nnunetv2_federated.experiment.process import prepare_process
 from nnunetv2_federated.experiment.resolve import OF_THE_BOUND
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.history import RoundRecord, read_history
+from nnunetv2_federated.federation.history import History, read_history
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
 from nnunetv2_federated.flower.deployment.server.serve import (
@@ -62,9 +62,9 @@ class TrainedModel:
     """First metric of the full validation; ``None`` if no site has validated."""
 
     @property
-    def history(self) -> tuple[RoundRecord, ...]:
-        """Rounds of ``federation.json``, the first one first."""
-        return tuple(read_history(self.folder).rounds)
+    def history(self) -> History:
+        """What happened in every round, of ``federation.json``."""
+        return read_history(self.folder)
 
     @property
     def curves(self) -> Path:

@@ -147,10 +147,12 @@ def format_problem(found: int, version: int, ours: str, theirs: str = "the file"
 
 
 @contextlib.contextmanager
-def only_one(lock: Path, refusal: str, *, remove: bool = False) -> Iterator[None]:
+def only_one(
+    lock: Path, refusal: str, *, remove: bool = False, inherited: bool = False
+) -> Iterator[None]:
     """Hold a lock file; the lock ends with the process, however that ends.
 
-    Processes started within, which inherit open files, hold it as well.
+    Processes forked within hold it as well.
 
     Parameters
     ----------
@@ -160,6 +162,8 @@ def only_one(lock: Path, refusal: str, *, remove: bool = False) -> Iterator[None
         Message if another process holds the lock.
     remove
         Whether the file is deleted at the end; a process that is killed leaves it.
+    inherited
+        Whether programs that are started within with ``close_fds=False`` hold it as well.
 
     Raises
     ------
@@ -170,7 +174,8 @@ def only_one(lock: Path, refusal: str, *, remove: bool = False) -> Iterator[None
         yield
         return
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(lock, refusal):
+    with _locked(lock, refusal) as file:
+        os.set_inheritable(file.fileno(), inherited)
         try:
             yield
         finally:

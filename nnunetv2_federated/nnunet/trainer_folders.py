@@ -6,10 +6,8 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import nnunetv2_federated
-
 _GROUP = "nnunetv2_federated.trainer_folders"
-_OURS = Path(nnunetv2_federated.__file__).parent / "ext_trainers"
+_OURS = Path(__file__).parents[1] / "ext_trainers"
 
 
 def trainer_folders() -> list[str]:

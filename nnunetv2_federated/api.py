@@ -1,0 +1,220 @@
+"""What a notebook calls: the commands as functions, with their choices as keyword arguments.
+
+The package exports these functions: ``import nnunetv2_federated as federated`` is enough. Each
+takes the choices of its command by the names that a settings file has, checked in the same words,
+and prints its progress unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nnunetv2_federated.cli.console import ConsoleObserver, say
+from nnunetv2_federated.experiment import compare as comparing
+from nnunetv2_federated.experiment import partition as dealing
+from nnunetv2_federated.experiment import plan as planning
+from nnunetv2_federated.experiment import train as training
+from nnunetv2_federated.experiment.choices import (
+    CompareChoices,
+    PartitionChoices,
+    PlanChoices,
+    TrainChoices,
+)
+from nnunetv2_federated.experiment.compare import ComparisonResult
+from nnunetv2_federated.experiment.partition import Partition
+from nnunetv2_federated.experiment.resolve import resolve
+from nnunetv2_federated.experiment.train import TrainedModel
+from nnunetv2_federated.federation.choice import Choices, hints_of, names_of, parts_of, spell_key
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.run import Run
+
+C = TypeVar("C", bound=Choices)
+
+
+def partition(dataset: int | str, **choices: object) -> Partition:
+    """Deal a dataset's cases to sites, save the partition for trainings, and draw it.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of a preprocessed dataset.
+    **choices
+        Choices of ``nnUNetv2_partition``: ``sites=5, partition="hybrid", alpha=0.5``, or
+        ``partition="column", case_table="cases.csv", by="hospital"``.
+
+    Raises
+    ------
+    SettingsError
+        If the dataset is not preprocessed, or cannot be dealt as chosen.
+    """
+    return dealing.partition(_choose(PartitionChoices, dataset=dataset, **choices))
+
+
+def plan(
+    datasets: Sequence[int | str], *, say: Callable[[str], None] = say, **choices: object
+) -> dict[str, Any]:
+    """Plan once for datasets whose images may not be put together, and preprocess each.
+
+    Parameters
+    ----------
+    datasets
+        Ids or names of raw datasets, one for each site.
+    say
+        Receives what happens, one line each.
+    **choices
+        Choices of ``nnUNetv2_plan_and_preprocess_federated``: ``configurations=["2d"]``.
+
+    Returns
+    -------
+    dict
+        nnU-Net's plans, the same at every site.
+
+    Raises
+    ------
+    FederationError
+        If the datasets differ in what must be equal, or a case cannot be used.
+    """
+    return planning.plan(_choose(PlanChoices, datasets=list(datasets), **choices), say).plans
+
+
+def create_run(dataset: int | str, configuration: str, fold: int | str, **choices: object) -> Run:
+    """Make every choice of a training, and check it.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of a preprocessed dataset.
+    configuration
+        Configuration of the plans, such as ``2d`` or ``3d_fullres``.
+    fold
+        Fold, 0 to 4, or ``all``.
+    **choices
+        Choices of ``nnUNetv2_train_federated``: ``rounds=100, strategy="fedprox",
+        strategy_options={"proximal_mu": 0.1}``. With ``c=True`` the run that was begun.
+
+    Raises
+    ------
+    SettingsError
+        If a choice is not possible; says what came, what is allowed and how to fix it.
+    """
+    target = {"dataset": dataset, "configuration": configuration, "fold": fold}
+    return resolve(_choose(TrainChoices, **target, **choices))
+
+
+def train(
+    run: Run,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    backend: str = "in-process",
+    best: bool = False,
+    npz: bool = False,
+) -> TrainedModel:
+    """Train all rounds of a run, and validate the global model.
+
+    An interrupted training (Ctrl-C, a notebook's stop button, a power cut) continues after its last
+    finished round with ``resume``.
+
+    Parameters
+    ----------
+    run
+        Run of :func:`create_run`.
+    resume
+        Continue the run where an earlier call stopped.
+    observer
+        Receives progress; ``None`` to print a line a round, and to draw bars in a terminal or a
+        notebook. ``Observer()`` is silent.
+    backend
+        ``in-process``, or ``ray`` for several GPUs.
+    best
+        Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
+    npz
+        Save the softmax outputs of the validation.
+
+    Raises
+    ------
+    FederationError
+        If the run cannot be trained as asked, or the federation failed. A refused run leaves an
+        earlier one as it was.
+    """
+    with contextlib.ExitStack() as shown:
+        if observer is None:
+            observer = shown.enter_context(ConsoleObserver(run.settings.rounds))
+        return training.train(
+            run, resume=resume, observer=observer, backend=backend, best=best, npz=npz
+        )
+
+
+def evaluate(run: Run, *, best: bool = False, npz: bool = False) -> TrainedModel:
+    """Validate the global model of a trained run again, with nnU-Net's full validation.
+
+    Parameters
+    ----------
+    run
+        Run whose sites are on this machine.
+    best
+        Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
+    npz
+        Save the softmax outputs.
+
+    Raises
+    ------
+    SettingsError
+        If the run was not trained to its end.
+    """
+    return training.validate(run, best=best, npz=npz)
+
+
+def compare(
+    dataset: int | str,
+    configuration: str,
+    folds: Sequence[int | str],
+    *,
+    say: Callable[[str], None] = say,
+    **choices: object,
+) -> ComparisonResult:
+    """Train and test local, federated and centralised models side by side; write a report.
+
+    Interrupted, the same call continues.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of a preprocessed dataset that has the cases of all sites.
+    configuration
+        Configuration of the plans, such as ``2d``.
+    folds
+        Folds to train.
+    say
+        Receives what happens, one line each.
+    **choices
+        Choices of ``nnUNetv2_federated_compare``: ``strategies=["fedavg", "fedprox"]``.
+
+    Raises
+    ------
+    SettingsError
+        If a model cannot be trained or tested as chosen.
+    """
+    target = {"dataset": dataset, "configuration": configuration, "folds": list(folds)}
+    chosen = _choose(CompareChoices, **target, **choices)
+    return comparing.compare(chosen, say=say, note=_note)
+
+
+def _choose(record: type[C], **values: object) -> C:
+    """Build the record of a command's choices, by field or as a settings file spells them."""
+    fields = {spell_key(record, name): name for name in names_of(record)}
+    hints = hints_of(record)
+    chosen = {}
+    for spelled, value in values.items():
+        name = fields.get(spelled, spelled)
+        takes_path = Path in parts_of(hints.get(name))
+        chosen[name] = Path(value) if takes_path and isinstance(value, str) else value
+    return record(**chosen)
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"note: {text}\n")
