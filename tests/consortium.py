@@ -215,7 +215,10 @@ class Consortium:
         self.processes[name].wait()
 
     def plan_kills(self, name: str, places: dict[str, Sequence[str]]) -> None:
-        """Let a process, at each time it comes to a place, kill the next of the place's victims."""
+        """Let a process, each time it comes to a place, kill the next of the place's victims.
+
+        Places are named by :func:`killing.place`.
+        """
         for place, victims in places.items():
             folder = self._kills / name / place
             folder.mkdir(parents=True)

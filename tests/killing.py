@@ -16,10 +16,23 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import ParamSpec, TypeVar
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+
+def place(function: Callable[..., object], imported_by: ModuleType | None = None) -> str:
+    """Name a place where somebody dies: as a method of its class or a function is called.
+
+    A function that another module has imported is called by that module's name for it.
+    """
+    if imported_by is None:
+        return f"{function.__module__}:{function.__qualname__}"
+    name = function.__name__
+    assert getattr(imported_by, name) is function
+    return f"{imported_by.__name__}:{name}"
 
 
 def find(name: str, folder: Path) -> int | None:

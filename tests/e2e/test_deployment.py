@@ -17,14 +17,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from consortium import SHORT, SITES, Consortium, Network, free_port, run_all, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid import http_grid
 from helpers import Weights, assert_same, load_history, load_weights
+from killing import place
 from small_datasets import plan_and_preprocess
 
 from nnunetv2_federated.cli.train import main
+from nnunetv2_federated.federation.aggregation import RunningMean
 from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.control import Control
@@ -32,8 +37,15 @@ from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
 from nnunetv2_federated.flower.deployment.server.superlink import SuperLink
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
+from nnunetv2_federated.flower.deployment.site import supernode
+from nnunetv2_federated.flower.deployment.site.membership import Membership
+from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
+from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split
+from nnunetv2_federated.nnunet.planning.raw_site import RawSite
+from nnunetv2_federated.nnunet.training.site import Site
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
 pytestmark = pytest.mark.deployment
 
@@ -149,34 +161,31 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     fold_split(load_dataset(dataset_2d), "2d", 0)
     sites = {site: SITES[site] for site in ("bern", "oslo")}
     consortium = Consortium(tmp_path, dataset, sites)
-    places = {
-        "bern": {
-            "nnunetv2_federated.flower.deployment.site.membership:Membership.join": "joining",
-            "nnunetv2_federated.flower.deployment.site.supernode:SuperNode._keep": "download",
-            "nnunetv2_federated.nnunet.training.trainer:FederatedRounds.train_step": "training",
-            "torch:save": "keeping its state",
-            "nnunetv2_federated.flower.deployment.site.supernode:push_objects": "upload",
-            "nnunetv2_federated.nnunet.training.site:Site.validate_fully": "validation",
-        },
-        "server": {
-            "flwr.superlink.grid.http_grid:push_objects": "asking",
-            "nnunetv2_federated.federation.aggregation:RunningMean.add": "aggregation",
-            "torch:save": "checkpoint",
-        },
-    }
-    superlink = "nnunetv2_federated.flower.deployment.server.superlink:SuperLink"
+    of_site = (
+        place(Membership.join),
+        place(SuperNode._keep),  # it downloads
+        place(FederatedRounds.train_step),
+        place(torch.save, torch),  # it keeps its state
+        place(push_objects, supernode),  # it uploads
+        place(Site.validate_fully),
+    )
+    of_server = (
+        place(push_objects, http_grid),  # it asks
+        place(RunningMean.add),
+        place(torch.save, torch),  # its checkpoint
+    )
     # the superlink last: what the site has done by then needs not be done again
-    kills = dict.fromkeys(places["bern"], ("bern", "server", "superlink"))
+    kills = dict.fromkeys(of_site, ("bern", "server", "superlink"))
     # what is done once is not done again for a server or a SuperLink that lost its answer
-    kills["nnunetv2_federated.nnunet.training.site:Site.validate_fully"] = ("bern", "server")
+    kills[place(Site.validate_fully)] = ("bern", "server")
     consortium.plan_kills("bern", kills)
     consortium.plan_kills(
         "server",
         {
-            **dict.fromkeys(places["server"], ("oslo", "superlink", "server")),
-            "nnunetv2_federated.flower.server_app:Server._validate_fully": ("superlink", "oslo"),
-            f"{superlink}._answers": ("superlink", "superlink", "server"),
-            f"{superlink}._acquire_token": ("superlink", "server"),
+            **dict.fromkeys(of_server, ("oslo", "superlink", "server")),
+            place(Server._validate_fully): ("superlink", "oslo"),
+            place(SuperLink._answers): ("superlink", "superlink", "server"),
+            place(SuperLink._acquire_token): ("superlink", "server"),
         },
     )
     rounds = ("--rounds", "3", "--iterations-per-epoch", "2", "--val-iterations", "1")
@@ -211,18 +220,8 @@ def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     cases = [f"case_{index:02d}" for index in range(12)]
     sites = {"bern": cases[:7], "lyon": cases[7:]}
     consortium = Consortium(tmp_path, dataset, sites, raw=nnunet_folders / "raw" / dataset.name)
-    steps = ("survey", "fingerprint", "prepare")
-    consortium.plan_kills(
-        "bern",
-        {
-            f"nnunetv2_federated.nnunet.planning.raw_site:RawSite.{step}": (
-                "bern",
-                "server",
-                "superlink",
-            )
-            for step in steps
-        },
-    )
+    steps = (RawSite.survey, RawSite.fingerprint, RawSite.prepare)
+    consortium.plan_kills("bern", {place(step): ("bern", "server", "superlink") for step in steps})
     restart = {
         "server": consortium.start_planning,
         "bern": lambda: consortium.start_site("bern", "-np", "1"),
