@@ -6,7 +6,7 @@ that was noted somewhere else.
 
 A line is on the disk before the head names it, and the head before :meth:`AuditLog.record`
 returns. After a kill or a power cut in between, the next record takes a whole line up, and replaces
-half a line by one that says so (``repaired``). Nothing else is mended.
+half a line by one that says so (``repaired``). Nothing else is repaired.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class AuditLog:
         return self._move(head, line)
 
     def _settled(self, file: int) -> Head:
-        """Return the head of the log, after mending what an interrupted record left."""
+        """Return the head of the log, after repairing what an interrupted record left."""
         head = read_head(self._path)
         if head is None:
             if os.fstat(file).st_size:

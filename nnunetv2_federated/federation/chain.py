@@ -30,13 +30,13 @@ Value = str | int | float | bool | None
 
 FORMAT = 1
 START = "0" * 64
-"""What the first line names as the line before it."""
+"""Hash that the first line has in place of the line before it."""
 
 LONGEST_LINE = 32 * 1024
 """Bytes of a line, with its end."""
 
 OWN_FIELDS = frozenset(("format", "number", "time", "previous", "event"))
-"""What every line has; the format is in the first one only."""
+"""Fields that every line has; the format is in the first one only."""
 
 _LARGEST_FORMAT = 10**6
 _LOCK_SECONDS = 30.0
@@ -50,13 +50,13 @@ class Line:
     number: int
     """Counted in the file, from 1."""
     sha256: str
-    """Of the line with its end, in hex."""
+    """SHA-256 of the line with its end, in hex."""
     size: int
-    """Bytes, with its end."""
+    """Bytes of the line with its end."""
     entry: Mapping[str, Value]
-    """What it says; empty if that cannot be read."""
+    """Fields of the line; empty if it cannot be read."""
     problem: str = ""
-    """Why it does not continue the line before; empty if it does."""
+    """Reason why it does not continue the line before; empty if it does."""
     suspect: int = 0
     """The first line that cannot be trusted, if there is a problem: this one, or the one before."""
     half: bool = False
@@ -64,7 +64,7 @@ class Line:
 
     @property
     def event(self) -> str:
-        """Its event."""
+        """Event that the line records."""
         return str(self.entry["event"])
 
     @property
@@ -74,7 +74,7 @@ class Line:
 
     @property
     def fields(self) -> dict[str, Value]:
-        """What belongs to its event."""
+        """Fields that belong to the event."""
         return {name: value for name, value in self.entry.items() if name not in OWN_FIELDS}
 
 
@@ -84,7 +84,7 @@ class Head:
 
     lines: int = 0
     sha256: str = START
-    """Of the last line with its end, in hex."""
+    """SHA-256 of the last line with its end, in hex."""
     size: int = 0
     """Bytes of all lines."""
 
@@ -102,15 +102,15 @@ class Report:
     """Whether a chain and its head hold together."""
 
     lines: int
-    """That continue each other, from the first on."""
+    """Number of lines that continue each other, from the first on."""
     sha256: str
-    """Of the last of them, in hex: the head, to be noted."""
+    """SHA-256 of the last of them, in hex: the head, to be noted."""
     problem: str = ""
     """The first thing that is wrong; empty if nothing is."""
     bad_line: int | None = None
     """Number of the first line that is missing or cannot be trusted; ``None`` for the head."""
     note: str = ""
-    """What an interrupted process left for the next one to mend; empty if nothing."""
+    """What an interrupted process left for the next one to repair; empty if nothing."""
 
 
 class BrokenChainError(Exception):
@@ -228,14 +228,14 @@ def head_path(path: Path) -> Path:
 
 
 def parse_rest(rest: bytes, head: Head) -> Line:
-    """Judge what a chain has beyond its head: at most one line may be there, whole or half.
+    """Read what a chain has beyond its head: at most one line may be there, whole or half.
 
     Parameters
     ----------
     rest
         The first ``LONGEST_LINE + 1`` bytes of it, or all of it.
     head
-        Of the chain.
+        Head of the chain.
     """
     line = _parse(rest, sha256(rest), len(rest), head.lines + 1, head.sha256)
     if line.problem and not line.half:
@@ -252,7 +252,7 @@ def check_end(file: int, head: Head) -> None:
     file
         Descriptor of the chain; no more than one line of it is read.
     head
-        Of the chain.
+        Head of the chain.
     """
     start = max(0, head.size - LONGEST_LINE)
     last = read_part(file, start, head.size - start)
@@ -286,7 +286,7 @@ def locked(path: Path, flags: int) -> Iterator[int]:
     path
         The chain.
     flags
-        As of ``os.open``. What is created is for this user only.
+        Flags of ``os.open``. A file that is created is for this user only.
 
     Raises
     ------

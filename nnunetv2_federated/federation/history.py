@@ -121,14 +121,14 @@ class RoundSeconds:
     """Where the time of a round went, in seconds."""
 
     round: Seconds = math.nan
-    """From the end of the round before, files included, to the end of this one."""
+    """Seconds from the end of the round before, files included, to the end of this one."""
     training: Seconds = math.nan
-    """Of the slowest site; of all together where one site works after another."""
+    """Seconds of the slowest site; of all together where one site works after another."""
     aggregation: Seconds = math.nan
     writing: Seconds = math.nan
-    """State, plots and this file of the round before."""
+    """Seconds for state, plots and this file of the round before."""
     communication: Seconds = math.nan
-    """All that is left."""
+    """Seconds that are left."""
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -236,7 +236,7 @@ class RoundRecord:
 
 @dataclass(frozen=True, config=_CHECKED)
 class SiteSummary:
-    """What a site told of itself when it joined."""
+    """Description that a site gave of itself when it joined."""
 
     training_cases: Count
     validation_cases: Count = 0

@@ -29,7 +29,7 @@ VALIDATION_EPOCH = -1
 """In place of a number of validation iterations: as many as the site's trainer has in an epoch."""
 
 MOST_CASES = 10**6
-"""Of one site."""
+"""Largest number of cases of one site."""
 
 _MOST_ROUNDS = 10**6
 _LARGEST = 1e12
@@ -166,13 +166,13 @@ class PrepareTask(_Payload):
     plans: dict[str, Any]
     """nnU-Net's plans without ``dataset_name``."""
     plans_hash: Hash
-    """Of the plans, see :func:`nnunetv2_federated.federation.agreement.hash_plans`."""
+    """Hash of the plans, see :func:`nnunetv2_federated.federation.agreement.hash_plans`."""
     fingerprint: dict[str, Any]
-    """The federation's, in nnU-Net's form, with medians in place of cases."""
+    """Fingerprint of the federation in nnU-Net's form, with medians in place of cases."""
     declared: dict[str, Any]
     """:meth:`SiteSurvey.declared` of the federation."""
     configurations: Names
-    """What to preprocess."""
+    """Configurations to preprocess."""
     replace_plans: bool
     """Replace plans of the same name that differ."""
     check_only: bool
@@ -185,9 +185,9 @@ class PrepareReport(_Payload):
 
     site: SiteName
     plans_hash: Hash
-    """Of the plans as they stand at the site."""
+    """Hash of the plans as they stand at the site."""
     preprocessed: Annotated[dict[Text, Cases], Field(max_length=100)]
-    """Cases of each configuration."""
+    """Number of preprocessed cases of each configuration."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -205,16 +205,16 @@ class SiteDescription(_Payload):
     """Channels and labels, as its ``dataset.json`` has them."""
     versions: Packages = field(default_factory=dict)
     device: Text = ""
-    """What it trains on."""
+    """Device that the site trains on."""
     free_gb: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Room for its results, in GB."""
 
 
 class _Agreement(_Payload):
-    """What a site that is not on the server's machine takes part in only once it was approved."""
+    """A proposal to a site on another machine, which takes part only once it was approved."""
 
     what: ClassVar[str]
-    """In words, for the site's engineer."""
+    """Name of what is proposed, for the site's engineer."""
     not_covered_by_approval: ClassVar[tuple[str, ...]] = ()
     """Fields that an approval does not cover."""
 
@@ -227,16 +227,16 @@ class _Agreement(_Payload):
 
 @dataclass(frozen=True, config=STRICT)
 class PlanProposal(_Agreement):
-    """Asks a site to be planned for: to be fingerprinted, and to preprocess with the plans."""
+    """Invites a site to joint planning: its fingerprint, and preprocessing with the plans."""
 
     what = "planning"
 
     dataset: Name
-    """The server's name for it; a site's own may differ."""
+    """Name of the dataset at the server; a site's own may differ."""
     planner: Annotated[dict[Name, Any], Field(max_length=20)]
     """nnU-Net's planner and its options."""
     configurations: Names
-    """What to preprocess at most."""
+    """Configurations to preprocess at most."""
     min_cases: MinCases | None
     """Fewest cases in a bin of the fingerprint, ``None`` for the finest bins."""
     verify_dataset_integrity: bool
@@ -256,16 +256,16 @@ class Proposal(_Agreement):
     run_id: Name
     """Identifies the run: a new one starts from nothing, the same one continues."""
     dataset: Name
-    """The server's name for it; a site's own may differ."""
+    """Name of the dataset at the server; a site's own may differ."""
     configuration: Name
     fold: Fold
     trainer: Name
     plans_name: Name
     plans_hash: Hash
     site_index: Annotated[int, Field(ge=0, le=100_000)]
-    """Of the site among all, from 0: its random numbers begin from it."""
+    """Index of the site among all, from 0: its random numbers begin from it."""
     settings: Annotated[dict[Name, Any], Field(max_length=100)]
-    """Of the federation, see :class:`.settings.FederationSettings`."""
+    """Settings of the federation, see :class:`.settings.FederationSettings`."""
     packages: Packages = field(default_factory=dict)
     """Names and versions of the packages that define what plans, trainer and settings name."""
 
@@ -287,7 +287,7 @@ class FullValidation(_Payload):
     cases: Cases
     foreground_mean: Annotated[dict[Text, Number | None], Field(max_length=100)]
     """As in nnU-Net's ``summary.json``, ``None`` where it is not defined; the first metric is the
-    one the trainer is judged by."""
+    one a model of the trainer is measured by."""
     mean: Annotated[
         dict[Text, Annotated[dict[Text, list[Number]], Field(max_length=100)]],
         Field(max_length=10_000),
@@ -316,7 +316,7 @@ class TrainTask(_Payload):
     ``VALIDATION_EPOCH`` for the trainer's own number."""
     proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
-    """How long to train at most, ``None`` for no limit; then the site answers with what it has."""
+    """Seconds to train at most, ``None`` for no limit; then the site answers with what it has."""
     run_id: Annotated[str, Field(max_length=128)] = ""
     """Identifies the run a site on another machine joined, see :attr:`Proposal.run_id`."""
 
@@ -352,9 +352,9 @@ class TrainReport(_Payload):
     training_cases: SomeCases
     train_loss: Number
     validation: Validation
-    """Of the locally trained weights (client side)."""
+    """Validation of the locally trained weights (client side)."""
     received: Validation | None
-    """Of the weights as they were received (server side), if asked for."""
+    """Validation of the weights as they were received (server side), if asked for."""
     seconds: Seconds
     completed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the round's iterations that were done, above 0 and at most 1."""

@@ -39,12 +39,12 @@ def poly_lr(server_round: int, num_rounds: int, initial_lr: float, exponent: flo
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a federation's optimizers learn with."""
+    """Learning rates of a federation."""
 
     lrs: tuple[float, ...]
     """Learning rate of each round, as the server sends it."""
     shares: tuple[float, ...]
-    """What each parameter group multiplies it with; ``(1.0,)`` where there is one group."""
+    """Factor of each parameter group; ``(1.0,)`` where there is one group."""
 
     def __post_init__(self) -> None:
         for server_round, lr in enumerate(self.lrs):
@@ -76,16 +76,17 @@ def read_schedule(
     Parameters
     ----------
     rates
-        Of each epoch, of each group.
+        Learning rate of each group in each epoch.
     declared
-        Of each group, as the optimizer was built.
+        Learning rate of each group when the optimizer was built.
     initial_lr
-        The trainer's: what a schedule that does not begin at its highest rate begins from.
+        Initial learning rate of the trainer. A schedule that does not begin at its highest rate is
+        taken to begin from this one.
 
     Returns
     -------
     Schedule
-        Whose learning rates are those of the group that learns fastest.
+        Learning rates of the group that learns fastest, and the groups' shares of them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a round asks of a site, as it follows from the approved settings; nothing else is done."""
+"""Tasks that follow from the settings a site approved; the site does nothing else."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from nnunetv2_federated.federation.messages import VALIDATION_EPOCH, TrainTask
 from nnunetv2_federated.federation.settings import FederationSettings
 
 SHARE_TO_TRAIN = 0.8
-"""Of a round's deadline: the rest is for the weights' way down and up."""
+"""Share of a round's deadline; the rest is for the weights' way down and up."""
 
 DEFAULT_PROXIMAL_MU = 0.01
-"""Of FedProx; Flower's own default of 0 would make it equal to FedAvg."""
+"""Weight of FedProx's term; Flower's own default of 0 would make it equal to FedAvg."""
 
 _SAME = 1e-9
 """Relative difference of two numbers that are the same but for the machine."""
@@ -22,14 +22,14 @@ _NOTHING = 1e-12
 
 
 def proximal_mu(settings: FederationSettings) -> float:
-    """Weight of FedProx's proximal term; 0 for every other strategy."""
+    """Return the weight of FedProx's proximal term; 0 for every other strategy."""
     if settings.strategy != "fedprox":
         return 0.0
     return float(settings.strategy_options.get("proximal_mu", DEFAULT_PROXIMAL_MU))
 
 
 def seconds_to_train(settings: FederationSettings) -> float | None:
-    """How long a site may train in a round; ``None`` without a deadline."""
+    """Return the seconds that a site may train in a round; ``None`` without a deadline."""
     deadline = settings.round_deadline
     return None if deadline is None else deadline * SHARE_TO_TRAIN
 
@@ -47,13 +47,14 @@ def check_round(
     Parameters
     ----------
     task
-        As it came.
+        Task as it came.
     settings
-        As they were approved.
+        Settings as they were approved.
     lrs
         Learning rate of each round, by the settings and the site's own trainer.
     val_iterations
-        Of the site's trainer; ``None`` if it goes through all its cases.
+        Validation iterations of an epoch of the site's trainer; ``None`` if it goes through all its
+        cases.
 
     Raises
     ------

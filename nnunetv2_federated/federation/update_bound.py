@@ -38,13 +38,13 @@ REFUSED: Final = "refused"
 
 
 class Reply(Protocol):
-    """What is known of a site's reply."""
+    """A site's reply, as far as its bound needs it."""
 
     site: str
     vector: Vector
     """The trained weights."""
     weight: float
-    """With which they are aggregated."""
+    """Weight of the vector in the mean."""
 
 
 R = TypeVar("R", bound=Reply)
@@ -52,13 +52,13 @@ R = TypeVar("R", bound=Reply)
 
 @dataclass(frozen=True)
 class Update:
-    """What is kept of one update."""
+    """Measurements of one update, and what became of it."""
 
     norm: float
     direction: Direction
     weight: float
     bound: float = LARGEST_NORM
-    """In force when it was judged."""
+    """Longest norm that was allowed for it."""
     outcome: Outcome = ACCEPTED
 
     @property
@@ -70,7 +70,7 @@ class Update:
 
 
 class UpdateBound:
-    """Judge the updates of each round by their norm.
+    """Accepts, clips or refuses the updates of each round by their norm.
 
     What is usual, with ``auto``, is the median of the norms accepted in earlier rounds or that of
     this round so far, whichever is larger: after a change that all sites see, such as a large step
@@ -88,7 +88,7 @@ class UpdateBound:
 
     def __init__(self, limit: float | str, *, clip: bool, earlier: Iterable[float] = ()) -> None:
         self.updates: dict[str, Update] = {}
-        """Of the present round, by site."""
+        """Updates of the present round, by site."""
         self._limit = limit
         self._clip = clip
         self._earlier = deque(earlier, maxlen=_REMEMBERED)
@@ -102,7 +102,7 @@ class UpdateBound:
             limit = "none"
         return cls(limit, clip=settings.oversized_update == "clip", earlier=earlier)
 
-    def judge(self, replies: Iterable[R], sent: Vector) -> Iterator[R]:
+    def apply(self, replies: Iterable[R], sent: Vector) -> Iterator[R]:
         """Pass a round's replies on in their order, once it is known what becomes of each.
 
         ``updates`` then says what; the vector of one that was clipped is replaced. A reply is held
@@ -112,7 +112,7 @@ class UpdateBound:
         Parameters
         ----------
         replies
-            In site order, each site once, with finite weights.
+            Replies in site order, each site once, with finite weights.
         sent
             The weights that the sites were sent.
         """
@@ -123,10 +123,10 @@ class UpdateBound:
             norm, direction = measure_update(reply.vector, sent)
             self.updates[reply.site] = Update(norm, direction, reply.weight)
             waiting.append(reply)
-            while waiting and self._can_judge(self.updates[waiting[0].site].norm):
-                yield self._judged(waiting.popleft(), sent)
+            while waiting and self._can_decide(self.updates[waiting[0].site].norm):
+                yield self._decided(waiting.popleft(), sent)
         while waiting:
-            yield self._judged(waiting.popleft(), sent)
+            yield self._decided(waiting.popleft(), sent)
         self._earlier.extend(u.aggregated_norm for u in self.updates.values() if u.aggregated_norm)
 
     def refusal(self, site: str) -> str | None:
@@ -158,7 +158,7 @@ class UpdateBound:
             for (site, update), cosine in zip(self.updates.items(), cosines, strict=True)
         }
 
-    def _can_judge(self, norm: float) -> bool:
+    def _can_decide(self, norm: float) -> bool:
         usual = norm == 0 or norm <= MULTIPLE * self._usual_before
         return self._limit != "auto" or usual or len(self.updates) >= ENOUGH
 
@@ -170,7 +170,7 @@ class UpdateBound:
             usual = max(usual, _usual([update.norm for update in self.updates.values()]))
         return min(MULTIPLE * usual, LARGEST_NORM) if usual else LARGEST_NORM
 
-    def _judged(self, reply: R, sent: Vector) -> R:
+    def _decided(self, reply: R, sent: Vector) -> R:
         update = self.updates[reply.site]
         bound = self._bound(update.norm)
         outcome: Outcome = ACCEPTED

@@ -47,7 +47,7 @@ def measure_update(trained: Vector, sent: Vector) -> tuple[float, Direction]:
     Returns
     -------
     tuple
-        Its L2 norm, and its direction: zeros where nothing changed.
+        L2 norm and direction of the update; the direction is zeros where nothing changed.
     """
     size = min(SKETCH_SIZE, sent.size)
     random = np.random.Generator(np.random.PCG64(_SEED))
@@ -95,7 +95,7 @@ def cosines_with_others(directions: Sequence[Direction], lengths: Sequence[float
     Parameters
     ----------
     directions
-        Of the updates, each of the same shape.
+        Directions of the updates, each of the same shape.
     lengths
         Weight times norm with which each was aggregated; 0 for one that was not.
 

@@ -1,4 +1,4 @@
-"""How long answers are waited for."""
+"""When a round goes on without the sites that have not answered."""
 
 from __future__ import annotations
 

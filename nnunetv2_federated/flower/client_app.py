@@ -27,7 +27,7 @@ _READER = "site"
 
 
 def find_site(pool: SitePool, context: Context) -> Site:
-    """Return the site a context is about, alive."""
+    """Return the site that a context is about, with its trainer in memory."""
     folder = run_folder(context)
     return pool.get(read_run(folder), int(context.node_config["partition-id"]), folder)
 
@@ -52,7 +52,17 @@ def make_client_app(
     find_raw: Callable[[Context], RawSite] = find_raw_site,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
-    """Build the app around a way to find the living site, and its dataset before training."""
+    """Build the app.
+
+    Parameters
+    ----------
+    find
+        Returns the site that a context is about, with its trainer.
+    find_raw
+        Returns the raw dataset of the site, for joint planning.
+    mods
+        Flower's mods: functions around the app that see each message first.
+    """
     app = ClientApp(mods=list(mods))
 
     @app.query("survey")

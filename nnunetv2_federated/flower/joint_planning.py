@@ -36,11 +36,11 @@ Surveys = Mapping[int, SiteSurvey]
 
 @dataclass(frozen=True)
 class PlanningSettings:
-    """How a federation plans and prepares."""
+    """Settings of a joint planning."""
 
     plan: PlanSettings
     configurations: tuple[str, ...] = ("2d", "3d_fullres", "3d_lowres")
-    """What to preprocess; what the plans do not have is skipped, as by nnU-Net."""
+    """Configurations to preprocess; those that the plans do not have are skipped, as by nnU-Net."""
     min_cases: int | None = None
     """``None``: the finest bins; else every bin and pair holds at least so many cases."""
     verify_dataset_integrity: bool = False

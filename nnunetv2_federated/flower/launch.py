@@ -36,7 +36,7 @@ def check(run: Run, backend: str = "in-process") -> list[str]:
     Returns
     -------
     list of str
-        What the user is better told, one line each.
+        Lines that the user should read before training.
 
     Raises
     ------
@@ -47,11 +47,11 @@ def check(run: Run, backend: str = "in-process") -> list[str]:
         memory.
     """
     segmentation = validates_segmentations(type(check_buildable(run, backend)))
-    aloud = []
+    notes = []
     for name in sorted({site.dataset for site in run.sites}):
         dataset = load_dataset(name, run.plans_name)
-        aloud += check_dataset(dataset, run.configuration, [run.fold], segmentation=segmentation)
-    return aloud
+        notes += check_dataset(dataset, run.configuration, [run.fold], segmentation=segmentation)
+    return notes
 
 
 def check_buildable(run: Run, backend: str = "in-process") -> FederatedRounds:
@@ -133,11 +133,11 @@ def launch(
     run
         Every choice made.
     folder
-        What :func:`prepare` returned.
+        Folder that :func:`prepare` returned.
     backend
         ``in-process`` or ``ray``.
     observer
-        Told what happens.
+        Called when rounds, sites and steps begin or end.
     trainer
         An uninitialised trainer to hold the global model, whose trackers stay open for its
         validation; ``None`` to build one.

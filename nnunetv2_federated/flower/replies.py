@@ -126,7 +126,7 @@ class RoundReplies:
 
     def usable(self, messages: Iterable[Message]) -> Iterator[Reply]:
         """Yield what can be aggregated, in site order; :attr:`failed` says why others are not."""
-        for reply in self.bound.judge(self._read(messages), self.form.sent):
+        for reply in self.bound.apply(self._read(messages), self.form.sent):
             reason = self.bound.refusal(reply.site)
             if reason is None:
                 yield reply

@@ -149,7 +149,7 @@ def replies(norms):
 
 
 def outcomes(bound, norms):
-    list(bound.judge(replies(norms), START))
+    list(bound.apply(replies(norms), START))
     return "".join(update.outcome[0] for update in bound.updates.values())
 
 
@@ -228,7 +228,7 @@ def test_auto_needs_three_sites(sites, expected):
 
 def test_clipped_to_the_bound():
     bound = auto(clip=True)
-    (*_, last) = bound.judge(replies([1, 1, 1, 40]), START)
+    (*_, last) = bound.apply(replies([1, 1, 1, 40]), START)
     assert last.vector.tolist() == [0, 10]  # ten times the median
     assert bound.record()["d"] == UpdateRecord(40.0, 1.0, 10.0, "clipped")
     assert bound.refusal("d") is None
@@ -258,7 +258,7 @@ def trace(bound, norms):
             events.append(reply.site.upper())
             yield reply
 
-    events.extend(reply.site for reply in bound.judge(fetched(), START))
+    events.extend(reply.site for reply in bound.apply(fetched(), START))
     return "".join(events)
 
 
@@ -284,12 +284,12 @@ def test_a_continued_run_judges_as_an_uninterrupted_one(rounds, clip):
     whole = auto(clip=clip)
     records = []
     for norms in rounds:
-        list(whole.judge(replies(norms), START))
+        list(whole.apply(replies(norms), START))
         records.append(RoundRecord(len(records), updates=whole.record()))
     stored = [
         RoundRecord.from_plain(json.loads(json.dumps(record.to_plain()))) for record in records[:-1]
     ]
     # the first is of an older version, without updates
     resumed = auto(clip=clip, earlier=accepted_norms([RoundRecord(0), *stored]))
-    list(resumed.judge(replies(rounds[-1]), START))
+    list(resumed.apply(replies(rounds[-1]), START))
     assert resumed.record() == records[-1].updates

@@ -1,4 +1,4 @@
-"""Where sites find the server."""
+"""Address of a server: host and port."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_PORT = 9092
 
 @dataclass(frozen=True)
 class Address:
-    """Where sites find the server."""
+    """Address of a server: host and port."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -56,5 +56,5 @@ class Address:
 
     @property
     def behind_proxy(self) -> Address:
-        """Where the SuperLink listens for the proxy that stands at this address."""
+        """Address of the SuperLink behind a proxy that listens at this address."""
         return Address("127.0.0.1", self.port + 1 if self.port < 65535 else self.port - 1)

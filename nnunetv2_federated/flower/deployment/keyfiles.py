@@ -28,13 +28,13 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.names import check_name
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-"""A site's key, or the coordinator's."""
+"""Public key of a site, or of the coordinator."""
 
 _LARGEST = 65536
 """Bytes of a secret key file; one takes less than a thousand."""
 _LARGEST_PUBLIC = 4096
 _KINDS = ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
-"""What Flower takes. Certificates and keys on a security token have other names."""
+"""Types of keys that Flower accepts; certificates and security tokens have other names."""
 _OTHERS_MAY = 0o077
 _OTHERS_MAY_WRITE = 0o022
 
@@ -48,13 +48,13 @@ def read_secret(path: Path) -> bytes:
     Parameters
     ----------
     path
-        Of the file; of a link, the file it leads to counts, and both folders.
+        Path of the file. Of a link, the file it leads to counts, and both folders.
 
     Raises
     ------
     SettingsError
         If it cannot be read, belongs to another user, is readable or writable by others, or lies in
-        a folder that another user owns or may write to. The message has the command that mends it.
+        a folder that another user owns or may write to. The message has the command that fixes it.
     """
     for folder in dict.fromkeys((path.parent.resolve(), path.resolve().parent)):
         check_key_folder(folder)
@@ -84,13 +84,13 @@ def check_private_folder(path: Path, what: str) -> None:
     path
         The folder.
     what
-        To begin the message with, such as the flag.
+        First words of the message, such as the flag.
 
     Raises
     ------
     SettingsError
         If it cannot be made, is no folder, is open to others, or belongs to another user, itself or
-        what lies in it. The message has the command that mends it.
+        what lies in it. The message has the command that fixes it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -112,7 +112,7 @@ def check_key_folder(folder: Path) -> None:
     ------
     SettingsError
         If the folder is not there, belongs to another user than this and root, or others may write
-        to it. The message has the command that mends it.
+        to it. The message has the command that fixes it.
     """
     if not _has_owners():
         return

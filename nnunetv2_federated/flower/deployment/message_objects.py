@@ -24,12 +24,12 @@ A SuperLink fails with 500 while its database is locked: many sites, or a large 
 """
 
 GIVE_UP_SECONDS = 300.0
-"""How long to ask a SuperLink again that fails each time."""
+"""Seconds after which a SuperLink is given up that fails each time."""
 
 _DEEPEST = 5
-"""A message, its records, one of arrays, an array, a chunk of it."""
+"""Levels of a message's parts: message, records, record of arrays, array, chunk of it."""
 _BESIDE_CHUNKS = 16
-"""Parts of a message that are no chunks, and room for one more record or another."""
+"""Parts of a message that are no chunks, with room for some more records."""
 
 
 def check_parts(tree: ObjectTree, max_bytes: int) -> None:
@@ -42,7 +42,7 @@ def check_parts(tree: ObjectTree, max_bytes: int) -> None:
     tree
         Names of the parts, as they contain each other.
     max_bytes
-        What all parts together may have.
+        Bytes that all parts together may have.
 
     Raises
     ------

@@ -49,7 +49,7 @@ _SEQUENCE = Sequence()
 
 @dataclass(frozen=True)
 class Signed:
-    """What a verified signature says besides."""
+    """Content of a verified signature."""
 
     sequence: int
     digest: str
@@ -115,7 +115,7 @@ def verify(message: Message, key: Ed25519PublicKey) -> Signed:
     Returns
     -------
     Signed
-        Its number, which the caller compares with those before.
+        Number and hash of the message; the caller compares the number with those before.
 
     Raises
     ------

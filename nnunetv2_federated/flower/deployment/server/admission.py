@@ -17,7 +17,7 @@ class Register(Protocol):
         """Return the key of each site that may take part now, by name."""
 
 
-class Doorkeeper(Protocol):
+class NodeControl(Protocol):
     """Keeps nodes out of the SuperLink: :class:`.control.Control`."""
 
     def unregister(self, node: int) -> None:
@@ -30,18 +30,17 @@ class Admission:
     Parameters
     ----------
     register
-        Looked at anew each time: whose key is gone from it, or another, is turned out.
-    doorkeeper
-        Told of who is turned out.
+        Keys of the sites, looked up anew each time. A site whose key is gone from it, or replaced,
+        is turned out.
+    control
+        Unregisters the nodes that are turned out.
     nodes
         Node of each site of the run, by the site's name.
     """
 
-    def __init__(
-        self, register: Register, doorkeeper: Doorkeeper, nodes: Mapping[str, int]
-    ) -> None:
+    def __init__(self, register: Register, control: NodeControl, nodes: Mapping[str, int]) -> None:
         self._register = register
-        self._doorkeeper = doorkeeper
+        self._control = control
         keys = register.keys()
         self._marks = {name: fingerprint(keys[name]) for name in nodes if name in keys}
         self._nodes = {node: name for name, node in nodes.items()}
@@ -80,4 +79,4 @@ class Admission:
         if node in self._turned_out:
             return
         self._turned_out[node] = reason
-        self._doorkeeper.unregister(node)
+        self._control.unregister(node)

@@ -103,7 +103,7 @@ def check_server(path: Path, host: str) -> None:
     Parameters
     ----------
     path
-        Of the certificate.
+        File of the certificate.
     host
         Name or address of the server.
 

@@ -76,11 +76,11 @@ def provision(
     Parameters
     ----------
     folder
-        Made if need be.
+        Output folder, created if missing.
     server
-        Written into the certificate and the bundles.
+        Address of the server, for its certificate and the sites' bundles.
     sites
-        Names of those whose key pair is made here: for a try on one machine.
+        Names of the sites whose key pair is made here: for a try on one machine.
     public_keys
         Files ``NAME.pub`` of the other sites, who made their keys themselves.
     days
@@ -143,9 +143,9 @@ def revoke(folder: Path, sites: Sequence[str]) -> dict[str, str]:
     Parameters
     ----------
     folder
-        That :func:`provision` made, with ``server`` in it; or ``server`` itself.
+        Folder that :func:`provision` made, with ``server`` in it; or ``server`` itself.
     sites
-        Their names.
+        Names of the sites.
 
     Returns
     -------

@@ -39,7 +39,7 @@ _BEYOND_QUESTION = 64 * 2**20
 _FAILING_SECONDS = 120.0
 """How long the SuperLink may fail over one answer, while it works otherwise."""
 _MOST_TIMES_ASKED = 20
-"""Of one question, by a site that is lost again and again."""
+"""Attempts at one question, to a site that is lost again and again."""
 
 
 @dataclass
@@ -63,9 +63,9 @@ class _Asked:
     failing_since: float | None = None
     """Since when the SuperLink fails over the answer (``time.monotonic``)."""
     lost_until: float = 0.0
-    """Of a node that went away: when to give it up (``time.monotonic``)."""
+    """When to give up a node that went away (``time.monotonic``)."""
     reason: str = ""
-    """Why it is lost."""
+    """Reason why the node is lost."""
 
     @property
     def node(self) -> int:

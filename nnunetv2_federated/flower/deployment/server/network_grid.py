@@ -45,10 +45,10 @@ RUN_ENDED = (401, 403)
 _LONGEST_PAUSE = 5
 _NEVER = 30 * 24 * 3600.0
 _FORGIVEN = 1.5
-"""Times the bytes of an answer that a site may store: one that is too large is refused when it is
-read, and the site may go on; only who stores much more is turned out."""
+"""Times the bytes of its answer that a site may store. An answer that is too large is refused when
+it is read, and the site may go on; only a site that stores much more is turned out."""
 _LATE_SECONDS = 60.0
-"""How long after its time an answer is still stored, for nobody."""
+"""Seconds that the SuperLink still stores an answer that came too late."""
 
 
 def _patient() -> RetryInvoker:

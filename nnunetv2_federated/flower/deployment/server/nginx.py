@@ -105,7 +105,7 @@ def nginx_conf(port: int, listen: str) -> str:
     Parameters
     ----------
     port
-        Where sites connect.
+        Port that sites connect to.
     listen
         ``HOST:PORT`` of the SuperLink.
     """

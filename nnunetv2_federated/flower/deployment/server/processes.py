@@ -20,15 +20,15 @@ _STOP_SECONDS = 20.0
 class Child:
     """A command with a log file; on Linux it does not outlive its parent, however that ends.
 
-    What it writes is for this user only.
-    It is started again if it is killed, by the kernel for want of memory for example.
+    Its log is for this user only. It is started again if it is killed, by the kernel for want of
+    memory for example.
 
     Parameters
     ----------
     command, environment
-        What to run.
+        Program with its arguments, and its environment variables.
     log
-        Its output is added to this file.
+        File that its output is appended to.
     """
 
     def __init__(

@@ -41,12 +41,12 @@ FROM part JOIN objects ON object_id = id GROUP BY message
 
 @dataclass(frozen=True)
 class Stored:
-    """A message in the database."""
+    """A message in the SuperLink's database."""
 
     bytes: int
-    """Of the parts that have come."""
+    """Bytes of the parts that have come."""
     node: int | None
-    """Whose answer it is, as long as the server has not asked for it."""
+    """Node whose answer it is, until the server has fetched it; ``None`` for a question."""
 
 
 class Storage:
@@ -114,12 +114,12 @@ class Storage:
 
 @dataclass(frozen=True)
 class Unwanted:
-    """What should not be in the database."""
+    """Content that should not be in the database."""
 
     sites: dict[int, int]
-    """Bytes of those who stored more than their answer can be, by node."""
+    """Bytes that a node stored beyond its answer, by node."""
     messages: list[str]
-    """Of nobody who was asked, or of one of these sites."""
+    """Messages of nodes that were not asked, or that stored too much."""
 
 
 def find_unwanted(
@@ -133,7 +133,7 @@ def find_unwanted(
     Parameters
     ----------
     stored
-        What :meth:`Storage.messages` found.
+        Messages in the database, from :meth:`Storage.messages`.
     questions
         Messages that wait for an answer.
     answers

@@ -46,13 +46,14 @@ class Consent:
     Parameters
     ----------
     site
-        Its name.
+        Name of the site.
     folder
-        Private, of this site.
+        Private folder of this site.
     ask
-        Shown what is not approved yet, says whether to take part; ``None`` if nobody is there.
+        Called with what is not approved yet, returns whether to take part; ``None`` if nobody is
+        there.
     record
-        Told of every decision, for the audit log: an event and its fields.
+        Called with every decision, for the audit log: an event and its fields.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Consent:
         Parameters
         ----------
         flag
-            For the message.
+            Flag of the command, for the message.
         digits
             At least twelve, as shown; all of them if it was neither proposed nor approved.
 

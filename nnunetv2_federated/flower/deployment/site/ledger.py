@@ -49,7 +49,7 @@ class Question:
     """A piece of work that is done once."""
 
     run: str
-    """Identifies the run."""
+    """Identifier of the run."""
     kind: str
     """:data:`ROUND`, :data:`EVALUATION` or :data:`VALIDATION`."""
     step: int
@@ -236,7 +236,7 @@ class Ledger:
         Parameters
         ----------
         run
-            Its identifier, or at least its first eight characters.
+            Identifier of the run, or at least its first eight characters.
 
         Raises
         ------
@@ -252,7 +252,7 @@ class Ledger:
         Parameters
         ----------
         run
-            As in :meth:`folder_of`.
+            Identifier of the run, as :meth:`folder_of` takes it.
         server_round
             The round to be asked for, from 0.
 

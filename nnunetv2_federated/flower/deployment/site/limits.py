@@ -23,11 +23,11 @@ class Limits:
 
     max_rounds: int | None = None
     max_local_epochs: int | None = None
-    """In one round."""
+    """Local epochs of one round."""
     max_hours: float | None = None
-    """Of training and validation."""
+    """Hours of training and validation."""
     max_evaluations: int | None = None
-    """Of models that are not trained further: one of the last round, and the full validation."""
+    """Validations of models that are not trained further: the last round's, and the full one."""
     max_gpu_gb: float | None = None
 
     def __post_init__(self) -> None:
@@ -46,9 +46,9 @@ class Limits:
         Parameters
         ----------
         settings
-            Of the federation.
+            Settings of the federation.
         spent
-            Of the dataset so far, over all runs.
+            What the site has given of the dataset so far, over all runs.
         answered
             Rounds of this federation that are among those already.
         site

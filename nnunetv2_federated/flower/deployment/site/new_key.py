@@ -27,11 +27,11 @@ class NewKey:
     """A key pair that was made."""
 
     private: Path
-    """Stays where it is."""
+    """File that stays where it is."""
     public: Path
-    """To be sent to the coordinator."""
+    """File to be sent to the coordinator."""
     mark: str
-    """Its fingerprint, to be compared with what the coordinator sees."""
+    """Fingerprint of the key, to be compared with what the coordinator sees."""
 
 
 def make_key(name: str, folder: Path) -> NewKey:
@@ -40,9 +40,9 @@ def make_key(name: str, folder: Path) -> NewKey:
     Parameters
     ----------
     name
-        Of the site; the public half is ``NAME.pub``, which tells the coordinator the name.
+        Name of the site; the public half is ``NAME.pub``, which tells the coordinator the name.
     folder
-        For both files; made if need be, and then only for this user.
+        Folder of both files; created if missing, and then for this user only.
 
     Raises
     ------

@@ -48,9 +48,9 @@ def describe(
     Parameters
     ----------
     agreement
-        What is proposed.
+        Proposal of the coordinator.
     plans
-        As they are at this site, if they have the hash that is proposed; ``None`` otherwise.
+        Plans at this site, if they have the hash that is proposed; ``None`` otherwise.
     differing
         How packages here differ from the coordinator's.
     """
