@@ -120,7 +120,7 @@ def test_a_round_is_trained_once_as_approved_and_its_answer_sent_again(
 ) -> None:
     coordinator = Coordinator(guarded)
     assert not coordinator.join(proposal()).has_error()
-    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
 
     for changes, text in (
         ({"lr": 1.0}, "refused lr 1.0: approved is 0.01"),
@@ -151,7 +151,7 @@ def test_a_round_is_trained_once_as_approved_and_its_answer_sent_again(
 def test_evaluations_are_counted_and_bounded(guarded: GuardedSite) -> None:
     coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
 
     def evaluate(**changes: Any) -> Message:
         return coordinator.ask("evaluate", task(2, **changes).to_json(), weights)
@@ -174,7 +174,7 @@ def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(
 ) -> None:
     coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
     for server_round in (0, 1):
         assert not coordinator.train(task(server_round), weights).has_error()
 
@@ -192,8 +192,8 @@ def test_a_new_start_keeps_the_earlier_runs_state_until_its_own_first_round(
     guarded = GuardedSite(dataclasses.replace(guarded.here, limits=Limits()))
     coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    run, index, folder = _only(guarded)
-    weights = to_vector(guarded.pool.get(run, index, folder).trainer.network).copy()
+    _, folder = guarded.membership.current()
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
     coordinator.train(task(0), weights)
     state = folder.with_name("federation.previous") / "sites" / "bern" / "after_round_0.pt"
 
@@ -221,7 +221,7 @@ def test_hours_end_a_round_at_work_and_forbid_the_next(
 ) -> None:
     coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
     guarded.ledger.spend_hours("Dataset901_Balls", 0.5)
     assert guarded.work.seconds_left(task(0)) == pytest.approx(0.5 * 3600 * 0.8)
     monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.work_guard._LOOK_SECONDS", 0.0)
@@ -245,7 +245,7 @@ def test_an_approval_is_taken_back_at_once_also_while_it_works(
 ) -> None:
     coordinator = Coordinator(guarded)
     coordinator.join(proposal())
-    weights = to_vector(guarded.pool.get(*_only(guarded)).trainer.network).copy()
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
     monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.work_guard._LOOK_SECONDS", 0.0)
     approval, look = proposal().approval(), guarded.work.check_going_on
 
@@ -336,8 +336,3 @@ def test_what_was_asked_and_what_left_is_recorded(guarded: GuardedSite) -> None:
     assert left["bytes"] == len(unpack_payload(joined.content))
     assert "refused lr" in events[-1][1]["reason"]
     recorded.close()
-
-
-def _only(guarded: GuardedSite) -> tuple[Any, int, Path]:
-    ((folder, index),) = guarded.pool._alive
-    return guarded.pool._alive[folder, index].run, index, folder
