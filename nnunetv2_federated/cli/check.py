@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from nnunetv2_federated.cli.console import print_findings
+from nnunetv2_federated.cli.console import print_checks
 from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
 from nnunetv2_federated.federation.errors import SettingsError
 
@@ -56,8 +56,8 @@ def _check(options: Options) -> None:
     wanted = options.get("configuration")
     bad = []
     for name in [wanted] if wanted else preprocessed_configurations(dataset):
-        findings = list(inspect_configuration(dataset, name, fold, options.get("trainer")))
-        bad += print_findings(f"{dataset.name} {name}", findings)
+        checks = list(inspect_configuration(dataset, name, fold, options.get("trainer")))
+        bad += print_checks(f"{dataset.name} {name}", checks)
     if bad:
         raise SettingsError(f"{dataset.name} does not agree with itself: {', '.join(bad)}")
 

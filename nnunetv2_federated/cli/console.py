@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from nnunetv2_federated.cli.progress_bars import choose_bars
-from nnunetv2_federated.federation.finding import Finding
+from nnunetv2_federated.federation.check import Check
 from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
@@ -63,22 +63,22 @@ def as_table(
     return table
 
 
-def print_findings(title: str, findings: Iterable[Finding]) -> list[str]:
+def print_checks(title: str, checks: Iterable[Check]) -> list[str]:
     """Print what was checked as a table; return the names of what is not good.
 
     Parameters
     ----------
     title
         Line above the table.
-    findings
+    checks
         Results of the checks, one row each.
     """
-    found = list(findings)
-    rows = [("ok" if finding.good else "NO", finding.what, finding.seen) for finding in found]
+    done = list(checks)
+    rows = [("ok" if check.ok else "NO", check.name, check.detail) for check in done]
     table = as_table(title, ("", "", ""), rows, longest=LONGEST_LINE)
     table.show_header = False
     Console(highlight=False).print(table)
-    return [finding.what for finding in found if not finding.good]
+    return [check.name for check in done if not check.ok]
 
 
 class LogFormatter(logging.Formatter):

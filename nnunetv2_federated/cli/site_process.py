@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
-from nnunetv2_federated.cli.console import print_findings, say, send_logs_to
+from nnunetv2_federated.cli.console import print_checks, say, send_logs_to
 from nnunetv2_federated.cli.options import Options, fold_number
 from nnunetv2_federated.cli.site_questions import ask
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
@@ -59,7 +59,7 @@ def check(settings: SiteSettingsFile, options: Options) -> None:
         trainer=options.get("trainer", "nnUNetTrainer"),
         device=choose_device(options.get("device")),
     )
-    bad = print_findings(f"site {settings.name}", check_site(settings, target))
+    bad = print_checks(f"site {settings.name}", check_site(settings, target))
     if bad:
         raise FederationError(f"not ready: {', '.join(bad)}")
 

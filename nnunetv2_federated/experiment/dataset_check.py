@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_federated.federation.check import Check, run_check
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.finding import Finding, look
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.nnunet.data.dataset import Dataset, check_configuration
@@ -53,7 +53,7 @@ def inspect_configuration(
     configuration: str,
     fold: int | str | None = None,
     trainer_name: str | None = None,
-) -> Iterator[Finding]:
+) -> Iterator[Check]:
     """Compare folds, cases, patients, segmentations and raw data, and build the trainer.
 
     Parameters
@@ -77,7 +77,7 @@ def inspect_configuration(
     folds = _all_folds(dataset, configuration) if fold is None else [fold]
     segmentation = validates_segmentations(trainer)
     yield from inspect(dataset, configuration, folds, segmentation=segmentation)
-    yield look("trainer", functools.partial(_build, dataset, configuration, trainer))
+    yield run_check("trainer", functools.partial(_build, dataset, configuration, trainer))
 
 
 def _all_folds(dataset: Dataset, configuration: str) -> list[int | str]:

@@ -197,11 +197,11 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
         tmp_path / "work",
     )
 
-    def findings(dataset: str) -> dict[str, bool]:
+    def checks(dataset: str) -> dict[str, bool]:
         target = PreflightTarget(dataset, "nnUNetPlans", "2d", 0, "nnUNetTrainer", "cpu")
-        return {finding.what: finding.good for finding in check_site(settings, target)}
+        return {check.name: check.ok for check in check_site(settings, target)}
 
-    assert findings("901") == {
+    assert checks("901") == {
         "versions": True,
         "key": True,
         "server": False,
@@ -219,5 +219,5 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
         "shared memory": True,
         "one iteration on cpu": True,
     }
-    assert findings("999")["dataset"] is False
+    assert checks("999")["dataset"] is False
     assert not list((tmp_path / "results").glob("**/fold_0"))  # nothing is left behind

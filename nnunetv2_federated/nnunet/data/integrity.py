@@ -24,8 +24,8 @@ from nnunetv2_federated.federation.case_table import (
     patients_of,
     read_case_table,
 )
+from nnunetv2_federated.federation.check import Check, run_check
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.finding import Finding, look
 from nnunetv2_federated.federation.text import some_cases
 from nnunetv2_federated.nnunet.data.dataset import (
     Dataset,
@@ -67,32 +67,32 @@ def check_dataset(
         With the first problem, the names of its cases, and how to fix it.
     """
     notable = []
-    for finding in inspect(dataset, configuration, folds, segmentation=segmentation):
-        if not finding.good:
-            raise SettingsError(finding.seen)
-        if finding.notable:
-            notable.append(finding.seen)
+    for check in inspect(dataset, configuration, folds, segmentation=segmentation):
+        if not check.ok:
+            raise SettingsError(check.detail)
+        if check.notable:
+            notable.append(check.detail)
     return notable
 
 
 def inspect(
     dataset: Dataset, configuration: str, folds: Sequence[int | str], *, segmentation: bool = True
-) -> Iterator[Finding]:
-    """Yield the findings about a dataset; :func:`check_dataset` refuses the first that is not good.
+) -> Iterator[Check]:
+    """Yield the checks of a dataset; :func:`check_dataset` refuses the first that is not ok.
 
     Every file is read once, even if several folds have its case.
     """
     subject = _Subject(dataset, configuration)
     for fold in folds:
-        finding = look("fold", functools.partial(subject.read_fold, fold))
-        yield finding
-        if not finding.good:  # all later checks need the cases of the folds
+        check = run_check("fold", functools.partial(subject.read_fold, fold))
+        yield check
+        if not check.ok:  # all later checks need the cases of the folds
             return
     yield from subject.left_out()
-    yield look("preprocessed cases", subject.files)
+    yield run_check("preprocessed cases", subject.files)
     yield from subject.patients()
     if segmentation:
-        yield look("references", subject.references)
+        yield run_check("references", subject.references)
     yield from subject.raw_data()
 
 
@@ -166,7 +166,7 @@ class _Subject:
             f"{fold}"
         )
 
-    def left_out(self) -> Iterator[Finding]:
+    def left_out(self) -> Iterator[Check]:
         if set(self.splits) == {"all"} or not (self.dataset.folder / SPLITS_FILE).is_file():
             return
         named = {
@@ -178,7 +178,7 @@ class _Subject:
                 f"{some_cases(unnamed)} of {self.name} in no fold of {SPLITS_FILE}: never trained "
                 "on"
             )
-            yield Finding("cases in no fold", True, seen, notable=True)
+            yield Check("cases in no fold", True, seen, notable=True)
 
     def files(self) -> str:
         """Open every case of the folds: the header of its image, and all of its segmentation."""
@@ -220,15 +220,15 @@ class _Subject:
             )
         return f"{len(validation)} segmentations to validate with"
 
-    def patients(self) -> Iterator[Finding]:
+    def patients(self) -> Iterator[Check]:
         path = find_case_table(self.dataset)
         if path is None:
-            yield Finding("patients", True, f"not known: without {CASE_TABLE} each case is one")
+            yield Check("patients", True, f"not known: without {CASE_TABLE} each case is one")
             return
         try:
             rows = read_case_table(path)
         except SettingsError as error:
-            yield Finding("patients", False, str(error))
+            yield Check("patients", False, str(error))
             return
         patients, similar = patients_of(rows), like_patients(rows)
         if patients is None and similar:
@@ -236,15 +236,15 @@ class _Subject:
                 f"patients of {self.name} are not known: {path.name} has no column patient, but "
                 f"{', '.join(similar)}; name it patient to keep a patient's cases in one fold"
             )
-            yield Finding("patients", True, seen, notable=True)
+            yield Check("patients", True, seen, notable=True)
         elif patients is None:
-            yield Finding("patients", True, f"not known: {path.name} has no column patient")
+            yield Check("patients", True, f"not known: {path.name} has no column patient")
         else:
-            yield look("patients", lambda: self._patients_apart(patients, path.name))
+            yield run_check("patients", lambda: self._patients_apart(patients, path.name))
             without = set(self.cases) - patients.keys()
             if without:
                 seen = f"{some_cases(without)} of {self.name} without patient in {path.name}"
-                yield Finding("cases without patient", True, seen, notable=True)
+                yield Check("cases without patient", True, seen, notable=True)
 
     def _patients_apart(self, patients: Mapping[str, str], table: str) -> str:
         """Refuse a patient with cases in both parts of a fold; return what was found otherwise."""
@@ -270,10 +270,10 @@ class _Subject:
             f"delete {SPLITS_FILE} to have folds drawn by patient, or train fold all."
         )
 
-    def raw_data(self) -> Iterator[Finding]:
+    def raw_data(self) -> Iterator[Check]:
         raw = nnUNet_raw.get()
         folder = Path(raw) / self.name if raw else None
         if folder is None or not (folder / "dataset.json").is_file():
-            yield Finding("raw data", True, "not compared: nnUNet_raw does not have it")
+            yield Check("raw data", True, "not compared: nnUNet_raw does not have it")
             return
-        yield from RawComparison(self.dataset, folder, self.folder, self.cases).findings()
+        yield from RawComparison(self.dataset, folder, self.folder, self.cases).checks()

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_federated.federation.check import Check, run_check
 from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.finding import Finding, look
 from nnunetv2_federated.federation.text import some_cases
 from nnunetv2_federated.nnunet.data.dataset import Dataset, read_json
 from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
@@ -32,19 +32,19 @@ class RawComparison:
     cases: Sequence[str]
     """Preprocessed cases."""
 
-    def findings(self) -> Iterator[Finding]:
-        """Yield the findings; ends early where the raw dataset cannot be read."""
-        declaration = look("dataset.json", self._same_declaration)
+    def checks(self) -> Iterator[Check]:
+        """Yield the checks; ends early where the raw dataset cannot be read."""
+        declaration = run_check("dataset.json", self._same_declaration)
         yield declaration
-        if not declaration.good:
+        if not declaration.ok:
             return
         try:
             files = training_files(self.raw)
         except (OSError, KeyError) as error:
-            yield Finding("raw data", False, f"{self.raw}: {error}")
+            yield Check("raw data", False, f"{self.raw}: {error}")
             return
-        yield look("channels", lambda: self._counted_channels(files))
-        yield look("labels", lambda: self._same_labels(files))
+        yield run_check("channels", lambda: self._counted_channels(files))
+        yield run_check("labels", lambda: self._same_labels(files))
         for cases, what in (
             (set(files) - set(self.cases), "in nnUNet_raw, but not preprocessed"),
             (set(self.cases) - set(files), "preprocessed, but not in nnUNet_raw any more"),
@@ -53,7 +53,7 @@ class RawComparison:
         ):
             if cases:
                 seen = f"{some_cases(cases)} of {self.dataset.name} {what}"
-                yield Finding("raw data", True, seen, notable=True)
+                yield Check("raw data", True, seen, notable=True)
 
     @property
     def _file_ending(self) -> str:

@@ -20,8 +20,8 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_federated.federation.check import Check, run_check
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.finding import Finding, look
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
@@ -59,13 +59,13 @@ class PreflightTarget:
     device: str
 
 
-def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[Finding]:
+def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[Check]:
     """Check everything a site needs, in the order in which it is needed."""
-    yield Finding("versions", True, ", ".join(f"{name} {version(name)}" for name in _PACKAGES))
-    yield look("key", lambda: (settings.load_key(), str(settings.key))[1])
-    yield look("to compare", lambda: _identity(settings))
+    yield Check("versions", True, ", ".join(f"{name} {version(name)}" for name in _PACKAGES))
+    yield run_check("key", lambda: (settings.load_key(), str(settings.key))[1])
+    yield run_check("to compare", lambda: _identity(settings))
     yield from _check_server(settings)
-    yield look("disk", lambda: _disk(settings.work))
+    yield run_check("disk", lambda: _disk(settings.work))
     dataset: list[Dataset] = []
 
     def find_dataset() -> str:
@@ -75,15 +75,15 @@ def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[
         check_stages(_run(found, target))
         return f"{found.name} with {target.plans_name}"
 
-    yield look("dataset", find_dataset)
+    yield run_check("dataset", find_dataset)
     if not dataset:
         return
     trainer = _trainer(target, settings)
     segmentation = trainer is None or validates_segmentations(trainer)
     yield from inspect(dataset[0], target.configuration, [target.fold], segmentation=segmentation)
-    yield look("plans", lambda: _plans(dataset[0], target, settings))
-    yield look("shared memory", lambda: _shared_memory(dataset[0], target))
-    yield look(f"one iteration on {target.device}", lambda: _iteration(dataset[0], target))
+    yield run_check("plans", lambda: _plans(dataset[0], target, settings))
+    yield run_check("shared memory", lambda: _shared_memory(dataset[0], target))
+    yield run_check(f"one iteration on {target.device}", lambda: _iteration(dataset[0], target))
 
 
 def _trainer(target: PreflightTarget, settings: SiteSettingsFile) -> type | None:
@@ -101,21 +101,21 @@ def _identity(settings: SiteSettingsFile) -> str:
     return f"by telephone, with what the coordinator sees: {marks}"
 
 
-def _check_server(settings: SiteSettingsFile) -> Iterator[Finding]:
+def _check_server(settings: SiteSettingsFile) -> Iterator[Check]:
     server = settings.server
-    reached = look("server", lambda: _reach(server))
+    reached = run_check("server", lambda: _reach(server))
     yield reached
-    if not reached.good:
+    if not reached.ok:
         return
     try:
         context = ssl.create_default_context(cadata=settings.ca.read_text())
     except (OSError, ValueError) as error:
-        yield Finding("certificate", False, f"ca {settings.ca} cannot be read: {error}")
+        yield Check("certificate", False, f"ca {settings.ca} cannot be read: {error}")
         return
-    secured = look("certificate", lambda: _certificate(server, context))
+    secured = run_check("certificate", lambda: _certificate(server, context))
     yield secured
-    if secured.good:
-        yield look("clock", lambda: _clock(server, context))
+    if secured.ok:
+        yield run_check("clock", lambda: _clock(server, context))
 
 
 def _reach(server: Address) -> str:
