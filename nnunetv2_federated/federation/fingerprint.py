@@ -72,7 +72,7 @@ class SiteFingerprint:
     channels: tuple[Channel | None, ...]
     """Foreground intensities of each channel; ``None`` where no case has foreground."""
     axes: tuple[AxisCounts, ...]
-    """For each axis, how many cases have a (spacing, size).
+    """Number of cases that have a (spacing, size), for each axis.
 
     The axes are linked neither to each other nor to a case.
     """
@@ -203,7 +203,7 @@ def _groups(holders: Sequence[set[int]], min_cases: int) -> list[tuple[int, int]
     Parameters
     ----------
     holders
-        For each bin, the numbers of the cases that have values in it.
+        Cases that have values in each bin, by their numbers.
     min_cases
         Smallest number of different cases of a run. All bins are one run if they hold fewer.
     """
@@ -213,15 +213,17 @@ def _groups(holders: Sequence[set[int]], min_cases: int) -> list[tuple[int, int]
         if len(seen) >= min_cases:
             runs.append((start, i + 1))
             start, seen = i + 1, set()
-    if start < len(holders):
+    if start < len(holders):  # the rest holds too few cases: it joins the last run
         start = runs.pop()[0] if runs else 0
         runs.append((start, len(holders)))
     return runs
 
 
 def _merge_bins(channel: Channel, cases: Sequence[Channel], min_cases: int) -> Channel:
+    """Merge bins of a pooled channel until each holds values of at least ``min_cases`` cases."""
     holders: list[set[int]] = [set() for _ in channel.first]
     for number, case in enumerate(cases):
+        # every bin of a case is a bin of the pooled channel, once both have the same width
         bins = np.searchsorted(channel.first, case.coarser(channel.exponent).first)
         for i in bins:
             holders[i].add(number)
@@ -242,6 +244,7 @@ def _merge_bins(channel: Channel, cases: Sequence[Channel], min_cases: int) -> C
 def _merge_pairs(pairs: list[tuple[float, int]], min_cases: int) -> list[tuple[float, int]]:
     """Replace each of the sorted pairs by the mean of its group; equal pairs stay together."""
     distinct = sorted(Counter(pairs).items())
+    # equal pairs are one bin, so that they cannot be cut apart; each pair is one case
     numbers = iter(range(len(pairs)))
     holders = [{next(numbers) for _ in range(count)} for _, count in distinct]
     merged = []

@@ -36,6 +36,7 @@ class Channel:
     """
 
     count: int
+    """Number of voxels."""
     sum: float
     sum_squared_deviations: float
     """Sum of squared deviations from this channel's own mean.
@@ -45,10 +46,14 @@ class Channel:
     min: float
     max: float
     whole_numbers: bool
+    """Whether all intensities are whole numbers, as those of CT."""
     exponent: int
     first: Ints
+    """First index of each bin, ascending; shape (bins,)."""
     last: Ints
+    """Last index of each bin; larger than the first where bins were merged to protect cases."""
     counts: Ints
+    """Number of voxels in each bin."""
 
     @property
     def values(self) -> Floats:
@@ -82,10 +87,12 @@ class Channel:
         )
 
     def coarser(self, exponent: int) -> Channel:
-        """Merge bins into bins of width ``2**exponent``."""
+        """Merge bins into bins of width ``2**exponent``, at least as wide as they are."""
         shift = exponent - self.exponent
         if shift == 0:
             return self
+        # a shift to the right divides and rounds down, also below zero: index i of the fine bins
+        # lies in index i >> shift of the coarse ones
         first, inverse = np.unique(self.first >> shift, return_inverse=True)
         last = np.full(first.size, np.iinfo(np.int64).min)
         np.maximum.at(last, inverse, self.last >> shift)

@@ -17,7 +17,7 @@ from nnunetv2_federated.federation.text import clean
 
 @dataclass(frozen=True)
 class TestedCase:
-    """What a model predicted for one case, judged by the reference."""
+    """What a model predicted for one case, compared with the reference."""
 
     __test__: ClassVar = False  # for pytest, which takes a class of this name for tests
     __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="ignore")

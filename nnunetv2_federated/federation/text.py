@@ -18,7 +18,7 @@ def clean(text: object, longest: int = LONGEST) -> str:
     """Return one line without control characters, cut to ``longest`` characters.
 
     Escape sequences, line breaks and characters that reorder a line (Unicode categories C, Zl and
-    Zp) become blanks. Markup is not touched: whoever writes a format escapes it for that format.
+    Zp) become blanks. Markup is not touched: each writer escapes it for its own format.
     """
     line = " ".join(one_line(text, 4 * longest).split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"

@@ -1,4 +1,4 @@
-"""The device to train on, and what torch is told about it."""
+"""The device to train on, and the settings of torch that depend on it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from nnunetv2_federated.federation.errors import SettingsError
 DEVICES = ("cuda", "cpu", "mps")
 
 
-def choose_device(wanted: str | None) -> str:
+def choose_device(requested: str | None) -> str:
     """Return the device to train on, and set torch's threads as nnU-Net does.
 
     Parameters
     ----------
-    wanted
+    requested
         ``cuda``, ``cpu``, ``mps``, or ``None`` for CUDA if there is a device, else the CPU.
 
     Raises
     ------
     SettingsError
-        If the wanted device is absent.
+        If the requested device is absent.
     """
-    if wanted not in (None, *DEVICES):
-        raise SettingsError(f"-device {wanted}: must be cuda, cpu or mps.")
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if requested not in (None, *DEVICES):
+        raise SettingsError(f"-device {requested}: must be cuda, cpu or mps.")
+    if requested == "cuda" and not torch.cuda.is_available():
         raise SettingsError("-device cuda: no CUDA device found; use -device cpu.")
-    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = requested or ("cuda" if torch.cuda.is_available() else "cpu")
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     torch.set_num_threads(1 if device == "cuda" else threads)
     torch.backends.cudnn.benchmark = device == "cuda"

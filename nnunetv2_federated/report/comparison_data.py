@@ -41,7 +41,7 @@ class Example:
     reference: Image | None
     """Reference segmentation, of the shape of the image."""
     predictions: dict[str, tuple[str, Image | None]]
-    """By arm: the text above the picture, and the predicted segmentation."""
+    """Text above the picture and predicted segmentation, by arm."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def gather(
     Parameters
     ----------
     title, arms, failures, histories, external, counts, settings, examples
-        As in :class:`Evidence`.
+        Attributes of :class:`Evidence`.
     runs
         Tested cases of each run, of each arm that has any.
     sites

@@ -146,7 +146,8 @@ def _at_sites(
     title
         Title of the figure, after the name of the federation.
     panels
-        By title of a panel: from the name of a site to the keys of its value in a round's record.
+        Titles of the panels, each with a function that returns, for the name of a site, the keys of
+        its value in a round's record.
     """
     figure = make_subplots(1, 2, subplot_titles=tuple(panels))
     arm, sites = _first_federation(evidence)

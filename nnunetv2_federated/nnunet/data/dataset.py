@@ -111,7 +111,7 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
     name_or_id
         ``Dataset501_Name`` or ``501``.
     plans_identifier
-        As ``-p`` of ``nnUNetv2_train``.
+        Name of the plans, as ``-p`` of ``nnUNetv2_train``.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def read_plans(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> dict[s
     Parameters
     ----------
     name_or_id, plans_identifier
-        As of :func:`load_dataset`.
+        Parameters of :func:`load_dataset`.
 
     Raises
     ------

@@ -110,7 +110,7 @@ class RawSite:
         site
             Name of the site; ``None`` for the name of the dataset.
         fingerprint_processes, preprocessing_processes, allowed_modules
-            As the attributes.
+            Attributes of the same names.
 
         Raises
         ------
@@ -305,7 +305,7 @@ class RawSite:
         """Re-raise unexpected errors as ``SiteError`` that names only their type.
 
         Their text could name a patient. Errors of a full or write-protected disk are raised as they
-        are: whoever answers for the site leaves the path out.
+        are: the code that answers for the site leaves the path out.
         """
         try:
             yield

@@ -59,7 +59,7 @@ def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
     batch
         Bytes of a batch.
     pinned
-        As for :func:`queued_batches`.
+        Whether batches are copied into pinned memory.
     trainers
         Number of trainers that have their queues at the same time.
 

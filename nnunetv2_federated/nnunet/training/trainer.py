@@ -63,7 +63,7 @@ class FederatedRounds(ServerRate):
     site_cases: tuple[list[str], list[str]] | None = None
     """Training and validation cases of a site; ``None`` for nnU-Net's own split."""
     lr_schedule_of_run = "trainer"
-    """As ``--lr-schedule``."""
+    """Value of ``--lr-schedule``: ``trainer`` or ``poly``."""
     epochs_of_trainer: int
     """Number of epochs that the trainer has in nnU-Net; a federation has rounds instead."""
     schedule: Schedule

@@ -43,7 +43,7 @@ def schedule_of(trainer: ServerRate, rounds: int, choice: str) -> Schedule:
     rounds
         Number of rounds of the federation, in place of the trainer's epochs.
     choice
-        As ``--lr-schedule``.
+        Value of ``--lr-schedule``: ``trainer`` for the trainer's own, ``poly`` for nnU-Net's.
 
     Raises
     ------
