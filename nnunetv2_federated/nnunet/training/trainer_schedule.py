@@ -147,7 +147,7 @@ def _require_same(trainer: ServerRate, first: dict[str, Any], epoch: int) -> Non
 
 @contextlib.contextmanager
 def _to_put_back(trainer: ServerRate) -> Iterator[None]:
-    """Put a trainer into the state before its optimizer was built; afterwards, into that of now.
+    """Put a trainer into the state before its optimizer was built, and at the end into that of now.
 
     A trainer's hooks may change any attribute, count in lists and dictionaries, freeze weights,
     print, log and draw random numbers. All of that is undone at the end.
@@ -172,9 +172,8 @@ def _to_put_back(trainer: ServerRate) -> Iterator[None]:
         values.clear()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter(
-                "ignore"
-            )  # torch warns of schedulers that step before an optimizer
+            # torch warns of schedulers that step although the optimizer never did
+            warnings.simplefilter("ignore")
             yield
     finally:
         trainer.__dict__.clear()
