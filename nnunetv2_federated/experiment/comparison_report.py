@@ -20,7 +20,7 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
     tester_of,
 )
 from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
-from nnunetv2_federated.report.comparison_data import Evidence, gather
+from nnunetv2_federated.report.comparison_data import ComparisonData, gather
 from nnunetv2_federated.report.html import write_html
 from nnunetv2_federated.report.markdown import write_markdown
 
@@ -40,7 +40,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     everyone = {**sites, **comparison.external}
     cases = sorted(case for own in everyone.values() for case in own)
     classes = case_classes(dataset, comparison.configuration, cases)
-    evidence = gather(
+    data = gather(
         title=f"{comparison.dataset}, {comparison.configuration}",
         arms=[arm.name for arm in comparison.arms],
         runs=records,
@@ -58,13 +58,13 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         measure=tester.measure,
         examples=draw_examples(comparison, dataset, records, folder),
     )
-    return write_pages(evidence, folder)
+    return write_pages(data, folder)
 
 
-def write_pages(evidence: Evidence, folder: Path) -> Path:
+def write_pages(data: ComparisonData, folder: Path) -> Path:
     """Write all forms of the report; return the page."""
-    write_markdown(evidence, folder)
-    return write_html(evidence, folder / "report.html")
+    write_markdown(data, folder)
+    return write_html(data, folder / "report.html")
 
 
 def _failures(models: list[Model], folder: Path) -> dict[str, str]:

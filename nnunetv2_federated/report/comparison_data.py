@@ -45,7 +45,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ComparisonData:
     """Everything that a report shows."""
 
     title: str
@@ -104,13 +104,13 @@ def gather(
     settings: dict[str, Any],
     measure: Measure,
     examples: list[Example],
-) -> Evidence:
+) -> ComparisonData:
     """Compute the tables of a report from tested cases.
 
     Parameters
     ----------
     title, arms, failures, histories, external, counts, settings, examples
-        Attributes of :class:`Evidence`.
+        Attributes of :class:`ComparisonData`.
     runs
         Tested cases of each run, of each arm that has any.
     sites
@@ -125,7 +125,7 @@ def gather(
     metrics = list(dict.fromkeys(name for of_arm in cells.values() for name in of_arm[ALL_SITES]))
     known_sites = set(groups) - {unknown_site}
     compared = pairs([arm for arm in arms if arm in runs], known_sites) if metrics else []
-    return Evidence(
+    return ComparisonData(
         title=title,
         arms=arms,
         groups=groups,

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
 from nnunetv2_federated.federation.text import one_line
-from nnunetv2_federated.report.comparison_data import Evidence
+from nnunetv2_federated.report.comparison_data import ComparisonData
 from nnunetv2_federated.report.markdown import (
     SMALL_PRINT,
     difference_rows,
@@ -30,7 +30,7 @@ _LONGEST_VALUE = 4000
 """Largest number of characters of one text in the page."""
 
 
-def write_html(evidence: Evidence, path: Path) -> Path:
+def write_html(data: ComparisonData, path: Path) -> Path:
     """Write the page, with figures, their code and pictures within it; return its file."""
     templates = Environment(
         loader=PackageLoader(__package__ or __name__), autoescape=True, finalize=_shown
@@ -42,26 +42,25 @@ def write_html(evidence: Evidence, path: Path) -> Path:
             div_id=f"figure-{name}",
             config={"responsive": True, "displaylogo": False},
         )
-        for name, figure in all_figures(evidence).items()
+        for name, figure in all_figures(data).items()
     }
     text = templates.get_template("report.html.j2").render(
-        evidence=evidence,
+        data=data,
         small_print=SMALL_PRINT,
-        headline=headline_rows(evidence),
-        matrix=matrix_rows(evidence),
-        differences=difference_rows(evidence),
-        held_back=held_back_rows(evidence),
-        sent=sent_rows(evidence),
+        headline=headline_rows(data),
+        matrix=matrix_rows(data),
+        differences=difference_rows(data),
+        held_back=held_back_rows(data),
+        sent=sent_rows(data),
         fields=[[f.name for f in fields(message)] for message in (SiteDescription, TrainReport)],
         settings=[
             (name, value if isinstance(value, str) else json.dumps(value))
-            for name, value in evidence.settings.items()
+            for name, value in data.settings.items()
         ],
-        versions=versions(evidence),
+        versions=versions(data),
         figures=figures,
         examples=[
-            (example, base64.b64encode(draw_example(example)).decode())
-            for example in evidence.examples
+            (example, base64.b64encode(draw_example(example)).decode()) for example in data.examples
         ],
         plotly=get_plotlyjs(),
     )

@@ -8,32 +8,32 @@ from pathlib import Path
 
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.update_bound import ACCEPTED
-from nnunetv2_federated.report.comparison_data import Evidence, what_left
+from nnunetv2_federated.report.comparison_data import ComparisonData, what_left
 from nnunetv2_federated.report.matplotlib_figures import save_pictures
 from nnunetv2_federated.report.statistics import ALL_SITES, Difference
 from nnunetv2_federated.report.text import markdown
 
 
-def write_markdown(evidence: Evidence, folder: Path) -> Path:
+def write_markdown(data: ComparisonData, folder: Path) -> Path:
     """Write ``report.md`` and its PNGs; return the first."""
-    pictures = save_pictures(evidence, folder)
+    pictures = save_pictures(data, folder)
     parts = [
-        f"# {markdown(evidence.title)}: local, federated, centralised",
+        f"# {markdown(data.title)}: local, federated, centralised",
         "Mean ± standard deviation over seeds and folds. " + SMALL_PRINT,
         "## All sites",
-        markdown_table(*headline_rows(evidence)),
-        f"## {markdown(evidence.headline)} at each site",
-        markdown_table(*matrix_rows(evidence)),
+        markdown_table(*headline_rows(data)),
+        f"## {markdown(data.headline)} at each site",
+        markdown_table(*matrix_rows(data)),
         "## Paired differences",
-        markdown_table(*difference_rows(evidence)),
+        markdown_table(*difference_rows(data)),
         "## Updates that were refused or clipped",
-        markdown_table(*held_back_rows(evidence)),
+        markdown_table(*held_back_rows(data)),
         "## What left each site",
-        markdown_table(*sent_rows(evidence)),
+        markdown_table(*sent_rows(data)),
         "## Settings",
-        "```json\n" + json.dumps(evidence.settings, indent=1) + "\n```",
+        "```json\n" + json.dumps(data.settings, indent=1) + "\n```",
         "## Versions",
-        ", ".join(markdown(f"{k} {v}") for k, v in versions(evidence).items()) or "not known",
+        ", ".join(markdown(f"{k} {v}") for k, v in versions(data).items()) or "not known",
         "## Pictures",
         *(f"![{name}]({name})" for name in pictures),
     ]
@@ -48,46 +48,46 @@ SMALL_PRINT = (
 )
 
 
-def headline_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+def headline_rows(data: ComparisonData) -> tuple[list[str], list[list[str]]]:
     """Return header and rows with every metric of every arm on all sites, and why an arm failed."""
-    header = ["model", "runs", *evidence.metrics, "failed"]
+    header = ["model", "runs", *data.metrics, "failed"]
     rows = []
-    for arm in evidence.arms:
-        values = [evidence.cell(arm, ALL_SITES, metric) for metric in evidence.metrics]
-        failures = evidence.failures_of(arm)
+    for arm in data.arms:
+        values = [data.cell(arm, ALL_SITES, metric) for metric in data.metrics]
+        failures = data.failures_of(arm)
         why = f"{len(failures)}: {failures[0]}" if failures else ""
         shown = ["-" if value is None else str(value) for value in values]
-        rows.append([arm, str(evidence.runs.get(arm, 0)), *shown, why])
+        rows.append([arm, str(data.runs.get(arm, 0)), *shown, why])
     return header, rows
 
 
-def matrix_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+def matrix_rows(data: ComparisonData) -> tuple[list[str], list[list[str]]]:
     """Return header and rows with the headline metric of every arm at every site."""
-    names = [f"{g} (external)" if g in evidence.external else g for g in evidence.groups]
+    names = [f"{g} (external)" if g in data.external else g for g in data.groups]
     header = [
         "model",
-        *(f"{n}, {evidence.tested[g]} cases" for n, g in zip(names, evidence.groups, strict=True)),
+        *(f"{n}, {data.tested[g]} cases" for n, g in zip(names, data.groups, strict=True)),
     ]
     rows = []
-    for arm in evidence.arms:
-        values = [evidence.cell(arm, group, evidence.headline) for group in evidence.groups]
+    for arm in data.arms:
+        values = [data.cell(arm, group, data.headline) for group in data.groups]
         rows.append([arm, *("failed" if value is None else str(value) for value in values)])
     return header, rows
 
 
-def difference_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+def difference_rows(data: ComparisonData) -> tuple[list[str], list[list[str]]]:
     """Return header and rows with the paired differences of the headline metric."""
     header = [
         "model",
         "minus",
         "on",
         "cases",
-        f"difference of {evidence.headline}",
+        f"difference of {data.headline}",
         "95 % interval",
     ]
     return header, [
         [d.first, d.second, d.group, str(d.cases), f"{d.value:+.4f}", interval(d)]
-        for d in evidence.differences
+        for d in data.differences
     ]
 
 
@@ -98,11 +98,11 @@ def interval(difference: Difference) -> str:
     return f"{difference.low:+.4f} to {difference.high:+.4f}"
 
 
-def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+def held_back_rows(data: ComparisonData) -> tuple[list[str], list[list[str]]]:
     """Return header and rows with the updates that ``--max-update-norm`` clipped or refused."""
     header = ["federation", "seed", "fold", "site", "outcome", "rounds", "largest norm"]
     norms: dict[tuple[str, ...], list[float]] = {}
-    for (arm, seed, fold), history in evidence.histories.items():
+    for (arm, seed, fold), history in data.histories.items():
         for record in history.rounds:
             for site, update in record.updates.items():
                 if update.outcome != ACCEPTED:
@@ -111,18 +111,18 @@ def held_back_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     return header, [[*key, str(len(ns)), f"{max(ns):.3g}"] for key, ns in norms.items()]
 
 
-def sent_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+def sent_rows(data: ComparisonData) -> tuple[list[str], list[list[str]]]:
     """Return header and rows with what each site sent in the first run of each federation."""
     header = ["federation", "site", "training cases", "rounds answered", "MiB sent", "versions"]
     return header, [
         [s.arm, s.site, str(s.training_cases), str(s.rounds), f"{s.mebibytes:.1f}", s.versions]
-        for s in what_left(evidence.histories)
+        for s in what_left(data.histories)
     ]
 
 
-def versions(evidence: Evidence) -> dict[str, str]:
+def versions(data: ComparisonData) -> dict[str, str]:
     """Return the versions of the server's packages in the first run."""
-    for history in evidence.histories.values():
+    for history in data.histories.values():
         return dict(history.versions)
     return {}
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from nnunetv2_federated.report.comparison_data import Evidence, Example, Image, curve
+from nnunetv2_federated.report.comparison_data import ComparisonData, Example, Image, curve
 from nnunetv2_federated.report.plotly_figures import colours, repeats
 from nnunetv2_federated.report.text import picture_text
 
@@ -27,16 +27,16 @@ _SIDES = {
 }
 
 
-def save_pictures(evidence: Evidence, folder: Path) -> list[str]:
+def save_pictures(data: ComparisonData, folder: Path) -> list[str]:
     """Write the PNGs of ``report.md``; return the names of the files."""
     names = []
     # nnU-Net's own progress plot leaves its large fonts behind in matplotlib's settings
     with matplotlib.style.context("default"):
-        for name, figure in (("matrix", _matrix(evidence)), ("curves", _curves(evidence))):
+        for name, figure in (("matrix", _matrix(data)), ("curves", _curves(data))):
             if figure is not None:
                 figure.savefig(folder / f"report_{name}.png", dpi=110)
                 names.append(f"report_{name}.png")
-    for number, example in enumerate(evidence.examples, 1):
+    for number, example in enumerate(data.examples, 1):
         name = f"report_example_{number}.png"
         (folder / name).write_bytes(draw_example(example))
         names.append(name)
@@ -80,26 +80,26 @@ def _outline(axes: Axes, mask: Image | None, colour: str) -> None:
         axes.contour(x, y, padded, levels=[0.5], colors=colour, linewidths=1.2)
 
 
-def _matrix(evidence: Evidence) -> Figure | None:
-    arms, rows = evidence.matrix()
+def _matrix(data: ComparisonData) -> Figure | None:
+    arms, rows = data.matrix()
     if not arms:
         return None
     values = np.array(rows, float)  # None becomes NaN
     figure = Figure(
-        figsize=(3 + 1.3 * len(evidence.groups), 1.4 + 0.42 * len(arms)), layout="constrained"
+        figsize=(3 + 1.3 * len(data.groups), 1.4 + 0.42 * len(arms)), layout="constrained"
     )
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     picture = axes.imshow(values, cmap="Blues", aspect="auto")
     names = [
-        f"{picture_text(g)}\n(external)" if g in evidence.external else picture_text(g)
-        for g in evidence.groups
+        f"{picture_text(g)}\n(external)" if g in data.external else picture_text(g)
+        for g in data.groups
     ]
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set_yticks(range(len(arms)), [picture_text(a) for a in arms], fontsize=9)
     _write_values(axes, values)
     axes.set_title(
-        f"{picture_text(evidence.headline)} of each model (row) at each site (column)", fontsize=10
+        f"{picture_text(data.headline)} of each model (row) at each site (column)", fontsize=10
     )
     figure.colorbar(picture)
     return figure
@@ -114,8 +114,8 @@ def _write_values(axes: Axes, values: NDArray[np.float64]) -> None:
         axes.text(column, row, text, ha="center", va="center", color=colour)
 
 
-def _curves(evidence: Evidence) -> Figure | None:
-    sides = {title: keys for title, keys in _SIDES.items() if _has_values(evidence, keys)}
+def _curves(data: ComparisonData) -> Figure | None:
+    sides = {title: keys for title, keys in _SIDES.items() if _has_values(data, keys)}
     if not sides:
         return None
     figure = Figure(figsize=(1 + 5 * len(sides), 7), layout="constrained")
@@ -123,7 +123,7 @@ def _curves(evidence: Evidence) -> Figure | None:
     panels: Any = figure.subplots(2, len(sides), sharex=True, squeeze=False)
     for row, name in zip(panels, ("loss", "dice"), strict=True):
         for axes, keys in zip(row, sides.values(), strict=True):
-            _draw_curves(axes, evidence, _with_name(keys, name))
+            _draw_curves(axes, data, _with_name(keys, name))
             axes.set_ylabel(f"validation {name.replace('dice', 'Dice')}")
     for axes, title in zip(panels[0], sides, strict=True):
         axes.set_title(title)
@@ -139,17 +139,17 @@ def _with_name(keys: tuple[str, ...], name: str) -> list[str]:
     return [key.format(name) for key in keys]
 
 
-def _has_values(evidence: Evidence, keys: tuple[str, ...]) -> bool:
+def _has_values(data: ComparisonData, keys: tuple[str, ...]) -> bool:
     """Whether any arm has a loss under these keys of its rounds' records."""
-    curves = (curve(evidence.histories, arm, *_with_name(keys, "loss")) for arm in evidence.arms)
+    curves = (curve(data.histories, arm, *_with_name(keys, "loss")) for arm in data.arms)
     return any(mean is not None for _, means, _ in curves for mean in means)
 
 
-def _draw_curves(axes: Axes, evidence: Evidence, keys: list[str]) -> None:
+def _draw_curves(axes: Axes, data: ComparisonData, keys: list[str]) -> None:
     """Draw a line for each arm, dashed unless it is a federation."""
-    again = repeats(evidence.arms)
-    for arm, colour in colours(evidence.arms).items():
-        x, means, _ = curve(evidence.histories, arm, *keys)
+    again = repeats(data.arms)
+    for arm, colour in colours(data.arms).items():
+        x, means, _ = curve(data.histories, arm, *keys)
         y = [np.nan if mean is None else mean for mean in means]
         style = "-" if arm.startswith("federated") else "--"
         marker = _MARKERS[again[arm] % len(_MARKERS)]

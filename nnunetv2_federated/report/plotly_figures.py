@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from nnunetv2_federated.report.comparison_data import Evidence, curve
+from nnunetv2_federated.report.comparison_data import ComparisonData, curve
 from nnunetv2_federated.report.partition import PALETTE
 from nnunetv2_federated.report.statistics import ALL_SITES
 from nnunetv2_federated.report.text import figure_text
@@ -27,26 +27,26 @@ def repeats(arms: Sequence[str]) -> dict[str, int]:
     return {arm: i // len(PALETTE) for i, arm in enumerate(arms)}
 
 
-def all_figures(evidence: Evidence) -> dict[str, go.Figure]:
+def all_figures(data: ComparisonData) -> dict[str, go.Figure]:
     """Return every figure that has values, by name."""
     figures = {
-        "headline": headline(evidence),
-        "matrix": matrix(evidence),
-        "server": curves(evidence, "server side: the global model", ("global_model",), ""),
-        "client": curves(evidence, "client side: mean over the sites", (), "mean_site_"),
-        "sites": site_curves(evidence),
-        "updates": updates(evidence),
-        "distribution": distribution(evidence),
-        "costs": costs(evidence),
+        "headline": headline(data),
+        "matrix": matrix(data),
+        "server": curves(data, "server side: the global model", ("global_model",), ""),
+        "client": curves(data, "client side: mean over the sites", (), "mean_site_"),
+        "sites": site_curves(data),
+        "updates": updates(data),
+        "distribution": distribution(data),
+        "costs": costs(data),
     }
     return {name: _styled(figure) for name, figure in figures.items() if figure.data}
 
 
-def headline(evidence: Evidence) -> go.Figure:
+def headline(data: ComparisonData) -> go.Figure:
     """Draw the headline metric of every arm on all sites, with its spread."""
     figure = go.Figure()
-    for arm, colour in colours(evidence.arms).items():
-        value = evidence.cell(arm, ALL_SITES, evidence.headline)
+    for arm, colour in colours(data.arms).items():
+        value = data.cell(arm, ALL_SITES, data.headline)
         if value is not None:
             figure.add_scatter(
                 x=[value.mean], y=[arm], name=arm, mode="markers", showlegend=False,
@@ -54,20 +54,20 @@ def headline(evidence: Evidence) -> go.Figure:
                 error_x={"type": "data", "array": [value.std or 0]},
             )  # fmt: skip
     figure.update_layout(
-        height=120 + 34 * len(evidence.arms), xaxis_title=f"{evidence.headline}, all sites"
+        height=120 + 34 * len(data.arms), xaxis_title=f"{data.headline}, all sites"
     )
     figure.update_yaxes(autorange="reversed")
     return figure
 
 
-def matrix(evidence: Evidence) -> go.Figure:
+def matrix(data: ComparisonData) -> go.Figure:
     """Draw the headline metric of every arm at every site."""
-    arms, rows = evidence.matrix()
+    arms, rows = data.matrix()
     figure = go.Figure()
     if rows:
-        names = [f"{g} (external)" if g in evidence.external else g for g in evidence.groups]
+        names = [f"{g} (external)" if g in data.external else g for g in data.groups]
         figure.add_heatmap(
-            z=rows, x=names, y=arms, colorscale="Blues", colorbar={"title": evidence.headline},
+            z=rows, x=names, y=arms, colorscale="Blues", colorbar={"title": data.headline},
             text=[["" if value is None else f"{value:.3f}" for value in row] for row in rows],
             texttemplate="%{text}", xgap=2, ygap=2,
         )  # fmt: skip
@@ -76,12 +76,12 @@ def matrix(evidence: Evidence) -> go.Figure:
     return figure
 
 
-def curves(evidence: Evidence, title: str, prefix: tuple[str, ...], key: str) -> go.Figure:
+def curves(data: ComparisonData, title: str, prefix: tuple[str, ...], key: str) -> go.Figure:
     """Draw loss and Dice by round, a line for each arm.
 
     Parameters
     ----------
-    evidence
+    data
         What the report shows.
     title
         Title of the figure.
@@ -89,10 +89,10 @@ def curves(evidence: Evidence, title: str, prefix: tuple[str, ...], key: str) ->
         Keys of the values in a round's record: ``prefix``, then ``key`` with ``loss`` or ``dice``.
     """
     figure = make_subplots(1, 2, subplot_titles=("validation loss", "validation Dice"))
-    again = repeats(evidence.arms)
-    for arm, colour in colours(evidence.arms).items():
+    again = repeats(data.arms)
+    for arm, colour in colours(data.arms).items():
         for column, name in enumerate(("loss", "dice"), 1):
-            x, y, std = curve(evidence.histories, arm, *prefix, key + name)
+            x, y, std = curve(data.histories, arm, *prefix, key + name)
             if any(value is not None for value in y):
                 figure.add_scatter(
                     x=x, y=y, name=arm, legendgroup=arm, showlegend=column == 2,
@@ -107,10 +107,10 @@ def curves(evidence: Evidence, title: str, prefix: tuple[str, ...], key: str) ->
     return figure
 
 
-def site_curves(evidence: Evidence) -> go.Figure:
+def site_curves(data: ComparisonData) -> go.Figure:
     """Draw Dice by round at each site, of local and global models of the first federation."""
     return _at_sites(
-        evidence,
+        data,
         "Dice at each site",
         {
             "after local training": lambda site: ("sites", site, "dice"),
@@ -119,10 +119,10 @@ def site_curves(evidence: Evidence) -> go.Figure:
     )
 
 
-def updates(evidence: Evidence) -> go.Figure:
+def updates(data: ComparisonData) -> go.Figure:
     """Draw norms and cosines of the sites' updates by round, of the first federation."""
     figure = _at_sites(
-        evidence,
+        data,
         "the sites' updates",
         {
             "norm of the update": lambda site: ("updates", site, "norm"),
@@ -135,13 +135,13 @@ def updates(evidence: Evidence) -> go.Figure:
 
 
 def _at_sites(
-    evidence: Evidence, title: str, panels: Mapping[str, Callable[[str], tuple[str, ...]]]
+    data: ComparisonData, title: str, panels: Mapping[str, Callable[[str], tuple[str, ...]]]
 ) -> go.Figure:
     """Draw a line for each site of the first federation.
 
     Parameters
     ----------
-    evidence
+    data
         What the report shows.
     title
         Title of the figure, after the name of the federation.
@@ -150,10 +150,10 @@ def _at_sites(
         its value in a round's record.
     """
     figure = make_subplots(1, 2, subplot_titles=tuple(panels))
-    arm, sites = _first_federation(evidence)
+    arm, sites = _first_federation(data)
     for site, colour in colours(sites).items():
         for column, keys_of in enumerate(panels.values(), 1):
-            x, y, _ = curve(evidence.histories, arm, *keys_of(site))
+            x, y, _ = curve(data.histories, arm, *keys_of(site))
             if any(value is not None for value in y):
                 figure.add_scatter(
                     x=x, y=y, name=site, legendgroup=site, showlegend=column == 1,
@@ -165,21 +165,21 @@ def _at_sites(
     return figure
 
 
-def _first_federation(evidence: Evidence) -> tuple[str, list[str]]:
+def _first_federation(data: ComparisonData) -> tuple[str, list[str]]:
     """Return the name of the first federated arm, and its sites."""
-    arm = next((arm for arm in evidence.arms if arm.startswith("federated/")), "")
-    runs = [history for (name, _, _), history in evidence.histories.items() if name == arm]
+    arm = next((arm for arm in data.arms if arm.startswith("federated/")), "")
+    runs = [history for (name, _, _), history in data.histories.items() if name == arm]
     return arm, list(runs[0].sites) if runs else []
 
 
-def distribution(evidence: Evidence) -> go.Figure:
+def distribution(data: ComparisonData) -> go.Figure:
     """Draw the cases of each class at each site."""
-    classes = sorted({name for classes in evidence.counts.values() for name in classes})
-    sites = list(evidence.counts)
+    classes = sorted({name for classes in data.counts.values() for name in classes})
+    sites = list(data.counts)
     figure = go.Figure()
     for name, colour in colours(classes).items():
         figure.add_bar(
-            y=sites, x=[evidence.counts[s].get(name, 0) for s in sites], name=name,
+            y=sites, x=[data.counts[s].get(name, 0) for s in sites], name=name,
             orientation="h", marker={"color": colour},
         )  # fmt: skip
     figure.update_layout(barmode="stack", height=150 + 28 * len(sites), xaxis_title="cases")
@@ -187,10 +187,10 @@ def distribution(evidence: Evidence) -> go.Figure:
     return figure
 
 
-def costs(evidence: Evidence) -> go.Figure:
+def costs(data: ComparisonData) -> go.Figure:
     """Draw MiB and seconds of every round of the federations."""
     figure = make_subplots(1, 2, subplot_titles=("MiB of a round", "seconds of a round"))
-    for arm, colour in colours(evidence.arms).items():
+    for arm, colour in colours(data.arms).items():
         if not arm.startswith("federated/"):
             continue
         for column, keys, name, dash in (
@@ -199,7 +199,7 @@ def costs(evidence: Evidence) -> go.Figure:
             (2, ("seconds", "round"), "whole round", "solid"),
             (2, ("seconds", "training"), "training", "dot"),
         ):
-            x, y, _ = curve(evidence.histories, arm, *keys)
+            x, y, _ = curve(data.histories, arm, *keys)
             scale = 2**20 if column == 1 else 1
             figure.add_scatter(
                 x=x, y=[None if v is None else v / scale for v in y], name=f"{arm}: {name}",

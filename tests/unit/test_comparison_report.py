@@ -54,7 +54,7 @@ def history(sites):
 
 
 @pytest.fixture
-def evidence():
+def data():
     def records(value):
         sites = ("bern", "bern", "lyon", "lyon", "rome", "rome")
         return [
@@ -91,39 +91,39 @@ def evidence():
     )
 
 
-def test_the_tables_name_every_arm_and_why_one_failed(evidence):
-    header, rows = headline_rows(evidence)
+def test_the_tables_name_every_arm_and_why_one_failed(data):
+    header, rows = headline_rows(data)
     assert header == ["model", "runs", "Dice", "Dice lung", "failed"]
     assert rows[1] == ["federated/fedavg", "2", "0.7650 ± 0.0707", "0.7650 ± 0.0707", ""]
     assert rows[2] == ["federated/broken", "0", "-", "-", "1: out of memory"]
-    header, rows = matrix_rows(evidence)
+    header, rows = matrix_rows(data)
     assert header[1:] == [
         "bern, 2 cases", "lyon, 2 cases", "all sites, 4 cases", "rome (external), 2 cases"
     ]  # fmt: skip
     assert rows[2][1:] == ["failed"] * 4
 
 
-def test_what_a_site_sent_is_its_share_of_every_round(evidence):
-    assert [(s.site, s.rounds, s.mebibytes) for s in what_left(evidence.histories)] == [
+def test_what_a_site_sent_is_its_share_of_every_round(data):
+    assert [(s.site, s.rounds, s.mebibytes) for s in what_left(data.histories)] == [
         ("bern", 3, 3.0),
         ("lyon", 3, 3.0),
     ]
 
 
-def test_sites_whose_updates_were_held_back_are_named(evidence, tmp_path):
-    header, rows = held_back_rows(evidence)
+def test_sites_whose_updates_were_held_back_are_named(data, tmp_path):
+    header, rows = held_back_rows(data)
     assert header == ["federation", "seed", "fold", "site", "outcome", "rounds", "largest norm"]
     assert rows == [
         ["federated/fedavg", "1", "0", "lyon", "refused", "1", "4.5"],
         ["federated/fedavg", "2", "0", "lyon", "refused", "1", "4.5"],
     ]
-    page = write_html(evidence, tmp_path / "report.html").read_text()
+    page = write_html(data, tmp_path / "report.html").read_text()
     assert 'id="figure-updates"' in page
     assert "<td>refused</td>" in page
 
 
-def test_markdown_links_pictures_that_show_something(evidence, tmp_path):
-    text = write_markdown(evidence, tmp_path).read_text()
+def test_markdown_links_pictures_that_show_something(data, tmp_path):
+    text = write_markdown(data, tmp_path).read_text()
     pictures = sorted(tmp_path.glob("*.png"))
     assert len(pictures) == 3
     for picture in pictures:
@@ -143,8 +143,8 @@ def browser():
         chromium.close()
 
 
-def test_the_page_opens_without_a_network_and_its_figures_respond(evidence, tmp_path, browser):
-    path = write_html(evidence, tmp_path / "report.html")
+def test_the_page_opens_without_a_network_and_its_figures_respond(data, tmp_path, browser):
+    path = write_html(data, tmp_path / "report.html")
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
@@ -167,8 +167,8 @@ def test_the_page_opens_without_a_network_and_its_figures_respond(evidence, tmp_
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_the_page_fits_a_phone_and_paper(evidence, tmp_path, browser):
-    path = write_html(evidence, tmp_path / "report.html")
+def test_the_page_fits_a_phone_and_paper(data, tmp_path, browser):
+    path = write_html(data, tmp_path / "report.html")
     page = browser.new_page(viewport={"width": 375, "height": 700})
     page.goto(path.as_uri())
     page.locator(".js-plotly-plot .main-svg").first.wait_for()

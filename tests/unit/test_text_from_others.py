@@ -24,7 +24,7 @@ from nnunetv2_federated.federation.errors import RoundError
 from nnunetv2_federated.federation.history import History, RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.tested_case import TestedCase
-from nnunetv2_federated.report.comparison_data import Evidence, Example, gather
+from nnunetv2_federated.report.comparison_data import ComparisonData, Example, gather
 from nnunetv2_federated.report.federation_png import plot_federation
 from nnunetv2_federated.report.html import write_html
 from nnunetv2_federated.report.markdown import write_markdown
@@ -258,7 +258,7 @@ def test_a_traceback_is_kept_and_a_flood_is_cut(log: Path) -> None:
 # Pictures, pages and tables
 
 
-def evidence_of(names: list[str]) -> Evidence:
+def data_of(names: list[str]) -> ComparisonData:
     """Everything in it that is a text is one of these names."""
     arms = [*(f"local/{name}" for name in names), f"federated/{names[0]}", "centralised"]
     records = [
@@ -291,8 +291,8 @@ def evidence_of(names: list[str]) -> Evidence:
 
 
 @pytest.fixture(scope="module")
-def hostile() -> Evidence:
-    return evidence_of(HOSTILE)
+def hostile() -> ComparisonData:
+    return data_of(HOSTILE)
 
 
 class Tags(HTMLParser):
@@ -312,8 +312,8 @@ def tags(text: str) -> list[tuple[str, tuple[str, ...]]]:
     return parser.found
 
 
-def test_no_tag_of_others_gets_into_the_page(hostile: Evidence, tmp_path: Path) -> None:
-    plain = evidence_of([f"site {i}" for i in range(len(HOSTILE))])
+def test_no_tag_of_others_gets_into_the_page(hostile: ComparisonData, tmp_path: Path) -> None:
+    plain = data_of([f"site {i}" for i in range(len(HOSTILE))])
 
     text = write_html(hostile, tmp_path / "a.html").read_text("utf-8")
 
@@ -330,7 +330,7 @@ def _page_of_plotly() -> str:
     return str(get_plotlyjs())
 
 
-def test_no_tag_of_others_gets_into_a_figure(hostile: Evidence) -> None:
+def test_no_tag_of_others_gets_into_a_figure(hostile: ComparisonData) -> None:
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, str):
             yield value
@@ -351,7 +351,7 @@ def test_no_tag_of_others_gets_into_a_figure(hostile: Evidence) -> None:
     assert max(map(len, found)) < 1000
 
 
-def test_nothing_of_others_acts_in_the_markdown(hostile: Evidence, tmp_path: Path) -> None:
+def test_nothing_of_others_acts_in_the_markdown(hostile: ComparisonData, tmp_path: Path) -> None:
     text = write_markdown(hostile, tmp_path).read_text("utf-8")
 
     page = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)

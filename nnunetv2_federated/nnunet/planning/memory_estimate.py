@@ -308,7 +308,7 @@ def _build(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer
 def _build_once(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer's class
     plans = PlansManager(deepcopy(task.plans.plans))  # some trainers change them
     configuration = plans.get_configuration(task.configuration)
-    # some trainers build from the whole plans, as nnU-Net did before it had architectures in plans
+    # some trainers build from the plans, others from the class and the arguments in them
     first: tuple[Any, ...] = (plans, configuration)
     if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
         first = (
