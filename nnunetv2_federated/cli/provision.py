@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.command import Command
+from nnunetv2_federated.cli.flags import build_parser
+from nnunetv2_federated.cli.options import run_command
+from nnunetv2_federated.federation.choice import (
+    Allowed,
+    Choice,
+    Choices,
+    Count,
+    FromList,
+    Texts,
+    record,
+    spell_flag,
+)
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.flower.deployment.address import DEFAULT_PORT, Address
 from nnunetv2_federated.flower.deployment.server.credentials import (
@@ -16,94 +28,101 @@ from nnunetv2_federated.flower.deployment.server.credentials import (
     revoke,
 )
 
+DESCRIPTION = """Make a certificate authority, the server's certificate, and a bundle for each site.
+Run it again to add sites: what exists is kept."""
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_federated_provision",
-        description="Make a certificate authority, the server's certificate, and a bundle for each "
-        "site. Run it again to add sites: what exists is kept.",
-    )
-    add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="where everything is kept; keep it secret")
-    add(
-        "--server",
-        metavar="HOST[:PORT]",
-        help=f"where the sites will find the server (port {DEFAULT_PORT})",
-    )
-    add(
-        "--public-key",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="NAME.pub",
-        help="of each site, as it made it with nnUNetv2_federated_site --new-key NAME",
-    )
-    add(
-        "--sites",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="sites whose key pairs are made here: for a try on one machine",
-    )
-    add(
-        "--revoke",
-        nargs="+",
-        metavar="NAME",
-        help="let the key of these sites in no more, from the next message of a running server on; "
-        "a name can get a new key",
-    )
-    add(
-        "--days",
-        type=int,
-        default=DEFAULT_DAYS,
-        metavar="N",
-        help=f"how long the server's certificate is valid ({DEFAULT_DAYS})",
-    )
-    add("--renew", action="store_true", help="make a new server certificate; sites keep theirs")
-    return parser
+_Paths = Annotated[tuple[Path, ...], FromList, Allowed("a list of paths")]
+
+
+@record
+class ProvisionChoices(Choices):
+    """Choices of ``nnUNetv2_federated_provision``."""
+
+    group: ClassVar[str] = "credentials"
+
+    folder: Annotated[
+        Path,
+        Choice("folder of all keys and certificates; keep it secret", "FOLDER", positional=True),
+    ]
+    server: Annotated[
+        str | None,
+        Choice(
+            f"address at which the sites will find the server; port {DEFAULT_PORT} if it has none",
+            "HOST[:PORT]",
+            unset="none",
+        ),
+    ] = None
+    public_key: Annotated[
+        _Paths,
+        Choice(
+            "public key of each site, made there with nnUNetv2_federated_site --new-key NAME",
+            "NAME.pub",
+            unset="none",
+        ),
+    ] = ()
+    sites: Annotated[
+        Texts,
+        Choice(
+            "sites whose key pairs are made here: for a try on one machine", "NAME", unset="none"
+        ),
+    ] = ()
+    revoke: Annotated[
+        Texts,
+        Choice(
+            "refuse the keys of these sites, from the next message of a running server on; a name "
+            "can get a new key",
+            "NAME",
+            unset="none",
+        ),
+    ] = ()
+    days: Annotated[Count, Choice("days the server's certificate is valid", "N")] = DEFAULT_DAYS
+    renew: Annotated[bool, Choice("make a new server certificate; sites keep theirs")] = False
+
+
+def command() -> Command[ProvisionChoices]:
+    """Return the command line."""
+    parser = build_parser(ProvisionChoices, "nnUNetv2_federated_provision", DESCRIPTION)
+    return Command(ProvisionChoices, parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = build_parser()
-    run_command(lambda: _run(parse(parser, argv)))
+    run_command(lambda: _run(command().parse(argv)))
 
 
-def _run(options: Options) -> None:
+def _run(choices: ProvisionChoices) -> None:
     try:
-        if "revoke" in options:
-            _revoke(options)
+        if choices.revoke:
+            _revoke(choices)
         else:
-            _provision(options)
+            _provision(choices)
     except OSError as error:
-        raise SettingsError(f"{options['folder']} cannot be written: {error}") from error
+        raise SettingsError(f"{choices.folder} cannot be written: {error}") from error
 
 
-def _revoke(options: Options) -> None:
-    for flag in ("server", "public_key", "sites", "renew"):
-        if options.get(flag):
-            raise SettingsError(
-                f"--revoke with --{flag.replace('_', '-')}: one after the other, in two commands."
-            )
-    for site, mark in revoke(options["folder"], options["revoke"]).items():
+def _revoke(choices: ProvisionChoices) -> None:
+    for name in ("server", "public_key", "sites", "renew"):
+        if name in choices.chosen:
+            flag = spell_flag(ProvisionChoices, name)
+            raise SettingsError(f"--revoke with {flag}: one after the other, in two commands.")
+    for site, mark in revoke(choices.folder, choices.revoke).items():
         print(f"revoked the key of {site}, {mark}")
     print("a server that runs leaves out whoever has it, from its next message on")
 
 
-def _provision(options: Options) -> None:
-    if "server" not in options:
+def _provision(choices: ProvisionChoices) -> None:
+    if choices.server is None:
         raise SettingsError(
             "--server HOST[:PORT] is missing: where will the sites find the server?"
         )
-    folder, sites = options["folder"], options["sites"]
+    folder, sites = choices.folder, choices.sites
     made = provision(
         folder,
-        Address.of(options["server"]),
+        Address.of(choices.server),
         sites,
-        public_keys=options["public_key"],
-        days=options["days"],
-        renew=options["renew"],
+        public_keys=choices.public_key,
+        days=choices.days,
+        renew=choices.renew,
     )
     for path in made:
         print(f"made {path}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from nnunetv2_federated.cli import compare, partition, plan, server, train
+from nnunetv2_federated.cli import compare, partition, plan, provision, server, train
 from nnunetv2_federated.cli.flags import default_text, flag_names, spell
 from nnunetv2_federated.experiment import choices
 from nnunetv2_federated.federation.choice import (
@@ -26,8 +26,8 @@ _TITLE = """# Reference of commands and settings
 Written by `python -m nnunetv2_federated.cli.reference docs/reference.md` from the records in
 `nnunetv2_federated/experiment/choices.py`; change those, not this page. Every flag can stand in the
 file that `--settings` names, as the key given here; flags win over the file, and relative paths in
-the file are relative to it. `nnUNetv2_federated_site`, `_provision`, `_check`, `_status` and
-`_audit` have no settings file: see their `--help`. Planning has none either.
+the file are relative to it. Planning and provisioning have no settings file, nor have
+`nnUNetv2_federated_site`, `_check`, `_status` and `_audit`, which are described by their `--help`.
 """
 
 _HEAD = ("| flag | key | allowed | default | |", "|---|---|---|---|---|")
@@ -41,6 +41,12 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
         "nnUNetv2_plan_and_preprocess_federated",
         plan.DESCRIPTION,
         choices.PlanChoices,
+        (),
+    ),
+    (
+        "nnUNetv2_federated_provision",
+        provision.DESCRIPTION,
+        provision.ProvisionChoices,
         (),
     ),
 )

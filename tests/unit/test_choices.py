@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_federated.cli import compare, partition, plan, server, train
+from nnunetv2_federated.cli import compare, partition, plan, provision, server, train
 from nnunetv2_federated.cli.command import Command
 from nnunetv2_federated.cli.flags import flag_names, help_of, spell
 from nnunetv2_federated.cli.reference import reference
@@ -191,6 +191,7 @@ COMMANDS: dict[str, Command[Any]] = {
     "compare": compare.command(),
     "partition": partition.command(),
     "plan": plan.command(),
+    "provision": provision.command(),
 }
 
 
@@ -215,7 +216,7 @@ def test_what_records_share_has_one_default() -> None:
     """The settings are those of the choices, and the defaults of planning those of nnU-Net."""
     from nnunetv2_federated.nnunet.planning.planner import PlanSettings  # noqa: PLC0415
     from nnunetv2_federated.nnunet.planning.raw_site import RawSite  # noqa: PLC0415
-    from nnunetv2_federated.nnunet.training.site import DEFAULT_RESIDENT  # noqa: PLC0415
+    from nnunetv2_federated.nnunet.training.site_pool import DEFAULT_RESIDENT  # noqa: PLC0415
 
     choices = TrainChoices(dataset="501", configuration="2d", fold=0)
     assert choices.part(FederationSettings) == FederationSettings()
