@@ -42,7 +42,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def _refused(error: OSError) -> str:
-    """Say in one line what a disk refused, where, and what to do."""
+    """Return one line about what a disk refused, where, and what to do."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in NO_ROOM:
         remedy = "make room, then give the same command again (a training with --c)"

@@ -107,7 +107,7 @@ def _revoke(choices: ProvisionChoices) -> None:
             raise SettingsError(f"--revoke with {flag}: one after the other, in two commands.")
     for site, mark in revoke(choices.folder, choices.revoke).items():
         print(f"revoked the key of {site}, {mark}")
-    print("a server that runs leaves out whoever has it, from its next message on")
+    print("a running server refuses these keys from its next message on")
 
 
 def _provision(choices: ProvisionChoices) -> None:

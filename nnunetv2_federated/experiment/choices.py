@@ -1,4 +1,4 @@
-"""All that a user can choose: one record for each command, with help, defaults and checks.
+"""Everything a user can choose: a record for each command, with help, defaults and checks.
 
 From these records come the flags, the keys of a settings file and ``docs/reference.md``. They
 import neither torch nor nnU-Net, so that ``--help`` answers at once.
@@ -69,7 +69,7 @@ class SettingsFile(Choices):
 
 @record
 class ModelChoices(Choices):
-    """What is trained."""
+    """Trainer, plans and first weights of a model."""
 
     group: ClassVar[str] = SAME
 
@@ -85,7 +85,7 @@ class ModelChoices(Choices):
 
 @record
 class DeviceChoices(Choices):
-    """Where is trained."""
+    """Device of a training."""
 
     group: ClassVar[str] = SAME
 
@@ -97,7 +97,7 @@ class DeviceChoices(Choices):
 
 @record
 class Checkpoints(Choices):
-    """What becomes of one training's checkpoints."""
+    """Use of one training's checkpoints."""
 
     group: ClassVar[str] = "one training, as in nnUNetv2_train"
 
@@ -218,7 +218,7 @@ class Networked(Waits):
 
 @record
 class Quiet(Choices):
-    """What is printed."""
+    """Amount of output of a command."""
 
     group: ClassVar[str] = "output"
 
@@ -251,14 +251,14 @@ class TrainChoices(
 
 @record
 class ArmChoices(ModelChoices, FederationSettings):
-    """What the table of one arm of a comparison changes: ``[centralised]``, ``[local]``."""
+    """Choices of one arm of a comparison, in the tables ``[centralised]`` and ``[local]``."""
 
     trainer: Trainer = "nnUNetTrainer"
 
 
 @record
 class FederatedArmChoices(ArmChoices, DealChoices):
-    """What ``[federated.NAME]`` changes: also how the cases are dealt."""
+    """Choices of a federated arm, in ``[federated.NAME]``: also how the cases are dealt."""
 
 
 @record

@@ -1,4 +1,4 @@
-"""What is compared: arms, seeds and folds, frozen and kept as ``comparison.json``."""
+"""A comparison: its arms, seeds and folds, frozen and kept as ``comparison.json``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Comparison:
     """Site of a case of ``imagesTs``, where it is known."""
 
     def models(self) -> list[Model]:
-        """Every training, seed by seed and fold by fold, so that an early report is fair."""
+        """Return all models, seed by seed and fold by fold: an early report then has all arms."""
         return [
             Model(arm.name, seed, fold)
             for seed in self.seeds
@@ -82,15 +82,15 @@ class Comparison:
         ]
 
     def arm(self, name: str) -> Arm:
-        """Find an arm by name."""
+        """Return the arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def sites_of(self, arm: Arm, seed: int) -> Sites:
-        """Sites that an arm trains with."""
+        """Return the sites that an arm trains with."""
         return arm_sites(arm, self.sites[seed], seed)
 
     def to_json(self) -> str:
-        """Serialise, readable by :meth:`from_json`."""
+        """Return the comparison as JSON that :meth:`from_json` reads."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
@@ -127,7 +127,7 @@ def _check_format(content: object) -> None:
 
 
 def arm_sites(arm: Arm, sites: Sites, seed: int) -> Sites:
-    """Sites that an arm trains with: one of them, all, or one with the cases of all."""
+    """Return the sites of an arm: one of them, all, or one site with the cases of all."""
     if arm.kind == "local":
         site = arm.name.removeprefix("local/")
         return {site: sites[site]}
@@ -137,7 +137,7 @@ def arm_sites(arm: Arm, sites: Sites, seed: int) -> Sites:
 
 
 def split_external(sites: Sites, names: list[str]) -> tuple[Sites, Sites]:
-    """Part the sites that train from those that only test.
+    """Separate the sites that train from those that only test.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def split_external(sites: Sites, names: list[str]) -> tuple[Sites, Sites]:
 
 
 def open_comparison(folder: Path, comparison: Comparison) -> bool:
-    """Begin a comparison in a folder, or find that it is the one that began there.
+    """Begin a comparison in a folder, or check that it is the one that was begun there.
 
     Returns
     -------
@@ -197,7 +197,7 @@ def open_comparison(folder: Path, comparison: Comparison) -> bool:
 
 
 def first_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """Name what differs first, as ``plans_hash`` or ``arms (federated/fedprox)``."""
+    """Return the first field that differs, as ``plans_hash`` or ``arms (federated/fedprox)``."""
     for key, value in asked.items():
         theirs = stored.get(key)
         if theirs == value:

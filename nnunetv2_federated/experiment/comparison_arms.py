@@ -1,4 +1,4 @@
-"""Who trains in a comparison: its arms, with what was chosen for each, and their sites."""
+"""Arms of a comparison: what was chosen for each, and the sites it trains with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train and test every model of a comparison, or go on where an earlier command stopped."""
+"""Train and test the models of a comparison, from where an earlier command stopped."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def run_models(
     say: Callable[[str], None],
     say_round: Callable[[str], None] | None = None,
 ) -> int:
-    """Train and test what is not yet; a model that fails is noted, and the others go on.
+    """Train and test all models that are not finished; after one that fails, go on with the next.
 
     Parameters
     ----------
     comparison
-        What is compared.
+        Comparison that the models belong to.
     runs
         Run of each model.
     folder
@@ -88,13 +88,13 @@ def run_models(
 
 
 def write_state(place: Path, state: str, reason: str | None = None) -> None:
-    """Note how far a model is."""
+    """Write whether a model is trained or has failed, and why."""
     place.mkdir(parents=True, exist_ok=True)
     write_atomically(place / STATE_FILE, json.dumps({"state": state, "reason": reason}))
 
 
 def read_state(place: Path) -> dict[str, Any]:
-    """Return ``state`` and ``reason``; nothing if the model was not begun."""
+    """Return ``state`` and ``reason`` of a model; an empty mapping if it was not begun."""
     path = place / STATE_FILE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
@@ -133,7 +133,7 @@ def train_model(run: Run, place: Path) -> str | None:
 
 
 def last_line(path: Path) -> str:
-    """Return the last line that says something."""
+    """Return the last line of a log that is not blank, without ``error: ``."""
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("error: ") if lines else ""
 
@@ -182,6 +182,6 @@ def evaluate_model(
 
 
 def read_model_history(comparison: Comparison, model: Model, folder: Path) -> History | None:
-    """Return ``federation.json`` of a model, if it got that far."""
+    """Return the history of a model; ``None`` before its first round is finished."""
     fold = result_folder(comparison, model, folder / model.folder) / f"fold_{model.fold}"
     return read_history(fold) if (fold / HISTORY_FILE).is_file() else None

@@ -1,4 +1,4 @@
-"""From what the user chose to a comparison, and the run of each of its models."""
+"""Resolve what a user chose to a comparison, with the run of each of its models."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _check_alone(dataset: Dataset, configuration: str) -> None:
 
 @contextmanager
 def _scratch_results() -> Iterator[Path]:
-    """Let nnU-Net's trainers, which write when they are built, write into nothing."""
+    """Let nnU-Net's trainers, which write when they are built, write into a scratch folder."""
     with tempfile.TemporaryDirectory() as folder, environment(nnUNet_results=folder):
         yield Path(folder)
 
@@ -209,7 +209,7 @@ def model_run(
         What was chosen for the training; what is not chosen the trainer suggests, except how many
         sites train in a round.
     dataset, configuration, fold
-        What is trained on.
+        Dataset, configuration and fold of the training.
     sites
         Cases of each site, of all folds.
     device

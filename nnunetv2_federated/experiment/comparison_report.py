@@ -1,4 +1,4 @@
-"""Gather what the models of a comparison left, and write its report."""
+"""Write the report of a comparison from what its models left on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nnunetv2_federated.report.markdown import write_markdown
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write ``report.html``, ``report.md`` and the PNGs; return the first."""
+    """Write ``report.html``, ``report.md`` and the PNGs; return the path of ``report.html``."""
     dataset = load_dataset(comparison.dataset, comparison.plans_name)
     tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
     models = comparison.models()
@@ -62,13 +62,13 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def write_pages(data: ComparisonData, folder: Path) -> Path:
-    """Write all forms of the report; return the page."""
+    """Write all forms of the report; return the path of the HTML page."""
     write_markdown(data, folder)
     return write_html(data, folder / "report.html")
 
 
 def _failures(models: list[Model], folder: Path) -> dict[str, str]:
-    """Models without a test, and why."""
+    """Return the models without a test, and the reason of each."""
     found = {}
     for model in models:
         place = folder / model.folder

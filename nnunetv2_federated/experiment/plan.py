@@ -72,7 +72,7 @@ def plan(choices: PlanChoices, say: Callable[[str], None]) -> PrepareTask:
     with contextlib.ExitStack() as ours:
         for site in sites:
             ours.enter_context(one_preparation(site.preprocessed))
-        with _telling_more(sites):
+        with _naming_cases(sites):
             surveys = survey_sites(grid, list(grid.get_node_ids()))
             task = plan_together(grid, surveys, settings, say)
             check_sites(grid, task, surveys)
@@ -121,8 +121,8 @@ def server_dataset(named: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _telling_more(sites: Sequence[RawSite]) -> Iterator[None]:
-    """Name cases and files, which are all this user's own, and take what is wrong for bad input."""
+def _naming_cases(sites: Sequence[RawSite]) -> Iterator[None]:
+    """Add names of cases and files, all of them this user's own, to an error, as bad input."""
     log = logging.getLogger("nnunetv2_federated")
     unheard = logging.NullHandler()  # the error has what a site would log
     log.addHandler(unheard)
@@ -131,8 +131,8 @@ def _telling_more(sites: Sequence[RawSite]) -> Iterator[None]:
     except SiteError as error:
         notes = [note for site in sites for note in site.notes]
         more = f" ({len(notes) - _MOST_NOTES} more)" if len(notes) > _MOST_NOTES else ""
-        told = f" Here: {'; '.join(notes[:_MOST_NOTES])}{more}." if notes else ""
-        raise SettingsError(f"{error}{told}") from error
+        details = f" Here: {'; '.join(notes[:_MOST_NOTES])}{more}." if notes else ""
+        raise SettingsError(f"{error}{details}") from error
     finally:
         log.removeHandler(unheard)
 

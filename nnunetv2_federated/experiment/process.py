@@ -1,4 +1,4 @@
-"""What a process sets before it trains: where nnU-Net finds trainers, and who is told nothing."""
+"""Environment of a process that trains: trainer folders for nnU-Net, and no telemetry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user chose to a run."""
+"""Resolve what a user chose to a run."""
 
 from __future__ import annotations
 

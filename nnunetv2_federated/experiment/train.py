@@ -1,4 +1,4 @@
-"""Train a run, or validate it again: what the commands, a notebook and a comparison call."""
+"""Train a run, or validate it again; commands, notebooks and comparisons call these functions."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 
 @dataclass(frozen=True)
 class Choice:
-    """What users are told about a field, and how they spell it."""
+    """Help text of a field, and its spelling in flags and settings files."""
 
     help: str
     """Text for ``--help`` and the reference page, without the default."""
@@ -148,7 +148,7 @@ def _hints(record: Hashable) -> Mapping[str, Any]:
 
 
 def choice_of(record: type[Choices], name: str) -> Choice:
-    """Return what users are told about a field."""
+    """Return the help text and the spelling of a field."""
     return next(m for m in get_args(hints_of(record)[name])[1:] if isinstance(m, Choice))
 
 

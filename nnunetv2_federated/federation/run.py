@@ -1,4 +1,4 @@
-"""One run: every choice made, resolved, as it is written to ``run.json``."""
+"""A run: every choice resolved, as it is written to ``run.json``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Run:
     remote_sites: tuple[str, ...] = ()
     """Names of sites on other machines, with datasets of their own; ``sites`` is empty then."""
     run_id: str = ""
-    """Identifies a run with remote sites, also after it was continued."""
+    """Identifier of a run with remote sites; a run that is continued keeps it."""
 
     def __post_init__(self) -> None:
         for what in ("configuration", "trainer", "plans_name"):
@@ -70,15 +70,15 @@ class Run:
 
     @property
     def site_names(self) -> tuple[str, ...]:
-        """Names of all sites, wherever they are."""
+        """Names of all sites, on this machine or on others."""
         return self.remote_sites or tuple(site.name for site in self.sites)
 
     def needed(self, count: int) -> int:
-        """Return how many of ``count`` sites of this run it cannot do without."""
+        """Return how many of ``count`` sites this run needs in a round."""
         return self.settings.needed(count, remote=bool(self.remote_sites))
 
     def to_json(self) -> str:
-        """Serialise, readable by :meth:`from_json`."""
+        """Return the run as JSON that :meth:`from_json` reads."""
         return json.dumps({"format": _RUN_FORMAT, **asdict(self)}, indent=2)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a federation is told: frozen, validated when built, plain JSON on disk."""
+"""Settings of a federation: frozen, validated when built, plain JSON on disk."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
 def _begin(argv: list[str], folder: Path, obstacle: Path) -> None:
     """Leave what a command leaves that was killed at once, and an obstacle."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnunetv2_federated.experiment.comparison_models.run_models", _killed)
+        patch.setattr("nnunetv2_federated.experiment.compare.run_models", _killed)
         with pytest.raises(KeyboardInterrupt):
             main(argv)
     assert (folder / "comparison.json").is_file()
