@@ -378,7 +378,15 @@ class PlanChoices(Networked):
         str | None,
         Choice("name of the plans", "NAME", flag="-overwrite_plans_name", unset="the planner's"),
     ] = None
-    npfp: Annotated[Count, Choice("processes for fingerprints", "N", flag="-npfp")] = 8
+    npfp: Annotated[
+        Count | None,
+        Choice(
+            "processes for fingerprints",
+            "N",
+            flag="-npfp",
+            unset="8, but at most one for each core",
+        ),
+    ] = None
     np: Annotated[
         Annotated[tuple[Count, ...], FromList, Allowed("whole numbers of at least 1")] | None,
         Choice(

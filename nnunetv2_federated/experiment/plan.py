@@ -62,7 +62,11 @@ def plan(choices: PlanChoices, say: Callable[[str], None]) -> PrepareTask:
         return _plan_over_network(choices, settings, say)
     processes = _processes(choices)
     sites = [
-        RawSite.open(name, fingerprint_processes=choices.npfp, preprocessing_processes=processes)
+        RawSite.open(
+            name,
+            fingerprint_processes=choices.npfp or RawSite.fingerprint_processes,
+            preprocessing_processes=processes,
+        )
         for name in choices.datasets
     ]
     if len({site.name for site in sites}) < len(sites):

@@ -217,6 +217,7 @@ def test_what_records_share_has_one_default() -> None:
     from nnunetv2_federated.nnunet.planning.planner import PlanSettings  # noqa: PLC0415
     from nnunetv2_federated.nnunet.planning.raw_site import RawSite  # noqa: PLC0415
     from nnunetv2_federated.nnunet.training.site_pool import DEFAULT_RESIDENT  # noqa: PLC0415
+    from nnunetv2_federated.nnunet.workers import usable_cores  # noqa: PLC0415
 
     choices = TrainChoices(dataset="501", configuration="2d", fold=0)
     assert choices.part(FederationSettings) == FederationSettings()
@@ -225,7 +226,8 @@ def test_what_records_share_has_one_default() -> None:
     assert PlanSettings(planner=planning.planner, preprocessor=planning.preprocessor_name) == (
         PlanSettings()
     )
-    assert planning.npfp == RawSite.fingerprint_processes
+    assert help_of(PlanChoices, "npfp").endswith("(default: 8, but at most one for each core)")
+    assert RawSite.fingerprint_processes == min(8, usable_cores())
     assert help_of(TrainChoices, "resident_trainers").endswith(f"(default: {DEFAULT_RESIDENT})")
 
 
