@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from nnunetv2_cls import bootstrap
+from nnunetv2_cls.confidence_intervals import draw, scores
 
 Probabilities = NDArray[np.float64]
 """Probability of each class, shape (cases, classes); rows sum to 1."""
@@ -188,8 +188,8 @@ def evaluate(
     metrics = score(targets, probabilities, threshold)
     predicted = predict_classes(probabilities, threshold)
     resampled = [
-        bootstrap.scores(targets, probabilities, predicted, weights, _BINS)
-        for weights in (bootstrap.draw(targets, resamples, seed, patients) if len(targets) else ())
+        scores(targets, probabilities, predicted, weights, _BINS)
+        for weights in (draw(targets, resamples, seed, patients) if len(targets) else ())
     ]
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (targets, predicted), 1)  # scikit-learn's refuses an empty set of cases

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nnunetv2_cls.conversion import dicom, natural
+from nnunetv2_cls.conversion import dicom, png_tiff
 from nnunetv2_cls.conversion.source import Pixels
 from nnunetv2_cls.errors import ClsError
 
-SUFFIXES = (*natural.SUFFIXES, *dicom.SUFFIXES)
+SUFFIXES = (*png_tiff.SUFFIXES, *dicom.SUFFIXES)
 _READ = "PNG, JPEG, TIFF, BMP and DICOM are read, whatever their names"
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini")
 """Files that Windows adds to a folder."""
@@ -51,7 +51,7 @@ def is_image(path: Path) -> bool:
     """Return whether a file is an image of a format that is read, or is named like one."""
     if not path.is_file():
         return False
-    return path.suffix.lower() in SUFFIXES or natural.is_natural(path) or dicom.is_dicom(path)
+    return path.suffix.lower() in SUFFIXES or png_tiff.is_natural(path) or dicom.is_dicom(path)
 
 
 def stem(path: Path) -> str:
@@ -69,7 +69,7 @@ def count_channels(path: Path) -> int:
     """
     if _is_dicom(path):
         return int(dicom.open_dicom(path).GetNumberOfComponents())
-    return natural.count_channels(path)
+    return png_tiff.count_channels(path)
 
 
 def common_channels(paths: Sequence[Path]) -> int:
@@ -164,12 +164,12 @@ def _is_dicom(path: Path) -> bool:
     try:
         return dicom.is_dicom(path)
     except OSError as error:
-        raise natural.unreadable(path) from error
+        raise png_tiff.unreadable(path) from error
 
 
 def _stored(path: Path) -> NDArray[Any]:
     """Read the stored values, of shape (rows, columns) or (rows, columns, 3)."""
-    return dicom.read_dicom(path) if _is_dicom(path) else natural.read_natural(path)
+    return dicom.read_dicom(path) if _is_dicom(path) else png_tiff.read_natural(path)
 
 
 def _values(path: Path) -> NDArray[Any]:

@@ -111,8 +111,9 @@ def _site(options: Options) -> None:
     # imported here: torch, nnU-Net and Flower take seconds, which a decision need not wait for,
     # nor a worker that nnU-Net starts and that imports this module anew
     from nnunetv2_federated.cli import site_process  # noqa: PLC0415
+    from nnunetv2_federated.nnunet.process import prepare_process  # noqa: PLC0415
 
-    site_process.prepare()
+    prepare_process()
     if "check" in options:
         site_process.check(settings, options)
     else:

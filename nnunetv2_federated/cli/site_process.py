@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -26,17 +25,8 @@ from nnunetv2_federated.flower.deployment.site.serve import serve
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
 from nnunetv2_federated.nnunet.device import choose_device
-from nnunetv2_federated.nnunet.trainer_folders import use_trainer_folders
-from nnunetv2_federated.nnunet.training.tracking import stay_local
 
 _RUNS_ALREADY = "this site runs already; stop the other process first."
-
-
-def prepare() -> None:
-    """Let nnU-Net find the trainers of installed packages, and turn telemetry off."""
-    use_trainer_folders()
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    stay_local()
 
 
 def check(settings: SiteSettingsFile, options: Options) -> None:

@@ -14,10 +14,10 @@ from nnunetv2_federated.experiment.comparison import Comparison, open_comparison
 from nnunetv2_federated.experiment.comparison_models import run_models
 from nnunetv2_federated.experiment.comparison_plan import build_comparison
 from nnunetv2_federated.experiment.comparison_report import write_report
-from nnunetv2_federated.experiment.process import prepare_process
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.nnunet.data.dataset import check_environment
 from nnunetv2_federated.nnunet.device import choose_device
+from nnunetv2_federated.nnunet.process import prepare_process
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
     read_slice,
     tester_of,
 )
-from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
+from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
 from nnunetv2_federated.report.comparison_data import Example, Image
 
 _EXAMPLES = 6

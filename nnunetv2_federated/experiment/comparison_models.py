@@ -31,7 +31,7 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
     raw_folder,
     tester_of,
 )
-from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
+from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 STATE_FILE, TESTS_FILE = "state.json", "tests.json"

@@ -42,7 +42,7 @@ from nnunetv2_federated.nnunet.evaluation.tester import (
     validates_segmentations,
 )
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
-from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
+from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
 
 TEST_SET = "test set"
 """Site of test cases whose site is not known."""

@@ -19,7 +19,7 @@ from nnunetv2_federated.nnunet.data.site_cases import count_classes
 from nnunetv2_federated.nnunet.evaluation.tester import (
     tester_of,
 )
-from nnunetv2_federated.nnunet.training.server_lr import SUFFIX
+from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
 from nnunetv2_federated.report.comparison_data import ComparisonData, gather
 from nnunetv2_federated.report.html import write_html
 from nnunetv2_federated.report.markdown import write_markdown

@@ -17,7 +17,6 @@ from nnunetv2_federated.experiment.choices import (
     SiteDatasets,
     TrainChoices,
 )
-from nnunetv2_federated.experiment.process import prepare_process
 from nnunetv2_federated.federation.choice import Choices, names_of, spell_flag, spell_key
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import PartitionSettings, Sites
@@ -40,6 +39,7 @@ from nnunetv2_federated.nnunet.data.site_cases import (
     sites_of_fold,
 )
 from nnunetv2_federated.nnunet.device import choose_device
+from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.training.result_folder import federation_folder, no_earlier_run
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from nnunetv2_federated.experiment.process import prepare_process
 from nnunetv2_federated.experiment.resolve import OF_THE_BOUND
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import History, read_history
@@ -24,6 +23,7 @@ from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.evaluation.validation import validate as validate_fold
+from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.summary import read_headline
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, configure
 from nnunetv2_federated.nnunet.training.cascade import check_stages

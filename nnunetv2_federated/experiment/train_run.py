@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.experiment.process import prepare_process
 from nnunetv2_federated.experiment.train import train
 from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
 from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import RUN_FILE, read_run
 from nnunetv2_federated.federation.text import one_line
+from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.training.result_folder import federation_folder
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,8 @@ from nnunetv2_federated.flower.strategies import averages, build_strategy
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
 from nnunetv2_federated.nnunet.summary import pool_sites
-from nnunetv2_federated.nnunet.training.global_model import GlobalModel, ServerState
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.server_state import ServerState
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 from nnunetv2_federated.report.federation_png import plot_federation
 

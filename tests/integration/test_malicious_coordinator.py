@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from nnunetv2_federated.federation.learning_rates import poly_lr
 from nnunetv2_federated.federation.messages import PlanProposal, Proposal, TrainReport, TrainTask
-from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.signing import sign
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite

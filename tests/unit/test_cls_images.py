@@ -23,7 +23,7 @@ from nnunetv2_cls.conversion.images import (
     read_image,
     stem,
 )
-from nnunetv2_cls.conversion.natural import read_natural
+from nnunetv2_cls.conversion.png_tiff import read_natural
 from nnunetv2_cls.conversion.writer import save_image
 from nnunetv2_cls.errors import ClsError
 

@@ -13,7 +13,7 @@ from nnunetv2_federated.federation.aggregation import (
     mean_dice,
     weighted_mean,
 )
-from nnunetv2_federated.federation.schedule import Schedule, poly_lr, read_schedule
+from nnunetv2_federated.federation.learning_rates import Schedule, poly_lr, read_schedule
 
 LONG = 2 * _BLOCK + 3  # three blocks, the last of 3 values
 

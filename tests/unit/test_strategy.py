@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
+from nnunetv2_federated.federation.learning_rates import poly_lr
 from nnunetv2_federated.federation.messages import (
     WEIGHTS,
     SiteDescription,
@@ -24,7 +25,6 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run, SiteCases
-from nnunetv2_federated.federation.schedule import poly_lr
 from nnunetv2_federated.federation.settings import STRATEGIES, FederationSettings
 from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.in_process import InProcessGrid

@@ -19,8 +19,8 @@ from torch import nn
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.nnunet.training import randomness, site_state, torch_file
 from nnunetv2_federated.nnunet.training.checkpoint_file import read_network_weights
+from nnunetv2_federated.nnunet.training.optimizer import ServerLR
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
-from nnunetv2_federated.nnunet.training.server_lr import ServerLR
 from nnunetv2_federated.nnunet.training.trainer import (
     federate,
     nnUNetTrainerFederated,

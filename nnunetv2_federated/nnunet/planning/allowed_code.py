@@ -46,7 +46,7 @@ _TRAINERS = (
     "nnunetv2_cls",
 )
 _MAKES_TRAINERS = (
-    "nnunetv2_federated.nnunet.training.server_lr",
+    "nnunetv2_federated.nnunet.training.optimizer",
     "nnunetv2_federated.nnunet.training.trainer",
     "nnunetv2_federated.cli.stock_command",
 )

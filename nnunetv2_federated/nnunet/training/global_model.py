@@ -1,15 +1,4 @@
-"""The global model as a stock nnU-Net result folder, and the state from which a run resumes.
-
-The server resumes in these steps, in this order:
-
-1. :class:`GlobalModel` is built anew from ``run.json``.
-2. :meth:`GlobalModel.load_state` reads ``federation/state.pt``: global weights, rounds, state of
-   the strategy, and nnU-Net's epoch and log.
-3. The state of the strategy is restored; then the sites are asked to join again.
-4. The round after the last one that was saved begins. Sites that had begun it already return to
-   their own state before it (:mod:`.site_state`).
-5. At the end of the round :meth:`GlobalModel.save_state` replaces the state.
-"""
+"""The global model as a stock nnU-Net result folder."""
 
 from __future__ import annotations
 
@@ -18,21 +7,17 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nnunetv2_federated.federation.aggregation import Vector, is_finite
-from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.history import RoundRecord, round_numbers
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.summary import read_headline
-from nnunetv2_federated.nnunet.training import torch_file
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, initialize
 from nnunetv2_federated.nnunet.training.checkpoint_file import (
     load_pretrained,
@@ -40,6 +25,11 @@ from nnunetv2_federated.nnunet.training.checkpoint_file import (
 from nnunetv2_federated.nnunet.training.packages import defining_packages
 from nnunetv2_federated.nnunet.training.randomness import seed_everything
 from nnunetv2_federated.nnunet.training.result_folder import STATE_FILE, drop_previous
+from nnunetv2_federated.nnunet.training.server_state import (
+    ServerState,
+    load_server_state,
+    save_server_state,
+)
 from nnunetv2_federated.nnunet.training.tracking import close_trackers, open_trackers, trackers_of
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 from nnunetv2_federated.nnunet.training.weights import (
@@ -63,18 +53,6 @@ _TRAINER_SETTINGS = (
 """Attributes of a trainer that nnU-Net sends to its W&B logger."""
 _USUAL_EPOCHS = 1000
 """Number of epochs of ``nnUNetTrainer``; the user knows that ``--rounds`` replaces it."""
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """What a server keeps between rounds, beside nnU-Net's epoch and log."""
-
-    weights: Vector
-    """Global weights after the last round."""
-    rounds: list[RoundRecord]
-    """Records of all finished rounds."""
-    strategy: dict[str, Any]
-    """State of the strategy, of :func:`.strategy_state.dump`."""
 
 
 class GlobalModel:
@@ -272,18 +250,8 @@ class GlobalModel:
         """
         if self.trainer.disable_checkpointing:
             return
-        trainer = self.trainer
-        content = {
-            "network_hash": self.network_hash,
-            "weights": torch.tensor(state.weights),
-            "rounds": [record.to_plain() for record in state.rounds],
-            "strategy": state.strategy,
-            "epoch": trainer.current_epoch,
-            "best_ema": trainer._best_ema,  # nnU-Net's own attribute
-            "logging": trainer.logger.get_checkpoint(),
-        }
         federation = self.folder / "federation"
-        torch_file.save(federation / STATE_FILE, content)
+        save_server_state(federation / STATE_FILE, state, self.trainer)
         drop_previous(federation)
         self.write_metadata()
 
@@ -295,23 +263,7 @@ class GlobalModel:
         CheckpointError
             If the state is damaged, or of another network.
         """
-        path = self.folder / "federation" / STATE_FILE
-        if not path.is_file():
-            return None
-        content = torch_file.load(path)
-        if content.get("network_hash") != self.network_hash:
-            raise CheckpointError(
-                f"{path} holds the weights of another network: the plans or the trainer changed; "
-                "start anew without --c."
-            )
-        self.trainer.current_epoch = content["epoch"]
-        self.trainer._best_ema = content["best_ema"]
-        self.trainer.logger.load_checkpoint(content["logging"])
-        return ServerState(
-            content["weights"].numpy(),
-            [RoundRecord.from_plain(record) for record in content["rounds"]],
-            content["strategy"],
-        )
+        return load_server_state(self.folder / "federation" / STATE_FILE, self.trainer)
 
 
 def _notes(run: Run, trainer: FederatedRounds) -> list[str]:

@@ -16,13 +16,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_federated.federation.disk import naming_the_disk
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.learning_rates import Schedule
 from nnunetv2_federated.federation.messages import Validation
-from nnunetv2_federated.federation.schedule import Schedule
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer
 from nnunetv2_federated.nnunet.training.checkpoint_file import save_as_stock
+from nnunetv2_federated.nnunet.training.optimizer import SUFFIX, ServerRate
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
-from nnunetv2_federated.nnunet.training.server_lr import SUFFIX, ServerRate
 from nnunetv2_federated.nnunet.training.shared_memory import (
     batch_bytes,
     check_shared_memory,

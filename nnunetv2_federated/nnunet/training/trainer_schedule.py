@@ -19,13 +19,13 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.schedule import Schedule, read_schedule
+from nnunetv2_federated.federation.learning_rates import Schedule, read_schedule
 from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.training.optimizer import ABSENT, ServerRate
 from nnunetv2_federated.nnunet.training.randomness import (
     capture_randomness,
     restore_randomness,
 )
-from nnunetv2_federated.nnunet.training.server_lr import ABSENT, ServerRate
 
 
 def declared_rates(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2_cls import bootstrap
+from nnunetv2_cls import confidence_intervals
 from nnunetv2_cls.metrics import evaluate, predict_classes, score
 
 
@@ -21,7 +21,7 @@ def test_resamples_at_once_score_as_scikit_learn_does() -> None:
         weights[1] = targets == 1  # one class only
         weights[2] = targets != 1
 
-        found = bootstrap.scores(targets, probabilities, predicted, weights, 15)
+        found = confidence_intervals.scores(targets, probabilities, predicted, weights, 15)
 
         for i, times in enumerate(weights.astype(int)):
             cases = np.repeat(np.arange(40), times)
@@ -34,7 +34,7 @@ def test_a_resample_draws_patients_with_all_their_images() -> None:
     targets = np.array([0, 0, 0, 1, 1, 1, 0])
     patients = [7, 7, 2, 5, 5, 3, 3]  # 3 counts to class 0: as many images, and the lower index
 
-    (weights,) = bootstrap.draw(targets, 200, 0, patients)
+    (weights,) = confidence_intervals.draw(targets, 200, 0, patients)
 
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 3] == weights[:, 4]).all()
@@ -57,7 +57,7 @@ def test_intervals_are_those_of_scikit_learn_on_each_resample(classes: int, imag
 
     judged = evaluate(targets, probabilities, names, 0.4, resamples=60, seed=3, patients=groups)
 
-    resamples = np.concatenate(list(bootstrap.draw(targets, 60, 3, groups)))
+    resamples = np.concatenate(list(confidence_intervals.draw(targets, 60, 3, groups)))
     plain = [
         score(targets[cases], probabilities[cases], 0.4)
         for times in resamples.astype(int)
@@ -72,7 +72,10 @@ def test_intervals_are_those_of_scikit_learn_on_each_resample(classes: int, imag
 def test_the_number_of_resamples_is_an_argument() -> None:
     targets = np.arange(10) % 2
     for resamples in (1, 7):
-        assert sum(len(weights) for weights in bootstrap.draw(targets, resamples, 0)) == resamples
+        assert (
+            sum(len(weights) for weights in confidence_intervals.draw(targets, resamples, 0))
+            == resamples
+        )
 
     positive = np.linspace(0.1, 0.9, 10)
     probabilities = np.stack([1 - positive, positive], 1)
