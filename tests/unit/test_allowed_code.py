@@ -303,6 +303,7 @@ def _is_of_kind(kind: str, found: object) -> bool:
     }[kind]
 
 
+@pytest.mark.slow(15)
 def test_of_all_reachable_objects_only_registered_ones_of_the_kind_are_accepted() -> None:
     kinds = [kind for kind in REGISTER if kind != "resampling function"]
     accepted: dict[str, set[str]] = {kind: set() for kind in kinds}
