@@ -19,7 +19,7 @@ from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.site.consent import Agreement, Consent, NotApprovedError
 
-PACKAGES = ("nnunetv2_federated",)
+PACKAGES = ("nnunetv2_federated", "nnunetv2_cls")
 """Packages without a circle between their modules."""
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nnunetv2_federated"
