@@ -14,7 +14,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
+from nnunetv2_federated.federation.errors import (
+    CheckpointError,
+    RoundError,
+    SettingsError,
+    SiteError,
+)
 from nnunetv2_federated.federation.learning_rates import poly_lr
 from nnunetv2_federated.federation.messages import (
     WEIGHTS,
@@ -40,7 +45,8 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
-from nnunetv2_federated.flower.sampling import sample_sites, validation_share
+from nnunetv2_federated.flower.sampling import SampledGrid, sample_sites, validation_share
+from nnunetv2_federated.flower.site_grid import works_in_turn
 from nnunetv2_federated.flower.strategies import averages, build_strategy, check_replies
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
@@ -604,6 +610,20 @@ def test_no_reply_at_all_is_a_failed_round_even_with_min_replies():
         federation.one_round(FederationSettings(rounds=1, min_replies=1))
 
 
+def test_sites_on_other_machines_need_a_grid_that_knows_them_by_their_keys():
+    grid = Federation().grid
+    run = Run(
+        "Dataset501_A", "2d", 0, "t", "p", "cpu", FederationSettings(), (), remote_sites=("a",)
+    )
+    with pytest.raises(SettingsError, match="start it with nnUNetv2_federated_server"):
+        Participants(grid, run, Requirements("m", "p"), Observer())
+
+
+def test_times_add_up_where_one_site_works_after_another():
+    assert works_in_turn(Federation().grid)
+    assert not works_in_turn(SampledGrid([1]))  # as any Grid of Flower's own
+
+
 # Strategies and their options
 
 
@@ -696,6 +716,36 @@ def test_a_strategy_that_forgot_its_momentum_would_be_noticed(strategy):
     forgetful = second.strategy(settings, first_round=2)
     after = second.run(forgetful, expected[1], 2)
     assert after[-1].tobytes() != expected[-1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kept"),
+    [
+        ("fedavg", set()),
+        ("fedprox", set()),
+        ("krum", set()),
+        ("fedavgm", {"current_arrays", "momentum_vector"}),
+        ("fedyogi", {"current_arrays", "m_t", "v_t"}),
+    ],
+)
+def test_only_what_training_changes_is_kept(strategy, kept):
+    settings = FederationSettings(rounds=1, strategy=strategy, max_update_norm="none")
+    federation = Federation()
+    wrapped = federation.strategy(settings)
+    federation.run(wrapped, start_vector(), 1)
+    assert dump(wrapped.inner).keys() == kept
+
+
+def test_what_was_chosen_is_not_restored_but_what_was_learned_is():
+    state = {"current_arrays": None, "m_t": None, "v_t": {"dict": {"a": 2.0}}, "eta": 0.1}
+    strategy = build_strategy("fedadam", {"eta": 0.5})
+    restore(strategy, state)  # of a version that kept everything
+    assert (strategy.eta, strategy.v_t) == (0.5, {"a": 2.0})
+
+
+def test_the_state_of_another_strategy_is_refused():
+    with pytest.raises(CheckpointError, match="FedAvgM lacks current_arrays"):
+        restore(build_strategy("fedavgm", {}), dump(build_strategy("fedavg", {})))
 
 
 # Records
