@@ -142,7 +142,7 @@ def test_a_site_repeats_its_first_round_and_says_when_its_state_is_gone(
         ({"configuration": "3d_fullres"}, "no dataset preprocessed for 3d_fullres"),
         ({"fold": 17}, "fold 17"),
         ({"trainer": "os.system"}, "trainer os.system is unknown"),
-        ({"settings": {"rounds": 2, "code": "x"}}, "unexpected keyword"),
+        ({"settings": {"rounds": 2, "code": "x"}}, "code is unknown"),
         ({"settings": {"rounds": -1}}, "rounds -1"),
         ({"settings": {"rounds": 6}}, "at most 5 rounds"),
     ],
