@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_federated.experiment.train import train
+from nnunetv2_federated.federation.children import end_workers_with_command
 from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
 from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.run import RUN_FILE, read_run
+from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
 from nnunetv2_federated.federation.text import one_line
-from nnunetv2_federated.nnunet.process import prepare_process
-from nnunetv2_federated.nnunet.training.result_folder import federation_folder
+
+# as in the package of the commands: a worker, which imports this module, ends with the training
+end_workers_with_command()
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,13 @@ class LogObserver(Observer):
 
     def __init__(self) -> None:
         self._num_rounds = 0
+
+    def run_prepared(self, run: Run, folder: Path) -> None:
+        """Send what Flower logs into ``federation.log`` from here on."""
+        del run
+        flower = logging.getLogger("flwr")
+        flower.handlers[:] = [logging.FileHandler(folder.parent / "federation.log")]
+        flower.propagate = False
 
     def say(self, text: str) -> None:
         """Log a line."""
@@ -56,8 +65,16 @@ class LogObserver(Observer):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit status."""
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # a library's, to its developers
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     (folder,) = sys.argv[1:] if argv is None else argv
+    # a worker, which imports this module, needs none of these
+    from nnunetv2_federated.experiment.train import train  # noqa: PLC0415
+    from nnunetv2_federated.nnunet.process import prepare_process  # noqa: PLC0415
+    from nnunetv2_federated.nnunet.training.result_folder import federation_folder  # noqa: PLC0415
+
     try:
         prepare_process()
         run = read_run(Path(folder))
