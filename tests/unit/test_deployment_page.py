@@ -27,7 +27,7 @@ def test_every_command_of_the_try_is_known_to_its_parser(monkeypatch: pytest.Mon
     assert commands.everywhere == ("export nnUNet_n_proc_DA=0",)
     name, *flags = commands.provision.split()
     assert name == "nnUNetv2_federated_provision"
-    provisioned = provision.build_parser().parse_args(flags)
+    provisioned = provision.command().parse(flags)
     assert provisioned.server == "localhost:1234"
     name, *flags = commands.server.split()
     assert name == "nnUNetv2_federated_server"
@@ -39,7 +39,7 @@ def test_every_command_of_the_try_is_known_to_its_parser(monkeypatch: pytest.Mon
         found.append(results.removeprefix("nnUNet_results=results_"))
         settings = site.build_parser().parse_args(flags).site
         assert settings == Path("credentials", "sites", found[-1], "site.toml")
-    assert found == provisioned.sites == ["bern", "lyon", "oslo"]
+    assert found == list(provisioned.sites) == ["bern", "lyon", "oslo"]
 
 
 def test_a_terminal_says_yes_when_asked_and_ctrl_c_at_the_end(

@@ -569,7 +569,7 @@ def test_an_engineer_reads_what_plans_and_settings_say() -> None:
 
     for words in (
         "training of 2d_small, fold 0, with nnUNetTrainerFederated",
-        "3 rounds of 1 local epochs",
+        "3 rounds of 1 local epoch",
         "by fedavg",
         "network a.b.PlainConvUNet, patch 64x48, batch 4, spacing 1x0.5",
         "CTNormalization",
