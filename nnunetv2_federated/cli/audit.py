@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from rich.console import Console
 
+from nnunetv2_federated.cli.command import Command
 from nnunetv2_federated.cli.console import LONGEST_LINE, as_table, say
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.exit_status import run_command
+from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.federation.audit import AUDIT_FILE, EVENTS
 from nnunetv2_federated.federation.chain import Line, Report, Value, check, read
+from nnunetv2_federated.federation.choice import Choice, Choices, Texts, record
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import replacing
 from nnunetv2_federated.federation.text import csv_cell
@@ -27,39 +30,56 @@ _FIRST_FIELDS = (
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_federated_audit",
-        description="Check a site's audit log and show it: what was asked, what was agreed to, and "
-        "what left. Exit status 1 if the log was changed.",
-    )
-    add = parser.add_argument
-    add(
-        "site",
-        type=Path,
-        metavar="site.toml",
-        help="file of the site, as for nnUNetv2_federated_site --site",
-    )
-    add("--csv", type=Path, metavar="FILE", help="write a table to this file, print none")
-    add(
-        "--since",
-        metavar="DATE",
-        help="only lines of this time and later: 2026-03-01, or 2026-03-01T08:00 (UTC)",
-    )
-    add("--event", nargs="+", metavar="NAME", help=f"only these events: {', '.join(EVENTS)}")
-    add(
-        "--head",
-        metavar="HASH",
-        help=f"look for a head that was noted earlier; at least {_SHORTEST_HEAD} of its digits",
-    )
-    return parser
+DESCRIPTION = """Check a site's audit log and show it: what was asked, what was agreed to, and what
+left. Exit status 1 if the log was changed."""
+
+
+@record
+class AuditChoices(Choices):
+    """Choices of ``nnUNetv2_federated_audit``."""
+
+    group: ClassVar[str] = "audit log"
+
+    site: Annotated[
+        Path,
+        Choice(
+            "file of the site, as for nnUNetv2_federated_site --site", "site.toml", positional=True
+        ),
+    ]
+    csv: Annotated[
+        Path | None,
+        Choice("write a table to this file, print none", "FILE", unset="print it"),
+    ] = None
+    since: Annotated[
+        str | None,
+        Choice(
+            "only lines of this time and later: 2026-03-01, or 2026-03-01T08:00 (UTC)",
+            "DATE",
+            unset="all",
+        ),
+    ] = None
+    event: Annotated[
+        Texts, Choice(f"only these events: {', '.join(EVENTS)}", "NAME", unset="all")
+    ] = ()
+    head: Annotated[
+        str | None,
+        Choice(
+            f"look for a head that was noted earlier; at least {_SHORTEST_HEAD} of its digits",
+            "HASH",
+            unset="none",
+        ),
+    ] = None
+
+
+def command() -> Command[AuditChoices]:
+    """Return the command line."""
+    parser = build_parser(AuditChoices, "nnUNetv2_federated_audit", DESCRIPTION)
+    return Command(AuditChoices, parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = build_parser()
-    run_command(lambda: _audit(parse(parser, argv)))
+    run_command(lambda: _audit(command().parse(argv)))
 
 
 @dataclass(frozen=True)
@@ -79,13 +99,13 @@ class _Selection:
         return [line for line in period if not self.events or line.event in self.events]
 
 
-def _audit(options: Options) -> None:
-    selection = _Selection(_since(options.get("since")), _events(options.get("event")))
-    noted = _noted(options.get("head"))
-    path = read_site_file(options["site"]).work / AUDIT_FILE
+def _audit(choices: AuditChoices) -> None:
+    selection = _Selection(_since(choices.since), _events(choices.event))
+    noted = _noted(choices.head)
+    path = read_site_file(choices.site).work / AUDIT_FILE
     report = _checked(path)
     period = selection.period(_whole(path, report))
-    _show(selection.shown(period), options.get("csv"))
+    _show(selection.shown(period), choices.csv)
     say(what_left(period))
     if report.note:
         say(f"a process was interrupted: {report.note}")
@@ -206,11 +226,11 @@ def _since(text: str | None) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _events(names: Sequence[str] | None) -> frozenset[str]:
-    for name in names or ():
+def _events(names: Sequence[str]) -> frozenset[str]:
+    for name in names:
         if name not in EVENTS:
             raise SettingsError(f"--event {name}: is unknown; known are {', '.join(EVENTS)}.")
-    return frozenset(names or ())
+    return frozenset(names)
 
 
 def _noted(text: str | None) -> str:

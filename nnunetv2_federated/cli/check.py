@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
+from pydantic import BeforeValidator
+
+from nnunetv2_federated.cli.command import Command
 from nnunetv2_federated.cli.console import print_checks
-from nnunetv2_federated.cli.options import Options, fold_number, parse, run_command
+from nnunetv2_federated.cli.exit_status import run_command
+from nnunetv2_federated.cli.flags import build_parser
+from nnunetv2_federated.federation.choice import Choice, Choices, record
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.names import read_fold
+
+DESCRIPTION = """Show whether folds, cases, patients, segmentations and raw data of a preprocessed
+dataset agree. A training checks the same before it begins."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_federated_check",
-        description="Show whether folds, cases, patients, segmentations and raw data of a "
-        "preprocessed dataset agree. A training checks the same before it begins.",
-    )
-    parser.add_argument("dataset", metavar="DATASET", help="dataset id or name")
-    parser.add_argument(
-        "configuration",
-        nargs="?",
-        metavar="CONFIGURATION",
-        help="as of nnUNetv2_train (default: all that are preprocessed)",
-    )
-    parser.add_argument("fold", nargs="?", metavar="FOLD", help="0 to 4, or all (default: each)")
-    parser.add_argument("-p", dest="plans", metavar="PLANS", help="plans identifier (nnUNetPlans)")
-    parser.add_argument(
-        "-tr",
-        dest="trainer",
-        metavar="TRAINER",
-        help="trainer (nnUNetTrainerFederated; of a classification nnUNetTrainerCls)",
-    )
-    return parser
+@record
+class CheckChoices(Choices):
+    """Choices of ``nnUNetv2_federated_check``."""
+
+    group: ClassVar[str] = "as in nnUNetv2_train"
+
+    dataset: Annotated[str, Choice("id or name of the dataset", "DATASET", positional=True)]
+    configuration: Annotated[
+        str | None,
+        Choice(
+            "configuration", "CONFIGURATION", positional=True, unset="all that are preprocessed"
+        ),
+    ] = None
+    fold: Annotated[
+        Annotated[int | str, BeforeValidator(read_fold)] | None,
+        Choice("fold: 0 to 4, or all", "FOLD", positional=True, unset="each"),
+    ] = None
+    plans: Annotated[str, Choice("plans identifier", "PLANS", flag="-p")] = "nnUNetPlans"
+    trainer: Annotated[
+        str | None,
+        Choice(
+            "trainer",
+            "TRAINER",
+            flag="-tr",
+            unset="nnUNetTrainerFederated; of a classification nnUNetTrainerCls",
+        ),
+    ] = None
+
+
+def command() -> Command[CheckChoices]:
+    """Return the command line."""
+    parser = build_parser(CheckChoices, "nnUNetv2_federated_check", DESCRIPTION)
+    return Command(CheckChoices, parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = build_parser()
-    run_command(lambda: _check(parse(parser, argv)))
+    run_command(lambda: _check(command().parse(argv)))
 
 
-def _check(options: Options) -> None:
+def _check(choices: CheckChoices) -> None:
     # imported here: torch and nnU-Net take seconds, which --help need not wait for
     from nnunetv2_federated.experiment.dataset_check import (  # noqa: PLC0415
         inspect_configuration,
@@ -51,12 +69,11 @@ def _check(options: Options) -> None:
     from nnunetv2_federated.nnunet.trainer_folders import use_trainer_folders  # noqa: PLC0415
 
     use_trainer_folders()
-    fold = fold_number(options["fold"]) if "fold" in options else None
-    dataset = load_dataset(options["dataset"], options.get("plans", "nnUNetPlans"))
-    wanted = options.get("configuration")
+    dataset = load_dataset(choices.dataset, choices.plans)
+    named = choices.configuration
     bad = []
-    for name in [wanted] if wanted else preprocessed_configurations(dataset):
-        checks = list(inspect_configuration(dataset, name, fold, options.get("trainer")))
+    for name in [named] if named else preprocessed_configurations(dataset):
+        checks = list(inspect_configuration(dataset, name, choices.fold, choices.trainer))
         bad += print_checks(f"{dataset.name} {name}", checks)
     if bad:
         raise SettingsError(f"{dataset.name} does not agree with itself: {', '.join(bad)}")

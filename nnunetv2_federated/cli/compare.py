@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from nnunetv2_federated.cli.command import Command, Values
 from nnunetv2_federated.cli.console import say
+from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.experiment.choices import CompareChoices
 from nnunetv2_federated.federation.errors import SettingsError
 

@@ -72,8 +72,9 @@ def flag_names(record: type[Choices], without: Collection[str] = ()) -> list[str
 
 def help_of(record: type[Choices], name: str) -> str:
     """Return a field's help text with the default."""
-    text, default = choice_of(record, name).help, default_of(record, name)
-    if default is dataclasses.MISSING or isinstance(default, bool):
+    choice, default = choice_of(record, name), default_of(record, name)
+    text = choice.help
+    if default is dataclasses.MISSING or isinstance(default, bool) or choice.unset == "none":
         return text
     return f"{text} (default: {default_text(record, name)})"
 
@@ -104,16 +105,20 @@ def _options(record: type[Choices], name: str) -> dict[str, Any]:
     item = several if several is None else get_args(several)[0]
     return {
         **_value(choice, annotation if item is None else item),
-        **_number(choice, several),
+        **_number(choice, several, optional=default_of(record, name) is not dataclasses.MISSING),
         **text,
     }
 
 
-def _number(choice: Choice, several: object) -> dict[str, Any]:
+def _number(choice: Choice, several: object, *, optional: bool) -> dict[str, Any]:
+    """Return how many values a flag takes."""
+    if choice.bare is not None:
+        return {"nargs": "?", "const": choice.bare}
     if several is None:
-        return {}
-    fixed = isinstance(choice.metavar, tuple)
-    return {"nargs": len(choice.metavar or ()) if fixed else "+"}
+        return {"nargs": "?"} if choice.positional and optional else {}
+    if isinstance(choice.metavar, tuple):
+        return {"nargs": len(choice.metavar)}
+    return {"nargs": "*" if choice.may_be_empty else "+"}
 
 
 def _value(choice: Choice, annotation: object) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnunetv2_federated.cli.command import Command
+from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.experiment.choices import PartitionChoices
 
 DESCRIPTION = """Deal the cases of a preprocessed dataset to sites, save the partition for

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from nnunetv2_federated.cli.command import Command
+from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.federation.choice import (
     Allowed,
     Choice,

@@ -7,8 +7,20 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from nnunetv2_federated.cli import compare, partition, plan, provision, server, train
+from nnunetv2_federated.cli import (
+    audit,
+    check,
+    compare,
+    partition,
+    plan,
+    provision,
+    server,
+    site,
+    status,
+    train,
+)
 from nnunetv2_federated.cli.flags import default_text, flag_names, spell
+from nnunetv2_federated.cli.site_choices import SiteChoices
 from nnunetv2_federated.experiment import choices
 from nnunetv2_federated.federation.choice import (
     Choices,
@@ -24,10 +36,9 @@ from nnunetv2_federated.federation.choice import (
 _TITLE = """# Reference of commands and settings
 
 Written by `python -m nnunetv2_federated.cli.reference docs/reference.md` from the records in
-`nnunetv2_federated/experiment/choices.py`; change those, not this page. Every flag can stand in the
-file that `--settings` names, as the key given here; flags win over the file, and relative paths in
-the file are relative to it. Planning and provisioning have no settings file, nor have
-`nnUNetv2_federated_site`, `_check`, `_status` and `_audit`, which are described by their `--help`.
+`nnunetv2_federated/experiment/choices.py` and `nnunetv2_federated/cli`; change those, not this
+page. A flag that has a key can stand in the file that `--settings` names; flags win over the file,
+and relative paths in the file are relative to it.
 """
 
 _HEAD = ("| flag | key | allowed | default | |", "|---|---|---|---|---|")
@@ -49,6 +60,10 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
         provision.ProvisionChoices,
         (),
     ),
+    ("nnUNetv2_federated_site", site.DESCRIPTION, SiteChoices, ()),
+    ("nnUNetv2_federated_audit", audit.DESCRIPTION, audit.AuditChoices, ()),
+    ("nnUNetv2_federated_check", check.DESCRIPTION, check.CheckChoices, ()),
+    ("nnUNetv2_federated_status", status.DESCRIPTION, status.StatusChoices, ()),
 )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_federated.cli.command import Command, Values
+from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.cli.train import train
 from nnunetv2_federated.experiment.choices import DEFAULT_CREDENTIALS, TrainChoices
 from nnunetv2_federated.federation.errors import SettingsError

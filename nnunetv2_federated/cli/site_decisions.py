@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 
-from nnunetv2_federated.cli.options import Options
+from nnunetv2_federated.cli.site_choices import ASK, SiteChoices
 from nnunetv2_federated.cli.site_questions import ask, show
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import SettingsError
@@ -16,16 +16,15 @@ from nnunetv2_federated.flower.deployment.site.consent import FEWEST_DIGITS, Con
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 
 
-def decide(settings: SiteSettingsFile, options: Options) -> None:
+def decide(settings: SiteSettingsFile, choices: SiteChoices) -> None:
     """Carry out what an engineer decides about approvals and rounds.
 
     Parameters
     ----------
     settings
         Content of the site's ``site.toml``.
-    options
-        Flags of the command: ``approve`` (a hash, or true for the question), ``withdraw`` or
-        ``rewind``.
+    choices
+        Choices of the command: ``approve`` (a hash, or :data:`.ASK`), ``withdraw`` or ``rewind``.
 
     Raises
     ------
@@ -33,19 +32,19 @@ def decide(settings: SiteSettingsFile, options: Options) -> None:
         If the flag's value is not allowed, or nobody is there to answer a question.
     """
     who = getpass.getuser()
-    if "rewind" in options:
-        _rewind(settings, options, f"--rewind, {who}")
+    if choices.rewind is not None:
+        _rewind(settings, choices, *choices.rewind, how=f"--rewind, {who}")
         return
     record = AuditLog(settings.work / AUDIT_FILE).record
     consent = Consent(settings.name, settings.work, record=record)
-    if "withdraw" in options:
-        approval = consent.complete("--withdraw", options["withdraw"])
+    if choices.withdraw is not None:
+        approval = consent.complete("--withdraw", choices.withdraw)
         consent.withdraw(approval, f"--withdraw, {who}")
         print(f"withdrawn {approval}; the site takes no part in it from the next message on")
-    elif options["approve"] is True:
-        _approve_after_asking(consent, options["dataset"], f"--approve, {who}")
-    else:
-        _approve_hash(consent, options, f"--approve, {who}")
+    elif choices.approve == ASK:
+        _approve_after_asking(consent, choices.dataset_name, f"--approve, {who}")
+    elif choices.approve is not None:
+        _approve_hash(consent, choices.approve, choices.dataset_name, f"--approve, {who}")
 
 
 def _approve_after_asking(consent: Consent, dataset: str, how: str) -> None:
@@ -57,17 +56,18 @@ def _approve_after_asking(consent: Consent, dataset: str, how: str) -> None:
         print("approved")
 
 
-def _approve_hash(consent: Consent, options: Options, how: str) -> None:
+def _approve_hash(consent: Consent, digits: str, dataset: str, how: str) -> None:
     proposal = consent.proposed()
-    approval = consent.complete("--approve", options["approve"])
+    approval = consent.complete("--approve", digits)
     if proposal is not None and proposal.approval() == approval:
-        show(proposal, options["dataset"])
+        show(proposal, dataset)
     consent.approve(approval, how)
     print(f"approved {approval[:FEWEST_DIGITS]}")
 
 
-def _rewind(settings: SiteSettingsFile, options: Options, how: str) -> None:
-    run, number = options["rewind"]
+def _rewind(
+    settings: SiteSettingsFile, choices: SiteChoices, run: str, number: str, *, how: str
+) -> None:
     if not number.isdecimal() or int(number) < 1:
         raise SettingsError(
             f"--rewind {run} {number}: give the round as the server counts it, from 1."
@@ -75,5 +75,5 @@ def _rewind(settings: SiteSettingsFile, options: Options, how: str) -> None:
     # imported here: it imports torch and Flower, which an approval need not wait for
     from nnunetv2_federated.cli.site_process import open_site  # noqa: PLC0415
 
-    open_site(settings, options).rewind(run, int(number) - 1, how)
+    open_site(settings, choices).rewind(run, int(number) - 1, how)
     print(f"the server may ask for round {number} of {run} again; what was spent stays spent")

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from nnunetv2_federated.cli.console import print_checks, say, send_logs_to
-from nnunetv2_federated.cli.options import Options, fold_number
+from nnunetv2_federated.cli.site_choices import SiteChoices
 from nnunetv2_federated.cli.site_questions import ask
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.federation.names import read_fold
 from nnunetv2_federated.flower.deployment.site.consent import Agreement
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
@@ -29,7 +30,7 @@ from nnunetv2_federated.nnunet.device import choose_device
 _RUNS_ALREADY = "this site runs already; stop the other process first."
 
 
-def check(settings: SiteSettingsFile, options: Options) -> None:
+def check(settings: SiteSettingsFile, choices: SiteChoices) -> None:
     """Print a table of all that the site needs.
 
     Raises
@@ -38,23 +39,24 @@ def check(settings: SiteSettingsFile, options: Options) -> None:
         If anything is missing, naming it.
     """
     check_environment()
-    chosen = [*options["check"], *("2d", "0")[len(options["check"]) :]]
+    named = choices.check or ()
+    chosen = [*named, *("2d", "0")[len(named) :]]
     if len(chosen) > 2:
         raise SettingsError(f"--check {' '.join(chosen)}: give CONFIGURATION FOLD, as in 2d 0.")
     target = PreflightTarget(
-        dataset=options["dataset"],
-        plans_name=options.get("plans", "nnUNetPlans"),
+        dataset=choices.dataset_name,
+        plans_name=choices.plans,
         configuration=chosen[0],
-        fold=fold_number(chosen[1]),
-        trainer=options.get("trainer", "nnUNetTrainer"),
-        device=choose_device(options.get("device")),
+        fold=read_fold(chosen[1]),
+        trainer=choices.trainer,
+        device=choose_device(choices.device),
     )
     bad = print_checks(f"site {settings.name}", check_site(settings, target))
     if bad:
         raise FederationError(f"not ready: {', '.join(bad)}")
 
 
-def take_part(settings: SiteSettingsFile, options: Options) -> None:
+def take_part(settings: SiteSettingsFile, choices: SiteChoices) -> None:
     """Take part in federations until the process is stopped.
 
     Raises
@@ -64,18 +66,18 @@ def take_part(settings: SiteSettingsFile, options: Options) -> None:
         server's certificate is not trusted.
     """
     check_environment()
-    if find_name(options["dataset"]) is None:
+    if find_name(choices.dataset_name) is None:
         raise SettingsError(
-            f"dataset {options['dataset']} is unknown here: give the id or name of a dataset under "
-            "nnUNet_preprocessed, or under nnUNet_raw to be planned for."
+            f"dataset {choices.dataset_name} is unknown here: give the id or name of a dataset "
+            "under nnUNet_preprocessed, or under nnUNet_raw to be planned for."
         )
-    device = choose_device(options.get("device"))
-    site = open_site(settings, options, device, who_agrees(options))
+    device = choose_device(choices.device)
+    site = open_site(settings, choices, device, who_agrees(choices))
     log = settings.work / "site.log"
     send_logs_to(log)
     with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
-        _say(f"site {settings.name}, dataset {options['dataset']}, {device}; log in {log}")
-        site.record("started", dataset=options["dataset"], version=version("nnunetv2-federated"))
+        _say(f"site {settings.name}, dataset {choices.dataset_name}, {device}; log in {log}")
+        site.record("started", dataset=choices.dataset_name, version=version("nnunetv2-federated"))
         for what, mark in identity(settings).items():
             _say(f"{what}: {mark}")
         try:
@@ -89,43 +91,34 @@ def take_part(settings: SiteSettingsFile, options: Options) -> None:
 
 def open_site(
     settings: SiteSettingsFile,
-    options: Options,
+    choices: SiteChoices,
     device: str = "cpu",
     ask: Callable[[Agreement], bool] | None = None,
 ) -> GuardedSite:
-    """Open the site's approvals, ledger and trainers; nothing is trained yet.
-
-    Raises
-    ------
-    SettingsError
-        If the number of processes is not allowed.
-    """
-    processes: int | None = options.get("np")
-    if processes is not None and processes < 1:
-        raise SettingsError(f"-np {processes}: must be at least 1.")
+    """Open the site's approvals, ledger and trainers; nothing is trained yet."""
     here = LocalSite(
         settings.name,
-        options["dataset"],
+        choices.dataset_name,
         settings.work,
         device,
         settings.limits,
-        processes=processes,
+        processes=choices.np,
         allowed_modules=settings.allowed_modules,
     )
     return GuardedSite(here, ask=ask, record=AuditLog(settings.work / AUDIT_FILE).record)
 
 
-def who_agrees(options: Options) -> Callable[[Agreement], bool]:
+def who_agrees(choices: SiteChoices) -> Callable[[Agreement], bool]:
     """Return what decides about a proposal, once it has shown it in words.
 
     Parameters
     ----------
-    options
-        Flags of the command: with ``approve_all`` it agrees, else somebody at the terminal is
+    choices
+        Choices of the command: with ``approve_all`` it agrees, else somebody at the terminal is
         asked, and without a terminal it waits for ``--approve``.
     """
-    dataset: str = options["dataset"]
-    if "approve_all" in options:
+    dataset: str = choices.dataset_name
+    if choices.approve_all:
         return lambda agreement: _agree(agreement, dataset)
     if sys.stdin.isatty():
         return lambda agreement: _ask(agreement, dataset)

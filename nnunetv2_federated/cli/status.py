@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from rich.console import Console
 
+from nnunetv2_federated.cli.command import Command
 from nnunetv2_federated.cli.console import as_table
-from nnunetv2_federated.cli.options import Options, parse, run_command
+from nnunetv2_federated.cli.exit_status import run_command
+from nnunetv2_federated.cli.flags import build_parser
+from nnunetv2_federated.federation.choice import Choice, Choices, record
 from nnunetv2_federated.federation.history import History, read_history
 
 Row = tuple[str, str, str, str, str]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_federated_status",
-        description="Show rounds and sites of a federation, running or ended, from its "
-        "federation.json.",
-    )
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLD_FOLDER", help="nnU-Net's folder of the fold, .../fold_0"
-    )
-    return parser
+DESCRIPTION = (
+    """Show rounds and sites of a federation, running or ended, from its federation.json."""
+)
+
+
+@record
+class StatusChoices(Choices):
+    """Choices of ``nnUNetv2_federated_status``."""
+
+    group: ClassVar[str] = "federation"
+
+    folder: Annotated[
+        Path, Choice("nnU-Net's folder of the fold, .../fold_0", "FOLD_FOLDER", positional=True)
+    ]
+
+
+def command() -> Command[StatusChoices]:
+    """Return the command line."""
+    parser = build_parser(StatusChoices, "nnUNetv2_federated_status", DESCRIPTION)
+    return Command(StatusChoices, parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = build_parser()
-    run_command(lambda: _status(parse(parser, argv)))
+    run_command(lambda: _status(command().parse(argv)))
 
 
-def _status(options: Options) -> None:
-    history = read_history(options["folder"])
+def _status(choices: StatusChoices) -> None:
+    history = read_history(choices.folder)
     done, total = len(history.rounds), history.num_rounds
     title = f"{history.dataset} {history.configuration}: round {done} of {total}"
     columns = ("site", "cases", "rounds", "last answer", "last failure")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from nnunetv2_federated.cli.command import Command, Values
 from nnunetv2_federated.cli.console import ConsoleObserver, say
+from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.cli.options import run_command
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.experiment.choices import TrainChoices
 from nnunetv2_federated.federation.errors import SettingsError

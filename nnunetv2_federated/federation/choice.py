@@ -55,6 +55,10 @@ class Choice:
     """Whether several values repeat the flag, in place of following it."""
     table: bool = False
     """Whether only a settings file has it, as a table."""
+    bare: str | None = None
+    """Value of a flag that is given without one; ``None`` if it needs one."""
+    may_be_empty: bool = False
+    """Whether a flag that takes several values may be given without any."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_every_command_of_the_try_is_known_to_its_parser(monkeypatch: pytest.Mon
         results, name, *flags = line.split()
         assert name == "nnUNetv2_federated_site"
         found.append(results.removeprefix("nnUNet_results=results_"))
-        settings = site.build_parser().parse_args(flags).site
+        settings = site.command().parse(flags).site
         assert settings == Path("credentials", "sites", found[-1], "site.toml")
     assert found == list(provisioned.sites) == ["bern", "lyon", "oslo"]
 

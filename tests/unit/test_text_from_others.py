@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from nnunetv2_federated.cli import status
 from nnunetv2_federated.cli.console import ConsoleObserver, say, send_logs_to
-from nnunetv2_federated.cli.options import run_command
+from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.federation.errors import RoundError
 from nnunetv2_federated.federation.history import History, RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription

@@ -1,29 +1,16 @@
-"""What every command shares: reading its flags, and ending with one line and an exit status."""
+"""How every command ends: with one line and an exit status."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED
 from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
-from nnunetv2_federated.federation.names import read_fold as fold_number
 from nnunetv2_federated.federation.text import clean
-
-__all__ = ["Options", "fold_number", "parse", "run_command"]
-
-Options = dict[str, Any]
-"""Flags that were given, by name; for commands that have no settings file."""
 
 _LONGEST = 4000
 """Characters of a line: a path may be long, and an error may name many sites."""
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Options:
-    """Read the flags that were given."""
-    return {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
 
 
 def run_command(command: Callable[[], None]) -> None:
