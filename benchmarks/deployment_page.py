@@ -97,6 +97,8 @@ class Terminal:
             env={**environment, "COLUMNS": "200", "TERM": "xterm"},
             cwd=folder,
             start_new_session=True,
+            # a terminal's commands hear Ctrl-C, whoever started this one
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
         os.close(screen)
         self.said = ""

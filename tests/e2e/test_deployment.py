@@ -152,7 +152,7 @@ def test_three_real_centres_train_together_as_if_they_were_one_machine(
     assert len(list((tmp_path / "predicted").glob("*.png"))) == len(centres)
 
 
-@pytest.mark.slow(105)
+@pytest.mark.slow(400)
 def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +211,7 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     assert not any(record["failed"] for record in history)
 
 
-@pytest.mark.slow(110)
+@pytest.mark.slow(230)
 def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path
 ) -> None:
@@ -259,7 +259,7 @@ def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     }
 
 
-@pytest.mark.slow(90)
+@pytest.mark.slow(60)
 def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites(
     consortium: Consortium,
 ) -> None:
@@ -287,7 +287,7 @@ def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites
     assert "are required (--min-replies)" in consortium.said("server").split("\n")[-2]
 
 
-@pytest.mark.slow(140)
+@pytest.mark.slow(160)
 def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     consortium: Consortium,
 ) -> None:
@@ -313,7 +313,7 @@ def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     assert list(summary["sites"]) == ["bern"]
 
 
-@pytest.mark.slow(230)
+@pytest.mark.slow(170)
 def test_a_superlink_that_fails_now_and_then_is_asked_again_at_both_ends(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,7 +335,7 @@ def test_a_superlink_that_fails_now_and_then_is_asked_again_at_both_ends(
     assert_same(load_weights(consortium.result), theirs)
 
 
-@pytest.mark.slow(120)
+@pytest.mark.slow(60)
 def test_a_federation_goes_on_with_the_sites_that_are_well(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path
 ) -> None:

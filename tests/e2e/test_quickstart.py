@@ -21,7 +21,7 @@ def _without_nnunet() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
 
 
-@pytest.mark.slow(100)
+@pytest.mark.slow(240)
 def test_the_quickstart_ends_with_a_dice_score(tmp_path: Path) -> None:
     environment = _without_nnunet()
     environment |= {"QUICKSTART_VENV": sys.prefix, "nnUNet_def_n_proc": "1"}
@@ -39,7 +39,7 @@ def test_the_quickstart_ends_with_a_dice_score(tmp_path: Path) -> None:
     assert list((tmp_path / "work").rglob("federation.png"))
 
 
-@pytest.mark.slow(60)
+@pytest.mark.slow(150)
 def test_the_notebook_goes_from_data_to_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

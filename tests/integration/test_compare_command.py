@@ -63,11 +63,12 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     command = [sys.executable, "-m", "nnunetv2_federated.cli.compare", *argv, "-o", str(killed)]
     first = subprocess.Popen(command)
-    while not list(killed.rglob("state.pt")):  # its first round is done
-        assert first.poll() is None
-        time.sleep(0.05)
-    found = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, check=True)
-    training = int(found.stdout.split()[0])
+    _wait_for(killed, "run.json", first)  # of the training, which has begun
+    found = subprocess.run(
+        ["pgrep", "-P", str(first.pid), "-f", "train_run"], capture_output=True, check=True
+    )
+    training = int(found.stdout)
+    _wait_for(killed, "state.pt", first)  # its first round is done
     os.kill(training, signal.SIGSTOP)
     first.kill()
     first.wait()
@@ -86,6 +87,12 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
         (folder / "models" / model / "tests.json").read_text() for folder in (killed, undisturbed)
     ]
     assert json.loads(tests[0]) == json.loads(tests[1])
+
+
+def _wait_for(folder: Path, name: str, command: subprocess.Popen[bytes]) -> None:
+    while not list(folder.rglob(f"federation/{name}")):
+        assert command.poll() is None
+        time.sleep(0.02)
 
 
 def _begin(argv: list[str], folder: Path, obstacle: Path) -> None:

@@ -91,7 +91,7 @@ def wait_for_rounds(path: Path, count: int, process: subprocess.Popen[bytes]) ->
     pytest.fail("the run to be killed ended, or never finished a round")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(150)
 def test_ray_gives_the_same_weights(
     dataset_2d: str, train: Train, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
