@@ -287,12 +287,12 @@ def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites
     assert "are required (--min-replies)" in consortium.said("server").split("\n")[-2]
 
 
-@pytest.mark.slow(160)
+@pytest.mark.slow(250)
 def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     consortium: Consortium,
 ) -> None:
     """One site does not answer when it is asked to join, another when the rounds are done."""
-    consortium.start_server(*SHORT, "--wait-for-sites", "20", "--answer-deadline", "45")
+    consortium.start_server(*SHORT, "--wait-for-sites", "30", "--answer-deadline", "100")
     consortium.start_site("bern", "--approve-all")
     consortium.start_silent_site("lyon", "evaluate")
     consortium.start_silent_site("oslo", "query.join")
