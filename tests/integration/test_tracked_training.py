@@ -7,7 +7,6 @@ import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import a_run
@@ -17,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nnunetv2_federated.flower.launch import launch, prepare
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.server_state import ServerState
 from nnunetv2_federated.nnunet.training.tracking import MLflowTracker
 
 Train = Callable[..., Path]
@@ -48,10 +48,10 @@ def interrupt(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_run(dataset, **options)
     save = GlobalModel.save_state
 
-    def fail_in_the_last(model: GlobalModel, weights: Any, rounds: Any, inner: Any) -> None:
-        if len(rounds) == ROUNDS:
+    def fail_in_the_last(model: GlobalModel, state: ServerState) -> None:
+        if len(state.rounds) == ROUNDS:
             raise OSError("disk full")
-        save(model, weights, rounds, inner)
+        save(model, state)
 
     with monkeypatch.context() as patched:
         patched.setattr(GlobalModel, "save_state", fail_in_the_last)
