@@ -45,7 +45,7 @@ def test_an_interrupted_training_continues_to_the_same_result(
         train(a_run(dataset_2d, **{**SHORT, "rounds": 3}), resume=True)
     resumed = train(run, resume=True)
     assert resumed.folder == observer.prepared[0].parent
-    assert [record.round for record in resumed.history] == [0, 1]
+    assert [record.round for record in resumed.history.rounds] == [0, 1]
     assert resumed.curves.stat().st_size > 1000
 
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "undisturbed"))
@@ -54,7 +54,8 @@ def test_an_interrupted_training_continues_to_the_same_result(
     assert resumed.headline == undisturbed.headline
     assert resumed.headline is not None
     assert resumed.headline.metric == "Dice"
-    assert [r.loss for r in resumed.history] == [r.loss for r in undisturbed.history]
+    losses = [[r.loss for r in model.history.rounds] for model in (resumed, undisturbed)]
+    assert losses[0] == losses[1]
     assert validate(run).headline == undisturbed.headline
 
 
