@@ -16,10 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnunetv2_federated.api import compare, create_run, evaluate, partition, plan, train
+    from nnunetv2_federated.api import compare, create_run, partition, plan, train
     from nnunetv2_federated.experiment.compare import ComparisonResult
     from nnunetv2_federated.experiment.partition import Partition
-    from nnunetv2_federated.experiment.train import TrainedModel
+    from nnunetv2_federated.experiment.train import TrainedModel, evaluate
     from nnunetv2_federated.federation.errors import (
         CheckpointError,
         FederationError,
@@ -63,13 +63,13 @@ __all__ = [
 _MODULES = {
     "compare": "api",
     "create_run": "api",
-    "evaluate": "api",
     "partition": "api",
     "plan": "api",
     "train": "api",
     "ComparisonResult": "experiment.compare",
     "Partition": "experiment.partition",
     "TrainedModel": "experiment.train",
+    "evaluate": "experiment.train",
     "CheckpointError": "federation.errors",
     "FederationError": "federation.errors",
     "RoundError": "federation.errors",

@@ -149,26 +149,6 @@ def train(
         )
 
 
-def evaluate(run: Run, *, best: bool = False, npz: bool = False) -> TrainedModel:
-    """Validate the global model of a trained run again, with nnU-Net's full validation.
-
-    Parameters
-    ----------
-    run
-        Run whose sites are on this machine.
-    best
-        Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
-    npz
-        Save the softmax outputs.
-
-    Raises
-    ------
-    SettingsError
-        If the run was not trained to its end.
-    """
-    return training.validate(run, best=best, npz=npz)
-
-
 def compare(
     dataset: int | str,
     configuration: str,

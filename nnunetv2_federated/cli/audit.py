@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 from rich.console import Console
 
 from nnunetv2_federated.cli.command import Command
-from nnunetv2_federated.cli.console import LONGEST_LINE, as_table, say
+from nnunetv2_federated.cli.console import as_table, say
 from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.federation.audit import AUDIT_FILE, EVENTS
@@ -21,6 +21,7 @@ from nnunetv2_federated.federation.chain import Line, Report, Value, check, read
 from nnunetv2_federated.federation.choice import Choice, Choices, Texts, record
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import replacing
+from nnunetv2_federated.federation.logs import LONGEST_LINE
 from nnunetv2_federated.federation.text import csv_cell
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 

@@ -6,13 +6,11 @@ control character through, reads no markup, and keeps a line one line.
 
 from __future__ import annotations
 
-import copy
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -21,18 +19,13 @@ from rich.text import Text
 from nnunetv2_federated.cli.progress_bars import choose_bars
 from nnunetv2_federated.federation.check import Check
 from nnunetv2_federated.federation.history import RoundRecord
+from nnunetv2_federated.federation.logs import LONGEST_LINE, send_logs_to
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.progress import Progress
+from nnunetv2_federated.federation.round_line import describe_round
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import LONGEST, clean, one_line
-from nnunetv2_federated.federation.update_bound import ACCEPTED, LARGEST_NORM
-
-LONGEST_LINE = 4000
-"""Characters of a line put together here: it may name many sites."""
-
-_MOST_LINES = 200
-"""Lines of a traceback that a log keeps."""
 
 
 def say(text: object) -> None:
@@ -79,70 +72,6 @@ def print_checks(title: str, checks: Iterable[Check]) -> list[str]:
     table.show_header = False
     Console(highlight=False).print(table)
     return [check.name for check in done if not check.ok]
-
-
-class LogFormatter(logging.Formatter):
-    """Writes a log record as one line; the lines of a traceback follow, indented."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
-        own = copy.copy(record)
-        own.exc_text = None  # another handler may have left it as it came
-        return super().format(own)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Format all but the traceback."""
-        return one_line(super().formatMessage(record), LONGEST_LINE)
-
-    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802  # logging's name and type
-        """Format a traceback: its last lines are the error's own text."""
-        return _indented(super().formatException(ei))
-
-    def formatStack(self, stack_info: str) -> str:  # noqa: N802  # logging's name
-        """Format where a record was made."""
-        return _indented(super().formatStack(stack_info))
-
-
-def _indented(text: str) -> str:
-    lines = [one_line(line, LONGEST_LINE) for line in text.splitlines()]
-    if len(lines) > _MOST_LINES:
-        half = _MOST_LINES // 2
-        lines = [*lines[:half], f"… {len(lines) - _MOST_LINES} lines …", *lines[-half:]]
-    return "\n".join(f"    {line}" for line in lines)
-
-
-class _LogFile(logging.FileHandler):
-    """A log that may lack a line: a full disk is reported by what cannot go on without it."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's
-        """Print no traceback."""
-
-
-def send_logs_to(path: Path) -> None:
-    """Write everything Flower and this package log into a file instead of the terminal."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path)
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("flwr", "nnunetv2_federated"):
-        log = logging.getLogger(name)
-        log.handlers[:] = [handler]
-        log.propagate = False
-        log.setLevel(logging.INFO)
-
-
-def describe_round(record: RoundRecord, num_rounds: int) -> str:
-    """Return one line about a round."""
-    failed = f"  failed: {', '.join(record.failed)}" if record.failed else ""
-    for site, update in record.updates.items():
-        if update.outcome != ACCEPTED:
-            failed += f"  {update.outcome}: {site}, update norm {update.norm:.3g}"
-            failed += f" over {update.bound or LARGEST_NORM:.3g}"
-    return (
-        f"round {record.round + 1:>{len(str(num_rounds))}}/{num_rounds}"
-        f"  lr {record.learning_rate:.5f}  train loss {record.train_loss:+.4f}"
-        f"  validation loss {record.loss:+.4f}  Dice {record.dice:.4f}"
-        f"  {record.seconds.round:.1f} s{failed}"
-    )
 
 
 class ConsoleObserver(Observer):

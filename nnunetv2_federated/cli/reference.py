@@ -20,7 +20,7 @@ from nnunetv2_federated.cli import (
     train,
 )
 from nnunetv2_federated.cli.flags import default_text, flag_names, spell
-from nnunetv2_federated.cli.site_choices import SiteChoices
+from nnunetv2_federated.cli.site_choices import SiteCommandChoices
 from nnunetv2_federated.experiment import choices
 from nnunetv2_federated.federation.choice import (
     Choices,
@@ -60,7 +60,7 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
         provision.ProvisionChoices,
         (),
     ),
-    ("nnUNetv2_federated_site", site.DESCRIPTION, SiteChoices, ()),
+    ("nnUNetv2_federated_site", site.DESCRIPTION, SiteCommandChoices, ()),
     ("nnUNetv2_federated_audit", audit.DESCRIPTION, audit.AuditChoices, ()),
     ("nnUNetv2_federated_check", check.DESCRIPTION, check.CheckChoices, ()),
     ("nnUNetv2_federated_status", status.DESCRIPTION, status.StatusChoices, ()),

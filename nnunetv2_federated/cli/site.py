@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunetv2_federated.cli.command import Command
 from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.cli.site_choices import SiteChoices
+from nnunetv2_federated.cli.site_choices import SiteCommandChoices
 from nnunetv2_federated.flower.deployment.site.new_key import make_key
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 
@@ -18,10 +18,10 @@ keeps the trainer from round to round; it opens no port and runs no code that wa
 _DECISIONS = ("approve", "withdraw", "rewind")
 
 
-def command() -> Command[SiteChoices]:
+def command() -> Command[SiteCommandChoices]:
     """Return the command line."""
-    parser = build_parser(SiteChoices, "nnUNetv2_federated_site", DESCRIPTION)
-    return Command(SiteChoices, parser)
+    parser = build_parser(SiteCommandChoices, "nnUNetv2_federated_site", DESCRIPTION)
+    return Command(SiteCommandChoices, parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(lambda: _site(command().parse(argv)))
 
 
-def _site(choices: SiteChoices) -> None:
+def _site(choices: SiteCommandChoices) -> None:
     if choices.new_key is not None:
         _new_key(choices.new_key, choices.folder)
         return

@@ -15,7 +15,7 @@ ASK = "ask"
 
 
 @record
-class SiteChoices(Choices):
+class SiteCommandChoices(Choices):
     """What a site's engineer can choose."""
 
     group: ClassVar[str] = "site"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 
-from nnunetv2_federated.cli.site_choices import ASK, SiteChoices
+from nnunetv2_federated.cli.site_choices import ASK, SiteCommandChoices
 from nnunetv2_federated.cli.site_questions import ask, show
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import SettingsError
@@ -16,7 +16,7 @@ from nnunetv2_federated.flower.deployment.site.consent import FEWEST_DIGITS, Con
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 
 
-def decide(settings: SiteSettingsFile, choices: SiteChoices) -> None:
+def decide(settings: SiteSettingsFile, choices: SiteCommandChoices) -> None:
     """Carry out what an engineer decides about approvals and rounds.
 
     Parameters
@@ -66,7 +66,7 @@ def _approve_hash(consent: Consent, digits: str, dataset: str, how: str) -> None
 
 
 def _rewind(
-    settings: SiteSettingsFile, choices: SiteChoices, run: str, number: str, *, how: str
+    settings: SiteSettingsFile, choices: SiteCommandChoices, run: str, number: str, *, how: str
 ) -> None:
     if not number.isdecimal() or int(number) < 1:
         raise SettingsError(

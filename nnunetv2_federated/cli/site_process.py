@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
-from nnunetv2_federated.cli.console import print_checks, say, send_logs_to
-from nnunetv2_federated.cli.site_choices import SiteChoices
+from nnunetv2_federated.cli.console import print_checks, say
+from nnunetv2_federated.cli.site_choices import SiteCommandChoices
 from nnunetv2_federated.cli.site_questions import ask
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.federation.audit import AUDIT_FILE, AuditLog
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.federation.logs import send_logs_to
 from nnunetv2_federated.federation.names import read_fold
 from nnunetv2_federated.flower.deployment.site.consent import Agreement
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
@@ -30,7 +31,7 @@ from nnunetv2_federated.nnunet.device import choose_device
 _RUNS_ALREADY = "this site runs already; stop the other process first."
 
 
-def check(settings: SiteSettingsFile, choices: SiteChoices) -> None:
+def check(settings: SiteSettingsFile, choices: SiteCommandChoices) -> None:
     """Print a table of all that the site needs.
 
     Raises
@@ -56,7 +57,7 @@ def check(settings: SiteSettingsFile, choices: SiteChoices) -> None:
         raise FederationError(f"not ready: {', '.join(bad)}")
 
 
-def take_part(settings: SiteSettingsFile, choices: SiteChoices) -> None:
+def take_part(settings: SiteSettingsFile, choices: SiteCommandChoices) -> None:
     """Take part in federations until the process is stopped.
 
     Raises
@@ -91,7 +92,7 @@ def take_part(settings: SiteSettingsFile, choices: SiteChoices) -> None:
 
 def open_site(
     settings: SiteSettingsFile,
-    choices: SiteChoices,
+    choices: SiteCommandChoices,
     device: str = "cpu",
     ask: Callable[[Agreement], bool] | None = None,
 ) -> GuardedSite:
@@ -108,7 +109,7 @@ def open_site(
     return GuardedSite(here, ask=ask, record=AuditLog(settings.work / AUDIT_FILE).record)
 
 
-def who_agrees(choices: SiteChoices) -> Callable[[Agreement], bool]:
+def who_agrees(choices: SiteCommandChoices) -> Callable[[Agreement], bool]:
     """Return what decides about a proposal, once it has shown it in words.
 
     Parameters

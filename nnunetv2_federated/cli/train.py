@@ -87,7 +87,7 @@ def train(choices: TrainChoices) -> None:
 
     run = resolve(choices)
     if choices.val:
-        _say_result(experiment.validate(run, best=choices.val_best, npz=choices.npz), choices)
+        _say_result(experiment.evaluate(run, best=choices.val_best, npz=choices.npz), choices)
         return
     console = ConsoleObserver(run.settings.rounds, quiet=choices.quiet)
     if choices.prepare_only:

@@ -25,7 +25,7 @@ from nnunetv2_federated.federation.tested_case import TestedCase, write_tested_c
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split, known_patients
 from nnunetv2_federated.nnunet.evaluation.tester import (
-    TrainedModel,
+    ModelToTest,
     images_tr,
     images_ts,
     raw_folder,
@@ -99,7 +99,7 @@ def read_state(place: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def result_folder(comparison: Comparison, model: Model, place: Path) -> Path:
+def model_folder(comparison: Comparison, model: Model, place: Path) -> Path:
     """Return the model's nnU-Net result folder, without the fold."""
     trainer = federated_trainer(comparison.arm(model.arm).options["trainer"]).__name__
     name = f"{trainer}__{comparison.plans_name}__{comparison.configuration}"
@@ -144,8 +144,8 @@ def evaluate_model(
     """Test a trained model on all its cases and write ``tests.json``; return why that failed."""
     dataset = load_dataset(comparison.dataset, comparison.plans_name)
     tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
-    trained = TrainedModel(
-        result_folder(comparison, model, place), comparison.configuration, model.fold, device
+    trained = ModelToTest(
+        model_folder(comparison, model, place), comparison.configuration, model.fold, device
     )
     _, validation = fold_split(dataset, comparison.configuration, model.fold)
     external = {case for cases in comparison.external.values() for case in cases}
@@ -183,5 +183,5 @@ def evaluate_model(
 
 def read_model_history(comparison: Comparison, model: Model, folder: Path) -> History | None:
     """Return the history of a model; ``None`` before its first round is finished."""
-    fold = result_folder(comparison, model, folder / model.folder) / f"fold_{model.fold}"
+    fold = model_folder(comparison, model, folder / model.folder) / f"fold_{model.fold}"
     return read_history(fold) if (fold / HISTORY_FILE).is_file() else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _LOOK_SECONDS = 1.0
 _ROUND = "round "
-"""Beginning of a round's line, see :func:`nnunetv2_federated.cli.console.describe_round`."""
+"""Beginning of a round's line, see :func:`.round_line.describe_round`."""
 
 
 @contextlib.contextmanager

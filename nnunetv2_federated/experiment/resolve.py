@@ -21,7 +21,7 @@ from nnunetv2_federated.federation.choice import Choices, names_of, spell_flag, 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import PartitionSettings, Sites
 from nnunetv2_federated.federation.run import RUN_FILE, Run, SiteCases, read_run
-from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.settings import CHANGEABLE, OF_THE_BOUND, FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, check_listening
 from nnunetv2_federated.nnunet.data.dataset import (
@@ -42,10 +42,6 @@ from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.training.result_folder import federation_folder, no_earlier_run
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
-
-OF_THE_BOUND = ("max_update_norm", "oversized_update")
-"""Settings that a run may change when it continues: one that refused a site's update would
-otherwise refuse it again."""
 
 
 def resolve(choices: TrainChoices) -> Run:
@@ -277,7 +273,7 @@ def _continued(choices: TrainChoices, run: Run) -> Run:
         raise no_earlier_run(folder)
     stored = read_run(folder)
     asked = choices.part(FederationSettings)
-    for name in sorted(asked.chosen - {"resident_trainers", *OF_THE_BOUND}):
+    for name in sorted(asked.chosen - set(CHANGEABLE)):
         if getattr(asked, name) != getattr(stored.settings, name):
             raise SettingsError(
                 f"{spell_flag(FederationSettings, name)} {getattr(asked, name)}: the run to "

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from nnunetv2_federated.experiment.resolve import OF_THE_BOUND
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import History, read_history
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
+from nnunetv2_federated.federation.settings import CHANGEABLE
 from nnunetv2_federated.flower.deployment.server.serve import (
     ServerSettings,
     check_credentials,
@@ -22,7 +22,7 @@ from nnunetv2_federated.flower.launch import check, launch, prepare
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.environment import quiet
-from nnunetv2_federated.nnunet.evaluation.validation import validate as validate_fold
+from nnunetv2_federated.nnunet.evaluation.validation import validate
 from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.summary import read_headline
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, configure
@@ -39,9 +39,6 @@ from nnunetv2_federated.nnunet.training.result_folder import (
 )
 from nnunetv2_federated.nnunet.training.tracking import close_trackers
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
-
-_CHANGEABLE = ("resident_trainers", *OF_THE_BOUND)
-"""Settings that may change when a run continues."""
 
 
 class Headline(NamedTuple):
@@ -196,7 +193,7 @@ def prepare_run(
         return folder
 
 
-def validate(run: Run, *, best: bool = False, npz: bool = False) -> TrainedModel:
+def evaluate(run: Run, *, best: bool = False, npz: bool = False) -> TrainedModel:
     """Validate a trained run again.
 
     Parameters
@@ -287,7 +284,7 @@ def _check_continues(run: Run) -> None:
     if not (folder / RUN_FILE).is_file():
         raise no_earlier_run(folder)
     stored = read_run(folder)
-    kept = {name: getattr(stored.settings, name) for name in _CHANGEABLE}
+    kept = {name: getattr(stored.settings, name) for name in CHANGEABLE}
     settings = dataclasses.replace(run.settings, **kept)
     asked = dataclasses.replace(run, device=stored.device, settings=settings)
     for field in dataclasses.fields(Run):
@@ -299,7 +296,7 @@ def _check_continues(run: Run) -> None:
 
 
 def _validate(run: Run, model: GlobalModel, *, best: bool, npz: bool) -> Headline:
-    return Headline(*validate_fold(run, model, best=best, npz=npz))
+    return Headline(*validate(run, model, best=best, npz=npz))
 
 
 def _headline_of_sites(folder: Path) -> Headline | None:

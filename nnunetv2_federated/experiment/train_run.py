@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_federated.federation.children import end_workers_with_command
-from nnunetv2_federated.federation.errors import CheckpointError, FederationError, SettingsError
+from nnunetv2_federated.federation.errors import FederationError
+from nnunetv2_federated.federation.failure import explain
 from nnunetv2_federated.federation.history import RoundRecord
+from nnunetv2_federated.federation.logs import LONGEST_LINE, send_logs_to
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.round_line import describe_round
 from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
 from nnunetv2_federated.federation.text import one_line
 
@@ -23,8 +26,6 @@ from nnunetv2_federated.federation.text import one_line
 end_workers_with_command()
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_LINE = 4000
 
 
 class LogObserver(Observer):
@@ -34,15 +35,13 @@ class LogObserver(Observer):
         self._num_rounds = 0
 
     def run_prepared(self, run: Run, folder: Path) -> None:
-        """Send what Flower logs into ``federation.log`` from here on."""
+        """Send logs to ``federation.log`` from here on."""
         del run
-        flower = logging.getLogger("flwr")
-        flower.handlers[:] = [logging.FileHandler(folder.parent / "federation.log")]
-        flower.propagate = False
+        send_logs_to(folder.parent / "federation.log")
 
     def say(self, text: str) -> None:
         """Log a line."""
-        logger.info("%s", one_line(text, _LONGEST_LINE))
+        logger.info("%s", one_line(text, LONGEST_LINE))
 
     def note(self, text: str) -> None:
         """Log a line the user should know."""
@@ -56,11 +55,7 @@ class LogObserver(Observer):
 
     def round_finished(self, record: RoundRecord) -> None:
         """Log how a round went."""
-        failed = f", failed: {', '.join(record.failed)}" if record.failed else ""
-        self.say(
-            f"round {record.round + 1}/{self._num_rounds}: train loss {record.train_loss:.4f}, "
-            f"validation loss {record.loss:.4f}, {record.seconds.round:.1f} s{failed}"
-        )
+        self.say(describe_round(record, self._num_rounds))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,9 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = read_run(Path(folder))
         begun = (federation_folder(run) / RUN_FILE).is_file()
         train(run, resume=begun, observer=LogObserver())
-    except FederationError as error:
-        logger.error("error: %s", one_line(str(error), _LONGEST_LINE))  # noqa: TRY400  # one line
-        return 2 if isinstance(error, SettingsError | CheckpointError) else 1
+    except (FederationError, OSError) as error:
+        failure = explain(error)
+        if failure is None:
+            raise
+        logger.error("error: %s", failure.line)  # noqa: TRY400  # one line
+        return failure.status
     return 0
 
 

@@ -51,6 +51,13 @@ _Options = Annotated[
 ]
 
 
+OF_THE_BOUND = ("max_update_norm", "oversized_update")
+"""Settings of the bound of updates."""
+CHANGEABLE = ("resident_trainers", *OF_THE_BOUND)
+"""Settings that may change when a run continues. The bound of updates may, because a run that
+refused a site's update would otherwise refuse it again."""
+
+
 @record
 class Waits(Choices):
     """How long sites on other machines are waited for."""

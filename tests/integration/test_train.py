@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import a_run
 
-from nnunetv2_federated.experiment.train import train, validate
+from nnunetv2_federated.experiment.train import evaluate, train
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.observer import Observer
@@ -56,7 +56,7 @@ def test_an_interrupted_training_continues_to_the_same_result(
     assert resumed.headline.metric == "Dice"
     losses = [[r.loss for r in model.history.rounds] for model in (resumed, undisturbed)]
     assert losses[0] == losses[1]
-    assert validate(run).headline == undisturbed.headline
+    assert evaluate(run).headline == undisturbed.headline
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
@@ -66,7 +66,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     with pytest.raises(SettingsError, match="no earlier run"):
         train(run, resume=True)
     with pytest.raises(SettingsError, match=r"checkpoint_final\.pth does not exist"):
-        validate(run)
+        evaluate(run)
     remote = dataclasses.replace(run, sites=(), remote_sites=("bern", "lyon"), run_id="1")
     with pytest.raises(SettingsError, match="it has 2 of them and no server"):
         train(remote)

@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from nnunetv2_federated.cli import console as console_module
-from nnunetv2_federated.cli.console import ConsoleObserver, describe_round
+from nnunetv2_federated.cli.console import ConsoleObserver
 from nnunetv2_federated.cli.progress_bars import NoBars, NotebookBars, TerminalBars, choose_bars
 from nnunetv2_federated.federation.history import RoundRecord
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.progress import Progress
+from nnunetv2_federated.federation.round_line import describe_round
 
 ACCEPTED = {"norm": 1.5, "cosine": 0.5, "bound": 10.0, "outcome": "accepted"}
 ROUND = {

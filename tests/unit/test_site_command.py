@@ -9,7 +9,7 @@ import pytest
 from test_imports import PLANNING, TRAINING
 
 from nnunetv2_federated.cli import site, site_process
-from nnunetv2_federated.cli.site_choices import SiteChoices
+from nnunetv2_federated.cli.site_choices import SiteCommandChoices
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.credentials import provision
 from nnunetv2_federated.flower.deployment.site.consent import Agreement, Consent, NotApprovedError
@@ -33,7 +33,7 @@ def test_at_a_terminal_the_words_come_before_the_question(
     agreement: Agreement, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", Keyboard("y\nn\n"))
-    agrees = site_process.who_agrees(SiteChoices(dataset="901"))
+    agrees = site_process.who_agrees(SiteCommandChoices(dataset="901"))
 
     assert agrees(agreement)
     said = capsys.readouterr().out.splitlines()
@@ -48,7 +48,7 @@ def test_without_a_terminal_the_words_are_shown_once_and_nothing_is_agreed_to(
     agreement: Agreement, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    agrees = site_process.who_agrees(SiteChoices(dataset="901"))
+    agrees = site_process.who_agrees(SiteCommandChoices(dataset="901"))
 
     assert not agrees(agreement)
     said = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
@@ -62,7 +62,7 @@ def test_without_a_terminal_the_words_are_shown_once_and_nothing_is_agreed_to(
 def test_what_approve_all_agrees_to_is_said_in_words_first(
     agreement: Agreement, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    agrees = site_process.who_agrees(SiteChoices(dataset="901", approve_all=True))
+    agrees = site_process.who_agrees(SiteCommandChoices(dataset="901", approve_all=True))
 
     assert agrees(agreement)
     said = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]

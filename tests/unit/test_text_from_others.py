@@ -18,10 +18,11 @@ from markdown_it import MarkdownIt
 from pydantic import TypeAdapter
 
 from nnunetv2_federated.cli import status
-from nnunetv2_federated.cli.console import ConsoleObserver, say, send_logs_to
+from nnunetv2_federated.cli.console import ConsoleObserver, say
 from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.federation.errors import RoundError
 from nnunetv2_federated.federation.history import History, RoundRecord
+from nnunetv2_federated.federation.logs import send_logs_to
 from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.report.comparison_data import ComparisonData, Example, gather

@@ -32,7 +32,7 @@ of trainers from other packages do not import this one."""
 
 
 @dataclass(frozen=True)
-class TrainedModel:
+class ModelToTest:
     """Location of a trained fold, and the device to run it on."""
 
     folder: Path
@@ -70,7 +70,7 @@ class Tester(Protocol):
 
     def test(
         self,
-        model: TrainedModel,
+        model: ModelToTest,
         images: Mapping[str, list[str]],
         references: Mapping[str, Any],
         output: Path,
@@ -121,7 +121,7 @@ class SegmentationTester:
 
     def test(
         self,
-        model: TrainedModel,
+        model: ModelToTest,
         images: Mapping[str, list[str]],
         references: Mapping[str, Any],
         output: Path,
