@@ -34,15 +34,15 @@ from nnunetv2_federated.nnunet.data.dataset import (
 from nnunetv2_federated.nnunet.data.folds import draw_by_table, fold_split
 from nnunetv2_federated.nnunet.data.integrity import check_dataset
 from nnunetv2_federated.nnunet.data.site_cases import sites_of_fold
-from nnunetv2_federated.nnunet.environment import environment, quiet
+from nnunetv2_federated.nnunet.environment import environment
 from nnunetv2_federated.nnunet.evaluation.tester import (
     images_ts,
     raw_folder,
     tester_of,
     validates_segmentations,
 )
-from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
 from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
 TEST_SET = "test set"
 """Site of test cases whose site is not known."""
@@ -98,16 +98,17 @@ def build_comparison(
         )
         check_tests(comparison, dataset)
         runs = _runs(comparison, arms, dataset, device)
-        built = [
-            check_buildable(run)  # seed and fold change nothing of what it looks at
-            for run in {model.arm: run for model, run in reversed(runs.items())}.values()
-        ]
-        segmentation = any(validates_segmentations(type(trainer)) for trainer in built)
+        first = {model.arm: run for model, run in reversed(runs.items())}
+        # seed and fold change nothing of what it looks at
+        built = {arm: check_buildable(run) for arm, run in first.items()}
+        segmentation = any(validates_segmentations(type(trainer)) for trainer in built.values())
         for line in check_dataset(dataset, configuration, folds, segmentation=segmentation):
             say(line)
-        arms = _with_the_same_epoch(arms, runs, dataset)
-        comparison = dataclasses.replace(comparison, arms=[arm.arm() for arm in arms])
-        return comparison, _runs(comparison, arms, dataset, device)
+        equal = _with_the_same_epoch(arms, runs, built)
+        if equal == arms:
+            return comparison, runs
+        comparison = dataclasses.replace(comparison, arms=[arm.arm() for arm in equal])
+        return comparison, _runs(comparison, equal, dataset, device)
 
 
 def _check_alone(dataset: Dataset, configuration: str) -> None:
@@ -237,7 +238,7 @@ def model_run(
 
 
 def _with_the_same_epoch(
-    arms: Sequence[PlannedArm], runs: Runs, dataset: Dataset
+    arms: Sequence[PlannedArm], runs: Runs, built: Mapping[str, FederatedRounds]
 ) -> list[PlannedArm]:
     """Set the iterations of an epoch where the trainer's own is a pass over the cases it has.
 
@@ -247,18 +248,16 @@ def _with_the_same_epoch(
     equal = []
     for arm in arms:
         own = next(run for model, run in runs.items() if model.arm == arm.name)
-        iterations = _pass_over_a_site(own, federated or [own], dataset)
+        iterations = _pass_over_a_site(own, federated or [own], built[arm.name])
         changes = {} if iterations is None else {"iterations_per_epoch": iterations}
         equal.append(dataclasses.replace(arm, choices=arm.choices.changed(**changes)))
     return equal
 
 
-def _pass_over_a_site(run: Run, federated: Sequence[Run], dataset: Dataset) -> int | None:
+def _pass_over_a_site(run: Run, federated: Sequence[Run], trainer: FederatedRounds) -> int | None:
     """Return the iterations of a pass over the mean site's cases, where an epoch is a pass."""
     if run.settings.iterations_per_epoch is not None:
         return None
-    with quiet():
-        trainer = build_trainer(run, dataset)
     if trainer.num_iterations_per_epoch is not None:
         return None
     sizes = [len(site.training_cases) for own in federated for site in own.sites]

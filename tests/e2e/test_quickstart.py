@@ -55,18 +55,3 @@ def test_the_notebook_goes_from_data_to_curves(
     assert re.search(r"Dice of the global model: 0\.\d{3}", text), text
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert text.count("lower middle upper") == 6  # a line for each round
-
-
-def test_the_readmes_python_block_trains(dataset_2d: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert block is not None
-    assert len(block[1].splitlines()) <= 12
-    short = "rounds=1, iterations_per_epoch=1, val_iterations=1"
-    code = block[1].replace("rounds=100", short).replace("501", dataset_2d)
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102  # what a reader would do
-    model = names["model"]
-    assert 0 <= model.headline.value <= 1  # type: ignore[attr-defined]
-    assert (model.folder / "checkpoint_final.pth").is_file()  # type: ignore[attr-defined]
