@@ -24,6 +24,15 @@ def clean(text: object, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def both_ends(text: object, longest: int = LONGEST) -> str:
+    """Return a cleaned text; of a long one its two ends, as a traceback says why at its end."""
+    whole = str(text)
+    if len(whole) <= longest:
+        return clean(whole, longest)
+    first = longest // 3
+    return f"{clean(whole[:first], first)} … {clean(whole[first + 3 - longest :], longest)}"
+
+
 def one_line(text: object, longest: int) -> str:
     """Return at most ``longest`` characters without control characters, blanks as they are."""
     return "".join(

@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.errors import SiteError
-from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.federation.text import both_ends
 from nnunetv2_federated.flower.records import reading, unpack_payload
 
 Answer = TypeVar("Answer")
@@ -31,7 +31,7 @@ def read_answer(reply: Message, read: Callable[[str], Answer]) -> Answer:
         If the site failed or its answer cannot be used, whatever it is.
     """
     if reply.has_error():
-        raise SiteError(clean(reply.error.reason or "failed"))
+        raise SiteError(both_ends(reply.error.reason or "failed"))
     with reading("its answer"):
         return read(unpack_payload(reply.content))
 

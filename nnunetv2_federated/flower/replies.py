@@ -13,7 +13,7 @@ from flwr.app import Message
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, Validation
-from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.federation.text import both_ends
 from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.records import num_bytes, reading, unpack_payload, unpack_reply
 
@@ -76,7 +76,7 @@ class ReplyFormat:
         """
         with reading("its answer"):
             if message.has_error():
-                raise SiteError(clean(message.error.reason or "failed without a reason"))
+                raise SiteError(both_ends(message.error.reason or "failed without a reason"))
             report = TrainReport.from_json(unpack_payload(message.content))
             if report.site != site.site:
                 raise SiteError(f"answered as {report.site}")

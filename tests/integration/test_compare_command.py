@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from consortium import wait_for
 
 from nnunetv2_federated.cli.compare import main
 
@@ -58,7 +59,7 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
     """The command and its training by kill -9; in between the training holds the folder."""
     del results
     # so many that it is not at its end before it can be stopped, on a busy machine
-    short = ["--rounds", "12", "--iterations-per-epoch", "2", "--val-iterations", "1"]
+    short = ["--rounds", "40", "--iterations-per-epoch", "2", "--val-iterations", "1"]
     argv = [dataset_2d, "2d", "0", "--sites", "2", "--arms", "federated", *short, "-device", "cpu"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     command = [sys.executable, "-m", "nnunetv2_federated.cli.compare", *argv, "-o", str(killed)]
@@ -74,6 +75,7 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
     first.wait()
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     os.kill(training, signal.SIGKILL)
+    wait_for(lambda: _ended(training), "end of the killed training", seconds=60)
     assert second.returncode == 2
     assert "is still at work" in second.stderr
     assert models(killed) == []
@@ -93,6 +95,14 @@ def _wait_for(folder: Path, name: str, command: subprocess.Popen[bytes]) -> None
     while not list(folder.rglob(f"federation/{name}")):
         assert command.poll() is None
         time.sleep(0.02)
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process is gone, or holds no file any more as it waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _begin(argv: list[str], folder: Path, obstacle: Path) -> None:

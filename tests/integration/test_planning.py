@@ -328,7 +328,10 @@ FLAGS = [
     (("-pl", "nnUNetPlannerNone"), "-pl nnUNetPlannerNone: no planner"),
     (("-np", "1", "2"), "-np 1 2: give one number"),
     (("--min-cases", "3"), "--min-cases: is for --fingerprint binned only"),
-    (("--fingerprint", "binned", "--min-cases", "0"), "--min-cases 0: must be at least 1"),
+    (
+        ("--fingerprint", "binned", "--min-cases", "0"),
+        "--min-cases 0: must be a whole number of at least 1",
+    ),
     (("-gpu_memory_target", "-1"), "-gpu_memory_target -1.0: must be above 0"),
     (("-c", "4d"), "-c 4d: the plans have 2d, 3d_fullres"),
     (("-d", "711", "711"), "-d 711 711: a dataset is named twice"),
