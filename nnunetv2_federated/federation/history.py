@@ -27,7 +27,12 @@ from pydantic.dataclasses import dataclass
 from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice, weighted_mean
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import format_problem, write_atomically
-from nnunetv2_federated.federation.messages import TrainReport, Validation, first_problem
+from nnunetv2_federated.federation.messages import (
+    PrivacyTerms,
+    TrainReport,
+    Validation,
+    first_problem,
+)
 
 HISTORY_FILE = "federation.json"
 _FORMAT = 1
@@ -193,7 +198,9 @@ class RoundRecord:
             participants=tuple(participants),
             failed=dict(failed),
             updates=dict(updates),
-            train_loss=weighted_mean((r.train_loss, r.training_cases) for r in reports),
+            train_loss=weighted_mean(
+                (r.train_loss, r.training_cases) for r in reports if r.train_loss is not None
+            ),
             loss=scores.loss,
             dice_per_class=scores.dice_per_class,
             dice=scores.dice,
@@ -242,6 +249,8 @@ class SiteSummary:
     validation_cases: Count = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of its packages, by name."""
+    privacy: PrivacyTerms | None = None
+    """What the site promises its patients; ``None`` without differential privacy."""
 
 
 def _with_rounds(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -356,7 +365,7 @@ def _of_site(report: TrainReport) -> SiteRecord:
     scores = _pooled([report.validation])
     return SiteRecord(
         training_cases=report.training_cases,
-        train_loss=report.train_loss,
+        train_loss=math.nan if report.train_loss is None else report.train_loss,
         loss=scores.loss,
         dice_per_class=scores.dice_per_class,
         dice=scores.dice,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, field
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.text import clean
 WEIGHTS = "weights"
 """Name of the one array in a message: the network's flat float32 vector."""
 
-WIRE_FORMAT = 3
+WIRE_FORMAT = 4
 """Number of the format of messages; a side with another one is told which side to upgrade."""
 
 VALIDATION_EPOCH = -1
@@ -30,6 +30,9 @@ VALIDATION_EPOCH = -1
 
 MOST_CASES = 10**6
 """Largest number of cases of one site."""
+
+ROUGH_SECONDS = 10
+"""Under differential privacy a duration is told in multiples of so many seconds."""
 
 _MOST_ROUNDS = 10**6
 _LARGEST = 1e12
@@ -190,6 +193,40 @@ class PrepareReport(_Payload):
     """Number of preprocessed cases of each configuration."""
 
 
+_Above0 = Annotated[float, Field(gt=0, le=_LARGEST)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class PrivacyTerms(_Payload):
+    """What a site promises its own patients for the whole of a training, and how."""
+
+    unit: Literal["patient", "case"]
+    """What the promise is about; ``case`` where the site has no table that names patients."""
+    patients: SomeCases
+    """Number of units; it is public, and everybody may know who is among them or not."""
+    probability: Annotated[float, Field(gt=0, le=1)]
+    """Chance of a patient to take part in an iteration."""
+    noise_multiplier: _Above0
+    """Standard deviation of the noise as a multiple of the largest norm of a patient's gradient."""
+    clip: _Above0
+    """Largest norm of a patient's gradient."""
+    iterations: Annotated[int, Field(ge=1, le=10**12)]
+    """Iterations of the whole training, each of which releases one noisy gradient."""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    epsilon: Annotated[float, Field(ge=0, le=_LARGEST)]
+    """Of this training, if one patient more or less is in the site's data."""
+    epsilon_replace_one: Annotated[float, Field(ge=0, le=_LARGEST)]
+    """Of this training, if one patient is another one."""
+    epsilon_spent: Annotated[float, Field(ge=0, le=_LARGEST)]
+    """Of all trainings with these patients so far, with the whole of this one."""
+    max_epsilon: _Above0 | None
+    """Largest ``epsilon_spent`` that the site allows itself; ``None`` for no limit."""
+    accountant: Text
+    """Software that computed epsilon, with its version."""
+    told_of_validation: Literal["withhold", "clear"]
+    """Whether losses and voxel counts of validation cases are told, which nothing protects."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class SiteDescription(_Payload):
     """A site's answer to ``query.describe``, before the first round."""
@@ -208,6 +245,8 @@ class SiteDescription(_Payload):
     """Device that the site trains on."""
     free_gb: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Room for its results, in GB."""
+    privacy: PrivacyTerms | None = None
+    """What the site promises its patients; ``None`` without differential privacy."""
 
 
 class _Agreement(_Payload):
@@ -350,7 +389,9 @@ class TrainReport(_Payload):
 
     site: SiteName
     training_cases: SomeCases
-    train_loss: Number
+    train_loss: Number | None
+    """Mean over the round's iterations; ``None`` under differential privacy, as it is an exact
+    function of the patients."""
     validation: Validation
     """Validation of the locally trained weights (client side)."""
     received: Validation | None
@@ -358,3 +399,14 @@ class TrainReport(_Payload):
     seconds: Seconds
     completed: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the round's iterations that were done, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        if self.private and self.seconds % ROUGH_SECONDS:
+            raise ValueError(
+                f"seconds {self.seconds:g} are more exact than tens, without a train_loss"
+            )
+
+    @property
+    def private(self) -> bool:
+        """Whether the report is of a training with differential privacy."""
+        return self.train_loss is None

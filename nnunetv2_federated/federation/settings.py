@@ -20,6 +20,7 @@ from nnunetv2_federated.federation.choice import (
     record,
     require,
 )
+from nnunetv2_federated.federation.privacy import PrivacyChoices
 
 Strategy = Literal[
     "fedavg",
@@ -83,7 +84,7 @@ class Waits(Choices):
 
 
 @record
-class FederationSettings(Waits):
+class FederationSettings(Waits, PrivacyChoices):
     """How a federation trains. ``None`` leaves a value to the trainer or the plans."""
 
     group: ClassVar[str] = "federation"
@@ -198,10 +199,16 @@ class FederationSettings(Waits):
     seed: Seed = DEFAULT_SEED
 
     def __post_init__(self) -> None:
+        PrivacyChoices.__post_init__(self)
         if self.sites_per_round and self.min_replies:
             allowed = f"at most --sites-per-round ({self.sites_per_round})"
             fits = self.min_replies <= self.sites_per_round
             require(fits, "--min-replies", self.min_replies, allowed)
+
+    @property
+    def validates_received(self) -> bool:
+        """Whether sites validate the weights that they receive, and tell the result."""
+        return self.global_validation and not self.withholds
 
     def needed(self, count: int, *, remote: bool) -> int:
         """Return how many of ``count`` sites a round cannot do without.

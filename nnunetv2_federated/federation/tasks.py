@@ -96,8 +96,10 @@ def check_full_validation(task: TrainTask, settings: FederationSettings) -> None
     Raises
     ------
     SiteError
-        If it has another number.
+        If it has another number, or the settings withhold what a validation tells.
     """
+    if settings.withholds:
+        raise SiteError("refused the full validation: approved is none (--dp-validation withhold)")
     _check("server_round", task.server_round, settings.rounds + 1)
 
 
@@ -117,7 +119,7 @@ def _check_validation(
     asked = task.validate_received
     if asked == 0:
         return
-    if first or not settings.global_validation:
+    if first or not settings.validates_received:
         raise SiteError(f"refused {asked} validation iterations: approved are none in this round")
     whole_epoch = asked == VALIDATION_EPOCH
     if val_iterations is None and not whole_epoch:

@@ -12,7 +12,12 @@ from flwr.app import Message
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import RoundError, SiteError
-from nnunetv2_federated.federation.messages import SiteDescription, TrainReport, Validation
+from nnunetv2_federated.federation.messages import (
+    PrivacyTerms,
+    SiteDescription,
+    TrainReport,
+    Validation,
+)
 from nnunetv2_federated.federation.text import both_ends
 from nnunetv2_federated.federation.update_bound import UpdateBound
 from nnunetv2_federated.flower.records import num_bytes, reading, unpack_payload, unpack_reply
@@ -85,12 +90,26 @@ class ReplyFormat:
                     f"trained on {report.training_cases} cases, but described "
                     f"{site.training_cases} when it joined"
                 )
+            check_private(report, site.privacy)
             for validation in (report.validation, report.received):
                 check_validation(validation, self.classes)
             vector = unpack_reply(message.content, self.sent, self.dtype)
         cases = report.training_cases if self.by_cases else 1
         weight = cases * report.completed
         return Reply(site.site, report, vector, weight, message, num_bytes(message.content))
+
+
+def check_private(report: TrainReport, terms: PrivacyTerms | None) -> None:
+    """Raise ``SiteError`` if a report tells more, or less, than the site's promise allows."""
+    if report.private and terms is None:
+        raise SiteError("sent no training loss, but described no differential privacy")
+    if terms is None:
+        return
+    if not report.private:
+        raise SiteError("sent a training loss, which its differential privacy does not allow")
+    told = (report.validation, report.received)
+    if terms.told_of_validation == "withhold" and any(v and v.iterations for v in told):
+        raise SiteError("told of validation cases, which its differential privacy withholds")
 
 
 def check_validation(validation: Validation | None, classes: int | None) -> None:

@@ -130,7 +130,7 @@ class Server:
         self._validate_last(strategy)
         self.model.finish(self._sent)
         self._write_report()
-        if self._run.remote_sites:
+        if self._run.remote_sites and not self.settings.withholds:
             self._validate_fully()
 
     def _load(self, inner: Strategy) -> None:
@@ -215,7 +215,7 @@ class Server:
     def _validate_last(self, strategy: PolyLRStrategy) -> None:
         """Ask for the last round's validation: no later round will bring it."""
         received: dict[str, Validation] = {}
-        if self.settings.global_validation:
+        if self.settings.validates_received:
             weights = pack_weights(self._sent, self.settings.transport_dtype)
             shares = strategy.validation_share([s.site for s in self._sites])
             questions = {
@@ -278,7 +278,9 @@ class Server:
             parameters=self.model.num_values,
             versions={name: version(name) for name in _PACKAGES},
             sites={
-                site.site: SiteSummary(site.training_cases, site.validation_cases, site.versions)
+                site.site: SiteSummary(
+                    site.training_cases, site.validation_cases, site.versions, site.privacy
+                )
                 for site in self._sites
             },
             rounds=tuple(self.rounds),

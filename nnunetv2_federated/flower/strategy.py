@@ -201,7 +201,7 @@ class PolyLRStrategy(Strategy):
 
     def _tasks(self, opened: _OpenRound, proximal_mu: float) -> dict[str, TrainTask]:
         validations = dict.fromkeys(opened.here, 0)
-        if self.settings.global_validation and opened.number > 0:
+        if self.settings.validates_received and opened.number > 0:
             validations = self.validation_share(opened.here)
         return {
             name: TrainTask(

@@ -30,6 +30,7 @@ from nnunetv2_federated.federation.intensities import (
 from nnunetv2_federated.federation.messages import (
     FullValidation,
     PrepareReport,
+    PrivacyTerms,
     SiteDescription,
     SiteSurvey,
     TrainReport,
@@ -311,8 +312,8 @@ def test_plans_cannot_name_another_folder(name: object) -> None:
 
 def test_the_page_lists_every_field() -> None:
     page = (Path(__file__).parents[2] / "docs" / "what-leaves-a-site.md").read_text()
-    sent = (SiteSurvey, SiteFingerprint, Channel, PrepareReport, SiteDescription, TrainReport)
+    sent = (SiteSurvey, SiteFingerprint, Channel, PrepareReport, SiteDescription, PrivacyTerms)
 
-    for message in (*sent, Validation, FullValidation):
+    for message in (*sent, TrainReport, Validation, FullValidation):
         for field in fields(message):
             assert f"`{field.name}`" in page, f"{message.__name__}.{field.name}"

@@ -10,7 +10,7 @@ import json
 import random
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from nnunetv2_federated.federation.messages import (
     PlanProposal,
     PrepareReport,
     PrepareTask,
+    PrivacyTerms,
     Proposal,
     SiteDescription,
     SiteSurvey,
@@ -218,6 +219,7 @@ def read_report(content: RecordDict) -> object:
     assert (report.site, report.training_cases) == ("bern", 5)
     counts = [*report.validation.tp, *report.validation.fp, *report.validation.fn]
     assert all(0 <= count <= 1e18 for count in counts)
+    assert report.train_loss is not None  # DESCRIBED is without differential privacy
     assert -1e12 <= report.train_loss <= 1e12
     return report
 
@@ -412,10 +414,10 @@ def test_a_channel_that_overflows_is_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("found", "reader", "text"),
     [
-        (1, "server", "knows 3: its sender is of an older nnunetv2-federated"),
-        (4, "server", "the server knows 3: upgrade nnunetv2-federated of the server"),
-        (4, "site", "the site knows 3: upgrade nnunetv2-federated of the site"),
-        ("3", "site", "format is no number"),
+        (1, "server", "knows 4: its sender is of an older nnunetv2-federated"),
+        (5, "server", "the server knows 4: upgrade nnunetv2-federated of the server"),
+        (5, "site", "the site knows 4: upgrade nnunetv2-federated of the site"),
+        ("4", "site", "format is no number"),
     ],
 )
 def test_another_format_says_which_side_to_upgrade(found: object, reader: str, text: str) -> None:
@@ -425,3 +427,49 @@ def test_another_format_says_which_side_to_upgrade(found: object, reader: str, t
     if found == 1:  # as messages without a number are
         with pytest.raises(SiteError, match=text):
             unpack_payload(RecordDict({CONFIG: ConfigRecord({"payload": "{}"})}), reader)
+
+
+TERMS = PrivacyTerms(
+    "patient", 5, 0.5, 1.3, 1.0, 60, 0.1, 7.9, 17.0, 7.9, None, "dp-accounting 0.6.0", "withhold"
+)
+NOTHING = Validation(0, 0.0, [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "reason"),
+    [
+        (TERMS, {}, "sent a training loss, which its differential privacy does not allow"),
+        (TERMS, {"train_loss": None}, "seconds 1.5 are more exact than tens"),
+        (TERMS, {"train_loss": None, "seconds": 20}, "told of validation cases, which"),
+        (
+            TERMS,
+            {"train_loss": None, "seconds": 20, "validation": asdict(NOTHING)},
+            "told of validation cases, which",
+        ),
+        (None, {"train_loss": None, "seconds": 20}, "sent no training loss, but described no"),
+        (
+            TERMS,
+            {
+                "train_loss": None,
+                "seconds": 20,
+                "validation": asdict(NOTHING),
+                "received": None,
+            },
+            None,
+        ),
+        (replace(TERMS, told_of_validation="clear"), {"train_loss": None, "seconds": 20}, None),
+    ],
+)
+def test_a_private_report_tells_what_was_promised(
+    terms: PrivacyTerms | None, changes: dict[str, Any], reason: str | None
+) -> None:
+    content = RecordDict({CONFIG: pack_payload(report(**changes)), ARRAYS: pack_weights(SENT)})
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 7
+    answer = Message(content, reply_to=Message(RecordDict(), 7, "train"))
+    form = ReplyFormat(SENT, "float32", 2, by_cases=True)
+    described = replace(DESCRIBED, privacy=terms)
+    if reason is None:
+        assert form.read(answer, described).report.private
+    else:
+        with pytest.raises(SiteError, match=reason):
+            form.read(answer, described)

@@ -432,7 +432,7 @@ BAD_REPLIES = [
         "not a valid TrainReport: training_cases",
     ),
     (set_report(colour=1), "not a valid TrainReport"),
-    (set_report(train_loss=None), "not a valid TrainReport"),
+    (set_report(train_loss=None), "sent no training loss"),
     (set_report(training_cases="5"), "not a valid TrainReport"),
     (set_report(training_cases=float("inf")), "not a valid TrainReport"),
     (set_report(validation={}), "not a valid TrainReport"),

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.settings import FederationSettings
 
+_NUMBERS = ("max_hours", "max_gpu_gb", "max_epsilon")
+"""Limits that need not be whole numbers."""
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -29,10 +32,12 @@ class Limits:
     max_evaluations: int | None = None
     """Validations of models that are not trained further: the last round's, and the full one."""
     max_gpu_gb: float | None = None
+    max_epsilon: float | None = None
+    """Epsilon that all trainings together may cost a patient; none without differential privacy."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            kinds = (int, float) if name in ("max_hours", "max_gpu_gb") else (int,)
+            kinds = (int, float) if name in _NUMBERS else (int,)
             fits = value is None or (type(value) in kinds and 0 < value < float("inf"))
             if not fits:
                 number = "number" if float in kinds else "whole number"
@@ -54,6 +59,11 @@ class Limits:
         site
             Name of the site.
         """
+        if self.max_epsilon is not None and not settings.private:
+            raise SiteError(
+                f"site {site} trains with differential privacy only (its max_epsilon is "
+                f"{self.max_epsilon:g}), the federation has none: start it with --dp-epsilon"
+            )
         most = self.max_local_epochs
         if most is not None and settings.local_epochs > most:
             raise SiteError(

@@ -98,10 +98,8 @@ def describe_round_here(number: int, total: int | None, report: TrainReport) -> 
     dice = f"; Dice here {after:.4f}" if after is not None else ""
     if dice and before is not None:
         dice += f", of the model as it came {before:.4f}"
-    return (
-        f"round {number}{of} done: training loss {report.train_loss:+.4f}{dice}; "
-        f"{report.seconds:.0f} s"
-    )
+    loss = "" if report.train_loss is None else f": training loss {report.train_loss:+.4f}"
+    return f"round {number}{of} done{loss}{dice}; {report.seconds:.0f} s"
 
 
 def describe_end(validation: FullValidation, rounds: int | None, folder: Path) -> str:

@@ -86,12 +86,39 @@ def _training(proposal: Proposal) -> list[str]:
         f"{settings.rounds} rounds of {epochs} of {iterations} "
         f"iterations, learning rate {rate}, which {course}, by {settings.strategy}"
         f"{f' ({options})' if options else ''}",
-        "after each round the trained weights leave this site in "
-        f"{settings.transport_dtype}, with losses and sums of voxel counts over patches of the "
-        "validation cases; at the end the means of the full validation; field by field in "
-        "docs/what-leaves-a-site.md",
-        "weights can leak information about the images they were trained on; no noise is added",
+        f"after each round the trained weights leave this site in {settings.transport_dtype}, "
+        f"{_told(settings)}; field by field in docs/what-leaves-a-site.md",
+        _privacy(settings),
     ]
+
+
+def _told(settings: FederationSettings) -> str:
+    """Say what leaves the site beside the weights."""
+    if settings.withholds:
+        return "and nothing of training losses or of validation cases"
+    losses = "losses of validation cases" if settings.private else "with losses"
+    return (
+        f"{losses} and sums of voxel counts over patches of the validation cases; at the end the "
+        "means of the full validation"
+    )
+
+
+def _privacy(settings: FederationSettings) -> str:
+    """Say how the patients are protected in the weights."""
+    leak = "weights can leak information about the images they were trained on"
+    if not settings.private:
+        return f"{leak}; no noise is added"
+    noise = (
+        "so much noise that the training costs each patient at most epsilon "
+        f"{settings.dp_epsilon:g}"
+        if settings.dp_epsilon is not None
+        else f"noise of {settings.dp_noise:g} times that"
+    )
+    return (
+        f"{leak}: each patient's gradient is shortened to {settings.dp_clip:g}, and this site adds "
+        f"{noise} (docs/differential-privacy.md); its ledger counts epsilon over all trainings, "
+        "and max_epsilon in site.toml ends it"
+    )
 
 
 def _plans(proposal: Proposal, plans: Mapping[str, Any] | None) -> list[str]:

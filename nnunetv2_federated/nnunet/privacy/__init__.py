@@ -1,0 +1,1 @@
+"""Record-level differential privacy of a site, by DP-SGD."""
