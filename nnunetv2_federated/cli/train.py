@@ -14,6 +14,7 @@ from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
 from nnunetv2_federated.experiment.choices import TrainChoices
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.privacy import describe_terms
 
 if TYPE_CHECKING:
     from nnunetv2_federated.experiment.train import TrainedModel
@@ -125,6 +126,10 @@ def _say_result(trained: TrainedModel, choices: TrainChoices) -> None:
     if trained.headline is not None:
         metric, value = trained.headline
         say(f"validation {metric} of the global model (full validation): {value:.4f}")
+    if trained.run.settings.private:
+        for name, site in trained.history.sites.items():
+            if site.privacy is not None:
+                say(describe_terms(name, site.privacy))
     print(f"result: {trained.folder}")
 
 

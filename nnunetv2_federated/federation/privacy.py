@@ -21,6 +21,7 @@ from nnunetv2_federated.federation.choice import (
     spell_flag,
 )
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.messages import PrivacyTerms
 
 LARGEST_CLIP = 12.0
 """nnU-Net's own trainers clip every gradient to this norm before anyone else sees it."""
@@ -133,3 +134,29 @@ class PrivacyChoices(Choices):
 
 _WITHOUT = ("dp_epsilon", "dp_noise", "dp_trainable")
 """Choices that mean something without differential privacy."""
+
+
+def describe_terms(site: str, terms: PrivacyTerms) -> str:
+    """Say in one line what a training costs each patient of a site, and what all have cost.
+
+    Parameters
+    ----------
+    site
+        Name of the site.
+    terms
+        What the site promises.
+    """
+    units = f"{terms.patients} {terms.unit}s" if terms.patients > 1 else f"1 {terms.unit}"
+    budget = "" if terms.max_epsilon is None else f" of {terms.max_epsilon:.3g} allowed"
+    validation = (
+        "; its validation cases are not protected, and losses and counts of them are told"
+        if terms.told_of_validation == "clear"
+        else ""
+    )
+    return (
+        f"privacy of {site}: epsilon {terms.epsilon:.3g} (replace-one "
+        f"{terms.epsilon_replace_one:.3g}) at delta {terms.delta:.2g} for each of its {units}; all "
+        f"trainings with them {terms.epsilon_spent:.3g}{budget}; noise "
+        f"{terms.noise_multiplier:.3g} times clip {terms.clip:g}, drawn with probability "
+        f"{terms.probability:.3g} in each of {terms.iterations} iterations{validation}"
+    )

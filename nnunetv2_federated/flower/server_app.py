@@ -30,6 +30,7 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.privacy import describe_terms
 from nnunetv2_federated.federation.run import Run, read_run
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
 from nnunetv2_federated.flower.asking import ask
@@ -124,6 +125,9 @@ class Server:
         for place in self.model.open_trackers(self._history().header()):
             self.observer.say(f"tracked in {place}")
         self._participants.gather()
+        for site in self._sites:
+            if site.privacy is not None:
+                self.observer.say(describe_terms(site.site, site.privacy))
         strategy = self._build_strategy(inner)
         self._train(strategy)
         self.model.save_final(self._sent)  # before anybody is asked, who may be silent

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.messages import TrainTask
+from nnunetv2_federated.federation.messages import PrivacyTerms, TrainTask
+from nnunetv2_federated.federation.privacy import describe_terms
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.tasks import check_evaluation, check_full_validation
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
@@ -107,3 +108,17 @@ def test_without_patients_each_case_is_protected_for_itself(
 def test_patients_that_are_missing_are_refused(tmp_path: Path, table: str, line: str) -> None:
     with pytest.raises(SettingsError, match=line):
         patients_of_site(dataset(tmp_path, table), ["c1", "c2"])
+
+
+def test_the_promise_of_a_site_is_one_line() -> None:
+    terms = PrivacyTerms(
+        "patient", 30, 0.5, 2.561, 1.0, 60, 0.0237, 2.994, 6.61, 5.871, 8.0, "PLD", "withhold"
+    )
+    assert describe_terms("hannover", terms) == (
+        "privacy of hannover: epsilon 2.99 (replace-one 6.61) at delta 0.024 for each of its 30 "
+        "patients; all trainings with them 5.87 of 8 allowed; noise 2.56 times clip 1, drawn with "
+        "probability 0.5 in each of 60 iterations"
+    )
+    told = replace(terms, unit="case", patients=1, max_epsilon=None, told_of_validation="clear")
+    assert "each of its 1 case; all trainings with them 5.87; noise" in describe_terms("x", told)
+    assert "validation cases are not protected" in describe_terms("x", told)
