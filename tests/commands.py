@@ -1,7 +1,8 @@
 """Commands and workers as processes of their own, forked from one that has imported everything.
 
 Importing PyTorch, nnU-Net and Flower takes a process some seconds, and the tests start hundreds.
-The forks share nothing else: each command has its environment, folder and output.
+The forks share nothing else: each command has its environment, folder and output, and the workers
+that nnU-Net would spawn are forked, too.
 """
 
 from __future__ import annotations
@@ -12,12 +13,33 @@ import runpy
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
-from multiprocessing.context import BaseContext
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
+from typing import Any
+
+
+class _Worker(ForkServerProcess):
+    """A worker in the environment and folder of who started it, as a spawned one is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._place = (dict(os.environ), str(Path.cwd()))
+
+    def run(self) -> None:
+        environment, folder = self._place
+        _go_to(environment, folder)
+        super().run()
+
+
+class _Forks(ForkServerContext):
+    Process = _Worker
+
 
 real_context = multiprocessing.get_context
-_FORKS = real_context("forkserver")
+_FORKS = _Forks()
 _FORKS.set_forkserver_preload(
     [
         *(f"nnunetv2_federated.cli.{name}" for name in ("server", "site_process", "plan", "train")),
@@ -28,14 +50,21 @@ _FORKS.set_forkserver_preload(
 
 def get_context(method: str | None = None) -> BaseContext:
     """Return what :func:`multiprocessing.get_context` does, but do not spawn: fork as above."""
-    return real_context("forkserver" if method == "spawn" else method)
+    return _FORKS if method == "spawn" else real_context(method)
+
+
+def _go_to(environment: Mapping[str, str], folder: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
 
 
 def _run(argv: list[str], environment: dict[str, str], folder: str, output: str) -> None:
     os.setpgid(0, 0)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
+    _go_to(environment, folder)
+    setattr(multiprocessing, "get_context", get_context)  # noqa: B010  # mypy: overloaded
+    # its workers come from the server that it was forked from itself, which it knows already
+    setattr(_forkserver, "ensure_running", lambda: None)  # noqa: B010
     for number, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, output, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
@@ -100,3 +129,13 @@ class Command:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def run_script(
+    name: str, *arguments: str | Path, environment: Mapping[str, str], folder: Path
+) -> None:
+    """Run a command of this Python's environment, such as ``nnUNetv2_predict``, to its end."""
+    output = folder / f"{name}.out"
+    script = Path(sysconfig.get_path("scripts"), name)
+    command = Command([script, *arguments], environment, folder, output)
+    assert command.wait() == 0, output.read_text()

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from commands import run_script
 from consortium import SHORT, SITES, Consortium, Network, free_port, run_all, wait_for
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
@@ -139,15 +140,12 @@ def test_three_real_centres_train_together_as_if_they_were_one_machine(
     assert "metric_per_case" not in pooled
 
     test_images = Path(os.environ["nnUNet_raw"]) / dataset.name / "imagesTs"  # noqa: SIM112
-    subprocess.run(
-        [
-            *("nnUNetv2_predict", "-i", test_images, "-o", tmp_path / "predicted"),
-            *("-d", "908", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerFederated"),
-            *("-device", "cpu", "-npp", "1", "-nps", "1"),
-        ],
-        env=consortium.environment("server"),
-        check=True,
-        capture_output=True,
+    run_script(
+        *("nnUNetv2_predict", "-i", test_images, "-o", tmp_path / "predicted"),
+        *("-d", "908", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerFederated"),
+        *("-device", "cpu", "-npp", "1", "-nps", "1"),
+        environment=consortium.environment("server"),
+        folder=tmp_path,
     )
     assert len(list((tmp_path / "predicted").glob("*.png"))) == len(centres)
 
