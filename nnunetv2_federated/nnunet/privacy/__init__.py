@@ -1,1 +1,1 @@
-"""Record-level differential privacy of a site, by DP-SGD."""
+"""Differential privacy of a site's patients: what of a training is clipped and has noise added."""
