@@ -39,3 +39,10 @@ class ProximalLoss(nn.Module):
             (w - r).square().sum() for w, r in zip(self._weights, self._received, strict=True)
         )
         return loss + self.mu / 2 * distance
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Add the term's own gradient, ``mu * (w - w_received)``, to gradients that there are."""
+        for weights, received in zip(self._weights, self._received, strict=True):
+            if weights.grad is not None:
+                weights.grad.add_(weights - received, alpha=self.mu)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -51,7 +51,30 @@ def queued_batches(workers: int, *, pinned: bool) -> int:
     return sum(number + 1 if pinned else 2 * (number + 1) for number in cached)
 
 
-def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
+def queued_patients(workers: int, *, pinned: bool) -> int:
+    """Return the number of batches in shared memory when a private trainer's queues are full.
+
+    :class:`.PatientWorkers` makes one batch of each patient. One waits at each worker and one is
+    made; on a CPU ``max(3, workers // 2)`` more are cached in this process, with one on the way and
+    one in use. Validation is nnU-Net's, as in :func:`queued_batches`.
+
+    Parameters
+    ----------
+    workers
+        Number of processes that augment; 0 for none.
+    pinned
+        Whether batches are copied into pinned memory.
+    """
+    if workers == 0:
+        return 0
+    training = 2 * workers + (1 if pinned else max(3, workers // 2) + 2)
+    validation = max(3, workers // 4) + 1
+    return training + (validation if pinned else 2 * validation)
+
+
+def check_shared_memory(
+    batch: int, *, pinned: bool, trainers: int = 1, queued: Callable[..., int] = queued_batches
+) -> str:
     """Make sure that the queues fit into shared memory; say what is free and what is needed.
 
     Parameters
@@ -62,6 +85,8 @@ def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
         Whether batches are copied into pinned memory.
     trainers
         Number of trainers that have their queues at the same time.
+    queued
+        Number of batches in the queues of a trainer, of its workers and ``pinned``.
 
     Raises
     ------
@@ -74,7 +99,7 @@ def check_shared_memory(batch: int, *, pinned: bool, trainers: int = 1) -> str:
     if not SHARED_MEMORY.is_dir():
         return f"no {SHARED_MEMORY} on this system"
     free = shutil.disk_usage(SHARED_MEMORY).free
-    needed = trainers * batch * queued_batches(workers, pinned=pinned)
+    needed = trainers * batch * queued(workers, pinned=pinned)
     seen = (
         f"{_megabytes(free)} free in {SHARED_MEMORY}, {_megabytes(needed)} needed by {workers} "
         "augmentation workers"

@@ -1,0 +1,81 @@
+"""Federated trainers whose steps are differentially private for a site's patients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.nnunet.privacy.private_steps import PrivateSteps
+from nnunetv2_federated.nnunet.training.optimizer import ServerRate
+from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
+from nnunetv2_federated.nnunet.training.shared_memory import (
+    batch_bytes,
+    check_shared_memory,
+    queued_patients,
+)
+from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federate
+
+
+class PrivateRounds(FederatedRounds, PrivateSteps):
+    """Federated rounds around private steps."""
+
+    def run_round(
+        self,
+        lr: float,
+        epochs: int = 1,
+        proximal_mu: float = 0.0,
+        seconds: float | None = None,
+    ) -> float:
+        """Train as :meth:`.FederatedRounds.run_round`, with FedProx's term behind the noise.
+
+        The term is no function of a patient. In the loss it would take up the norm to which a
+        patient's gradient is clipped.
+        """
+        if self.privacy is None or proximal_mu <= 0:
+            return super().run_round(lr, epochs, proximal_mu, seconds)
+        self.on_train_start()
+        self.after_noise = ProximalLoss(self.loss, self.network, proximal_mu).add_gradients
+        try:
+            return super().run_round(lr, epochs, 0.0, seconds)
+        finally:
+            self.after_noise = None
+
+    def get_dataloaders(self) -> tuple[Any, Any]:  # noqa: D102
+        if self.privacy is not None:
+            batch = batch_bytes(
+                max(self.privacy.patches, self.batch_size),
+                self.configuration_manager.patch_size,
+                self.num_input_channels,
+                self.label_manager,
+            )
+            check_shared_memory(batch, pinned=self.device.type == "cuda", queued=queued_patients)
+        return super().get_dataloaders()
+
+
+def privately(trainer: type) -> type[PrivateRounds]:
+    """Return the federated sibling of any trainer that can train privately.
+
+    It has the name of the usual sibling, ``<Name>Federated``, and trains as that one does until
+    its ``privacy`` is set.
+
+    Parameters
+    ----------
+    trainer
+        Trainer, or its federated sibling.
+
+    Raises
+    ------
+    SettingsError
+        If the trainer cannot be federated, or is federated by a class with code of its own, which
+        the private steps cannot be put into.
+    """
+    if issubclass(trainer, PrivateRounds):
+        return trainer
+    federated = federate(trainer)
+    plain = next(c for c in federated.__mro__ if not issubclass(c, ServerRate))
+    if federated.__bases__ != (FederatedRounds, plain):
+        raise SettingsError(
+            f"trainer {trainer.__name__} is federated by code of its own, into which no private "
+            f"steps can be put: give {plain.__name__}, or what it is made from."
+        )
+    return type(federated.__name__, (PrivateRounds, plain), {})
