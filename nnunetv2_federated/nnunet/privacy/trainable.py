@@ -59,7 +59,7 @@ def _chosen(network: nn.Module, part: str) -> list[nn.Parameter]:
     elif part == "head":
         found = list(_of_head(network))
     else:
-        found = [p for name, p in named.items() if _pattern(part).search(name)]
+        found = [p for name, p in named.items() if part and _pattern(part).search(name)]
     if not found:
         names = list(named)
         raise SettingsError(

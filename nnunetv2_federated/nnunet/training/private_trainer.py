@@ -73,9 +73,18 @@ def privately(trainer: type) -> type[PrivateRounds]:
         return trainer
     federated = federate(trainer)
     plain = next(c for c in federated.__mro__ if not issubclass(c, ServerRate))
-    if federated.__bases__ != (FederatedRounds, plain):
+    if federated.__bases__ != (FederatedRounds, plain) or any(
+        map(_is_code, vars(federated).items())
+    ):
         raise SettingsError(
             f"trainer {trainer.__name__} is federated by code of its own, into which no private "
-            f"steps can be put: give {plain.__name__}, or what it is made from."
+            f"steps can be put: give {plain.__name__}, or write its code in a trainer that is not "
+            "federated."
         )
     return type(federated.__name__, (PrivateRounds, plain), {})
+
+
+def _is_code(attribute: tuple[str, object]) -> bool:
+    """Whether an attribute of a class is something that it does or sets itself."""
+    name, value = attribute
+    return callable(value) or not name.startswith("__")
