@@ -24,6 +24,7 @@ from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
 from nnunetv2_federated.nnunet.training.build_trainer import results_not_writable
 from nnunetv2_federated.nnunet.training.cascade import check_stages
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.private_trainer import check_privacy
 from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder
 from nnunetv2_federated.nnunet.training.site_pool import DEFAULT_RESIDENT, SitePool
 from nnunetv2_federated.nnunet.training.tracking import wanted_trackers
@@ -68,6 +69,7 @@ def check_buildable(run: Run, backend: str = "in-process") -> FederatedRounds:
         model = GlobalModel(run)  # nnU-Net's trainers write when they are built
         if run.pretrained_weights is not None:
             model.load_pretrained(run.pretrained_weights)
+    check_privacy(run, model.trainer)
     if not run.remote_sites:
         alive = min(len(run.sites), run.settings.resident_trainers or DEFAULT_RESIDENT)
         # in Ray's actors each site looks for itself

@@ -13,6 +13,7 @@ from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import Dataset
+from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federated_trainer
 from nnunetv2_federated.nnunet.training.trainer_schedule import declared_rates
 
@@ -78,6 +79,7 @@ def initialize(trainer: FederatedRounds, run: Run) -> None:
         raise
     except Exception as error:  # whatever a trainer raises over its plans
         raise _refused(run, error) from error
+    train_only(trainer.network, run.settings.dp_trainable)
     _check_taken(trainer, run)
 
 

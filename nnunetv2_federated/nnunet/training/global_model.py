@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -86,6 +87,8 @@ class GlobalModel:
             # called for its side effect: it sets inference_allowed_mirroring_axes, which the
             # checkpoint stores
             self.trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if run.settings.withholds:  # no model is the best of those that nobody validated
+            self.trainer._best_ema = math.inf
         self.folder = Path(self.trainer.output_folder)
         self.initial_lr: float = self.trainer.initial_lr
         self.schedule = self.trainer.schedule

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.run import Run, SiteCases
+from nnunetv2_federated.nnunet.data.dataset import Dataset, load_dataset
 from nnunetv2_federated.nnunet.privacy.private_steps import PrivateSteps
+from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
+from nnunetv2_federated.nnunet.privacy.site_privacy import SitePrivacy
 from nnunetv2_federated.nnunet.training.optimizer import ServerRate
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
 from nnunetv2_federated.nnunet.training.shared_memory import (
@@ -13,7 +17,11 @@ from nnunetv2_federated.nnunet.training.shared_memory import (
     check_shared_memory,
     queued_patients,
 )
-from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federate
+from nnunetv2_federated.nnunet.training.trainer import (
+    FederatedRounds,
+    federate,
+    federated_trainer,
+)
 
 
 class PrivateRounds(FederatedRounds, PrivateSteps):
@@ -88,3 +96,56 @@ def _is_code(attribute: tuple[str, object]) -> bool:
     """Whether an attribute of a class is something that it does or sets itself."""
     name, value = attribute
     return callable(value) or not name.startswith("__")
+
+
+def trainer_of_sites(run: Run) -> type[FederatedRounds]:
+    """Return the trainer that the sites of a run train with.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such trainer, or it cannot train as the run wants.
+    """
+    trainer = federated_trainer(run.trainer)
+    return privately(trainer) if run.settings.private else trainer
+
+
+def site_privacy(
+    run: Run,
+    cases: SiteCases,
+    dataset: Dataset,
+    trainer: FederatedRounds,
+    max_epsilon: float | None = None,
+) -> SitePrivacy:
+    """Return the promise of a site whose trainer has so many iterations in an epoch.
+
+    Raises
+    ------
+    SettingsError
+        If the site cannot make one, see :class:`.site_privacy.SitePrivacy`.
+    """
+    iterations = run.settings.local_epochs * trainer.num_iterations_per_epoch
+    return SitePrivacy(run, cases, dataset, iterations, max_epsilon)
+
+
+def check_privacy(run: Run, trainer: FederatedRounds) -> None:
+    """Find what keeps the sites of this machine from their promises, before anything is written.
+
+    Parameters
+    ----------
+    run
+        Every choice made.
+    trainer
+        Initialised trainer of the run.
+
+    Raises
+    ------
+    SettingsError
+        If a site, its patients, or the trainer cannot be protected as the run wants.
+    """
+    if not run.settings.private:
+        return
+    trainer_of_sites(run)
+    for site in run.sites:
+        dataset = load_dataset(site.dataset, run.plans_name)
+        check_trainer(trainer, site_privacy(run, site, dataset, trainer).training)

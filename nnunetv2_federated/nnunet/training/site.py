@@ -14,8 +14,10 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.messages import (
+    ROUGH_SECONDS,
     VALIDATION_EPOCH,
     FullValidation,
+    PrivacyTerms,
     SiteDescription,
     TrainReport,
     TrainTask,
@@ -25,8 +27,16 @@ from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
+from nnunetv2_federated.nnunet.privacy.site_privacy import SitePrivacy
+from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.summary import summarise_site
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
+from nnunetv2_federated.nnunet.training.private_trainer import (
+    PrivateRounds,
+    site_privacy,
+    trainer_of_sites,
+)
 from nnunetv2_federated.nnunet.training.randomness import (
     capture_randomness,
     restore_randomness,
@@ -81,9 +91,18 @@ class Site:
         Folder of the run; the site writes into ``sites/<name>`` in it.
     observer
         Receives the site's progress.
+    max_epsilon
+        Epsilon that all trainings together may cost a patient; ``None`` for no limit.
     """
 
-    def __init__(self, run: Run, index: int, folder: Path, observer: Observer) -> None:
+    def __init__(
+        self,
+        run: Run,
+        index: int,
+        folder: Path,
+        observer: Observer,
+        max_epsilon: float | None = None,
+    ) -> None:
         self.run = run
         self.cases: SiteCases = run.sites[index]
         self.folder = folder / "sites" / self.cases.name
@@ -92,7 +111,7 @@ class Site:
         with quiet():
             # site 0 draws what a stock training with this seed draws
             seed_everything(run.settings.seed + index)
-            self.trainer = build_trainer(run, self._dataset)
+            self.trainer = build_trainer(run, self._dataset, trainer_of_sites(run))
             self._stage_folder = self.trainer.output_folder_base
             move_output(self.trainer, self.folder)
             self.trainer.disable_checkpointing = True
@@ -103,6 +122,8 @@ class Site:
             self.trainer.on_iteration = observer.iteration_done
             self.trainer.logger = _NoPlots(self.trainer.logger)
             self.trainer.initialize()
+            train_only(self.trainer.network, run.settings.dp_trainable)
+            self._privacy = self._protect(max_epsilon)
         self._after_round = BEFORE_FIRST_ROUND
         self._started = False
         self.interrupted = False
@@ -121,7 +142,23 @@ class Site:
             versions={name: version(name) for name in ("nnunetv2", "torch", "flwr")},
             device=describe_device(self.trainer.device),
             free_gb=round(shutil.disk_usage(self.folder).free / 2**30, 1),
+            privacy=self._promise(),
         )
+
+    def _protect(self, max_epsilon: float | None) -> SitePrivacy | None:
+        """Let the trainer train with differential privacy, if the run has it."""
+        trainer = self.trainer
+        if not isinstance(trainer, PrivateRounds):
+            return None
+        privacy = site_privacy(self.run, self.cases, self._dataset, trainer, max_epsilon)
+        check_trainer(trainer, privacy.training)
+        trainer.privacy = privacy.training
+        return privacy
+
+    def _promise(self) -> PrivacyTerms | None:
+        if self._privacy is None:
+            return None
+        return self._privacy.terms(max(rounds_on_disk(self.folder), default=-1) + 1)
 
     def train(self, task: TrainTask, weights: Vector) -> tuple[Vector, TrainReport]:
         """Train one round, starting from the global weights, and save the site's state.
@@ -150,6 +187,8 @@ class Site:
             )
             self._receive(weights)
             received = self._validate_received(received_iterations)
+            if self._privacy is not None:
+                self._privacy.charge(task.server_round)
             if settings.local_momentum == "reset":
                 self.trainer.optimizer.state.clear()
             seconds_left = (
@@ -164,13 +203,14 @@ class Site:
             self._after_round = task.server_round
             self._save()
         self.interrupted = False
+        seconds = time.perf_counter() - started
         report = TrainReport(
             site=self.cases.name,
             training_cases=len(self.cases.training_cases),
-            train_loss=loss,
+            train_loss=None if settings.private else loss,
             validation=self._without_borrowed(self.trainer.last_validation),
             received=received,
-            seconds=time.perf_counter() - started,
+            seconds=round(seconds / ROUGH_SECONDS) * ROUGH_SECONDS if settings.private else seconds,
             completed=self.trainer.completed,
         )
         return trained, report
@@ -244,8 +284,8 @@ class Site:
         return local_buffers(network) | normalisation
 
     def _without_borrowed(self, validation: Validation) -> Validation:
-        """Return an empty validation for a site that has no validation cases of its own."""
-        if self.cases.validation_cases:
+        """Return an empty validation for a site without validation cases, or that withholds it."""
+        if self.cases.validation_cases and not self.run.settings.withholds:
             return validation
         nothing = [0.0] * len(validation.tp)
         return Validation(0, 0.0, nothing, nothing, nothing)

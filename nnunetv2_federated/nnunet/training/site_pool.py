@@ -20,10 +20,13 @@ class SitePool:
     ----------
     observer
         Receives the progress of the sites.
+    max_epsilon
+        Epsilon that all trainings together may cost a patient; ``None`` for no limit.
     """
 
-    def __init__(self, observer: Observer | None = None) -> None:
+    def __init__(self, observer: Observer | None = None, max_epsilon: float | None = None) -> None:
         self._observer = observer or Observer()
+        self._max_epsilon = max_epsilon
         self._resident: OrderedDict[tuple[Path, int], Site] = OrderedDict()
         """Sites by result folder and index, the one used last at the end."""
 
@@ -50,7 +53,7 @@ class SitePool:
             _, oldest = self._resident.popitem(last=False)
             oldest.close()
             del oldest  # frees its memory before the next trainer takes some
-        self._resident[key] = Site(run, index, folder, self._observer)
+        self._resident[key] = Site(run, index, folder, self._observer, self._max_epsilon)
         return self._resident[key]
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class GuardedSite:
         self.consent = Consent(here.name, here.folder, ask, record)
         self.ledger = Ledger(here.folder)
         self.meter = WorkMeter(self.ledger)
-        self.pool = SitePool(self.meter)
+        self.pool = SitePool(self.meter, here.limits.max_epsilon)
         self.membership = Membership(here, self.consent, self.ledger, self.pool)
         self.work = WorkGuard(here, self.consent, self.ledger, self.membership, self.meter)
         self.planning = PlanningGuard(here, self.consent)

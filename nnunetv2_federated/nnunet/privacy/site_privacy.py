@@ -1,0 +1,178 @@
+"""What a site promises its patients for a training, and the ledger in which it is counted."""
+
+from __future__ import annotations
+
+import functools
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.mechanism import Mechanism
+from nnunetv2_federated.federation.messages import PrivacyTerms
+from nnunetv2_federated.federation.privacy_budget import check_budget
+from nnunetv2_federated.federation.privacy_ledger import PrivacyLedger
+from nnunetv2_federated.federation.privacy_rows import Row
+from nnunetv2_federated.federation.run import Run, SiteCases
+from nnunetv2_federated.nnunet.data.dataset import Dataset
+from nnunetv2_federated.nnunet.privacy.accounting import (
+    ACCOUNTANT,
+    check_delta,
+    default_delta,
+    epsilon_of,
+    noise_for,
+)
+from nnunetv2_federated.nnunet.privacy.patients import patients_of_site
+from nnunetv2_federated.nnunet.privacy.private_training import PrivateTraining
+
+LEDGER = Path("privacy", "ledger.json")
+"""Where a dataset's ledger is, below its folder in ``nnUNet_preprocessed``."""
+
+
+class SitePrivacy:
+    """A site's promise for the whole of a training.
+
+    The noise follows from the site's own number of patients, before the first round.
+
+    Parameters
+    ----------
+    run
+        Run of the federation, whose settings have differential privacy.
+    cases
+        Cases of the site.
+    dataset
+        Dataset of the site. Its ledger is the file :data:`LEDGER` in its folder.
+    iterations
+        Training iterations of a round.
+    max_epsilon
+        Epsilon that all trainings together may cost a patient; ``None`` for no limit.
+
+    Raises
+    ------
+    SettingsError
+        If a patient is not known, there is only one, delta means nothing for so many, or the noise
+        is so little that there is no epsilon.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        cases: SiteCases,
+        dataset: Dataset,
+        iterations: int,
+        max_epsilon: float | None = None,
+    ) -> None:
+        settings = run.settings
+        patients = patients_of_site(dataset, cases.training_cases)
+        count = len(patients.cases)
+        self.unit = patients.unit
+        self.max_epsilon = max_epsilon
+        self._told = settings.dp_validation
+        self._iterations = iterations
+        self._total = settings.rounds * iterations
+        self._delta = _delta_of(settings.dp_delta, count, cases.name)
+        probability = min(1.0, settings.dp_batch / count)
+        noise = settings.dp_noise or noise_for(
+            float(settings.dp_epsilon or 0.0), self._delta, probability, self._total
+        )
+        self.training = PrivateTraining(
+            clip=settings.dp_clip,
+            expected_batch=min(settings.dp_batch, count),
+            patches=settings.dp_patches,
+            noise_multiplier=noise,
+            probability=probability,
+            patients=patients.cases,
+        )
+        self._mechanism = Mechanism(probability, noise, self._total)
+        self._stronger = epsilon_of([self._mechanism], self._delta, relation="replace_one")
+        if not math.isfinite(self._stronger):  # epsilon itself is smaller
+            raise SettingsError(
+                f"--dp-noise {noise:g}: so little noise protects nobody; 1 is usual."
+            )
+        self._ledger = PrivacyLedger(dataset.folder / LEDGER, dataset.name)
+        self._row = Row(
+            run=run.run_id or f"{run.trainer}__{run.plans_name}__{run.configuration}",
+            round=0,
+            fold=str(run.fold),
+            arm=cases.name,
+            mechanism=self._mechanism,
+            patients=frozenset(patients.cases),
+            digest="",
+        )
+
+    def terms(self, rounds_done: int) -> PrivacyTerms:
+        """Return the promise, with what the ledger counts.
+
+        Parameters
+        ----------
+        rounds_done
+            Rounds of this training that are charged already.
+
+        Raises
+        ------
+        SiteError
+            If the whole of this training would pass the site's own limit.
+        CheckpointError
+            If the ledger is damaged or gone.
+        """
+        left = replace(self._mechanism, steps=self._total - rounds_done * self._iterations)
+        spent = self._check(self._ledger.rows(), replace(self._row, mechanism=left))
+        return PrivacyTerms(
+            unit=self.unit,
+            patients=len(self.training.patients),
+            probability=self.training.probability,
+            noise_multiplier=self.training.noise_multiplier,
+            clip=self.training.clip,
+            iterations=self._total,
+            delta=self._delta,
+            epsilon=epsilon_of([self._mechanism], self._delta),
+            epsilon_replace_one=self._stronger,
+            epsilon_spent=spent,
+            max_epsilon=self.max_epsilon,
+            accountant=ACCOUNTANT,
+            told_of_validation=self._told,
+        )
+
+    def charge(self, server_round: int) -> None:
+        """Write a round into the ledger, before it is trained.
+
+        A round that is trained again has other noise, and is charged again.
+
+        Raises
+        ------
+        SiteError
+            If it would pass the site's own limit.
+        CheckpointError
+            If the ledger is damaged or gone.
+        OSError
+            If it cannot be written.
+        """
+        row = replace(
+            self._row,
+            round=server_round,
+            mechanism=replace(self._mechanism, steps=self._iterations),
+            digest=uuid.uuid4().hex,
+        )
+        limited = self.max_epsilon is not None
+        check = functools.partial(self._check_round, row) if limited else None
+        self._ledger.charge(row, check)
+
+    def _check_round(self, row: Row, rows: Sequence[Row]) -> None:
+        self._check(rows, row)
+
+    def _check(self, rows: Sequence[Row], planned: Row) -> float:
+        """Return what the patients will have spent, if the site allows it."""
+        most = math.inf if self.max_epsilon is None else self.max_epsilon
+        return check_budget(rows, planned, self._delta, most, epsilon_of)
+
+
+def _delta_of(chosen: float | None, patients: int, site: str) -> float:
+    """Return the delta of a site; an error names the site, as the others may do with it."""
+    try:
+        delta = default_delta(patients) if chosen is None else chosen
+        check_delta(delta, patients)
+    except SettingsError as error:
+        raise SettingsError(f"site {site}: {error}") from error
+    return delta
