@@ -110,19 +110,16 @@ class PrivateSteps(_Base):
     def _add_up(self, total: ClippedSum, batches: Iterable[dict[str, Any]]) -> list[float]:
         """Add the clipped gradient of each patient to a sum; return their losses."""
         losses = []
-        before = self._versions()
+        # torch counts changes in place of each tensor
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        before = [tensor._version for tensor in tensors]
         for number, batch in enumerate(batches, start=1):
             forget_seed()  # of dropout
             losses.append(float(np.mean(super().train_step(batch)["loss"])))
-            if total.steps != number or self._versions() != before:
+            if total.steps != number or [tensor._version for tensor in tensors] != before:
                 raise SiteError(
                     f"trainer {type(self).__name__.removesuffix('Federated')} steps its optimizer "
                     f"{total.steps - number + 1} times for a batch, or changes weights otherwise: "
                     "with differential privacy a train_step steps once; give another trainer"
                 )
         return losses
-
-    def _versions(self) -> list[int]:
-        """Return torch's counters of changes in place, of all weights and buffers."""
-        tensors = chain(self.network.parameters(), self.network.buffers())
-        return [tensor._version for tensor in tensors]

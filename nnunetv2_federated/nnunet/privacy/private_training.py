@@ -48,10 +48,12 @@ class PrivateTraining:
                 f"a patient is drawn with probability {self.probability}: it must be above 0 and "
                 "at most 1 (--dp-batch by the number of patients)."
             )
-        cases = Counter(case for cases in self.patients.values() for case in cases)
-        shared = [case for case, number in cases.items() if number > 1]
-        if shared or not cases or not all(self.patients.values()):
-            what = f"{some_cases(shared)} twice" if shared else "a patient without case, or none"
-            raise SettingsError(
-                f"patients with {what}: give every case one patient in the case table."
-            )
+        _check_patients(self.patients)
+
+
+def _check_patients(patients: Mapping[str, tuple[str, ...]]) -> None:
+    cases = Counter(case for its_cases in patients.values() for case in its_cases)
+    shared = [case for case, number in cases.items() if number > 1]
+    if shared or not cases or not all(patients.values()):
+        what = f"{some_cases(shared)} twice" if shared else "a patient without case, or none"
+        raise SettingsError(f"patients with {what}: give every case one patient in the case table.")
