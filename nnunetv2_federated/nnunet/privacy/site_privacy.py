@@ -19,6 +19,7 @@ from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.nnunet.data.dataset import Dataset
 from nnunetv2_federated.nnunet.privacy.accounting import (
     ACCOUNTANT,
+    LARGEST_EPSILON,
     check_delta,
     default_delta,
     epsilon_of,
@@ -44,8 +45,9 @@ class SitePrivacy:
         Cases of the site.
     dataset
         Dataset of the site. Its ledger is the file :data:`LEDGER` in its folder.
-    iterations
-        Training iterations of a round.
+    iterations_per_epoch
+        Training iterations of an epoch of the trainer; ``None`` where it follows from its batches,
+        and is then so many that an epoch has as many patients as the site, on average.
     max_epsilon
         Epsilon that all trainings together may cost a patient; ``None`` for no limit.
 
@@ -61,7 +63,7 @@ class SitePrivacy:
         run: Run,
         cases: SiteCases,
         dataset: Dataset,
-        iterations: int,
+        iterations_per_epoch: int | None,
         max_epsilon: float | None = None,
     ) -> None:
         settings = run.settings
@@ -70,8 +72,10 @@ class SitePrivacy:
         self.unit = patients.unit
         self.max_epsilon = max_epsilon
         self._told = settings.dp_validation
-        self._iterations = iterations
-        self._total = settings.rounds * iterations
+        self.iterations_per_epoch = iterations_per_epoch or math.ceil(count / settings.dp_batch)
+        """Iterations of an epoch, which the trainer has to keep to."""
+        self._iterations = settings.local_epochs * self.iterations_per_epoch
+        self._total = settings.rounds * self._iterations
         self._delta = _delta_of(settings.dp_delta, count, cases.name)
         probability = min(1.0, settings.dp_batch / count)
         noise = settings.dp_noise or noise_for(
@@ -86,10 +90,11 @@ class SitePrivacy:
             patients=patients.cases,
         )
         self._mechanism = Mechanism(probability, noise, self._total)
-        self._stronger = epsilon_of([self._mechanism], self._delta, relation="replace_one")
-        if not math.isfinite(self._stronger):  # epsilon itself is smaller
+        self._epsilon = epsilon_of([self._mechanism], self._delta)
+        if self._epsilon > LARGEST_EPSILON:
             raise SettingsError(
-                f"--dp-noise {noise:g}: so little noise protects nobody; 1 is usual."
+                f"--dp-noise {noise:g}: so little noise protects nobody (epsilon "
+                f"{self._epsilon:.3g}, at most {LARGEST_EPSILON:g} is allowed); 1 is usual."
             )
         self._ledger = PrivacyLedger(dataset.folder / LEDGER, dataset.name)
         self._row = Row(
@@ -119,6 +124,7 @@ class SitePrivacy:
         """
         left = replace(self._mechanism, steps=self._total - rounds_done * self._iterations)
         spent = self._check(self._ledger.rows(), replace(self._row, mechanism=left))
+        stronger = epsilon_of([self._mechanism], self._delta, relation="replace_one")
         return PrivacyTerms(
             unit=self.unit,
             patients=len(self.training.patients),
@@ -127,8 +133,8 @@ class SitePrivacy:
             clip=self.training.clip,
             iterations=self._total,
             delta=self._delta,
-            epsilon=epsilon_of([self._mechanism], self._delta),
-            epsilon_replace_one=self._stronger,
+            epsilon=self._epsilon,
+            epsilon_replace_one=stronger,
             epsilon_spent=spent,
             max_epsilon=self.max_epsilon,
             accountant=ACCOUNTANT,

@@ -124,8 +124,7 @@ def site_privacy(
     SettingsError
         If the site cannot make one, see :class:`.site_privacy.SitePrivacy`.
     """
-    iterations = run.settings.local_epochs * trainer.num_iterations_per_epoch
-    return SitePrivacy(run, cases, dataset, iterations, max_epsilon)
+    return SitePrivacy(run, cases, dataset, trainer.num_iterations_per_epoch, max_epsilon)
 
 
 def check_privacy(run: Run, trainer: FederatedRounds) -> None:

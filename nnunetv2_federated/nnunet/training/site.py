@@ -153,6 +153,7 @@ class Site:
         privacy = site_privacy(self.run, self.cases, self._dataset, trainer, max_epsilon)
         check_trainer(trainer, privacy.training)
         trainer.privacy = privacy.training
+        trainer.num_iterations_per_epoch = privacy.iterations_per_epoch
         return privacy
 
     def _promise(self) -> PrivacyTerms | None:
