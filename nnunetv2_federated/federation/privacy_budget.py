@@ -84,9 +84,9 @@ def check_budget(
     left = _hundredths(max(0, math.floor(round((max_epsilon - spent) * 100, 6))))
     raise SiteError(
         f"privacy budget spent: {show_epsilon(spent)} of {show_epsilon(max_epsilon)} (epsilon at "
-        f"delta {delta:.2g}, of the patient who paid most); {planned.mechanism.steps} more steps "
-        f"would make it {show_epsilon(reached)}, {left} is left. Fewer rounds or more noise cost "
-        "less; the site's engineer sets max_epsilon in site.toml"
+        f"delta {delta:.2g}, of the patient who paid most); {planned.mechanism.steps} more "
+        f"iterations would make it {show_epsilon(reached)}, {left} is left. Fewer rounds or more "
+        "noise cost less; the site's engineer sets max_epsilon in site.toml"
     )
 
 
