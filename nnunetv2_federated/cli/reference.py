@@ -13,6 +13,7 @@ from nnunetv2_federated.cli import (
     compare,
     partition,
     plan,
+    privacy,
     provision,
     server,
     site,
@@ -63,6 +64,7 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
     ("nnUNetv2_federated_site", site.DESCRIPTION, SiteCommandChoices, ()),
     ("nnUNetv2_federated_audit", audit.DESCRIPTION, audit.AuditChoices, ()),
     ("nnUNetv2_federated_check", check.DESCRIPTION, check.CheckChoices, ()),
+    ("nnUNetv2_federated_privacy", privacy.DESCRIPTION, privacy.CalculatorChoices, ()),
     ("nnUNetv2_federated_status", status.DESCRIPTION, status.StatusChoices, ()),
 )
 

@@ -52,7 +52,7 @@ def imported(names: tuple[str, ...]) -> str:
     return f"print([name for name in {names} if name in __import__('sys').modules])"
 
 
-@pytest.mark.parametrize("command", ["audit", "provision", "status", "trainer_folder"])
+@pytest.mark.parametrize("command", ["audit", "privacy", "provision", "status", "trainer_folder"])
 def test_a_command_that_only_reads_and_writes_files_is_there_at_once(command: str) -> None:
     program = f"import nnunetv2_federated.cli.{command}; {imported(HEAVY)}"
     assert run_python(program) == "[]\n"
@@ -61,7 +61,7 @@ def test_a_command_that_only_reads_and_writes_files_is_there_at_once(command: st
 @pytest.mark.parametrize(
     "command",
     [
-        *("audit", "check", "site", "status", "trainer_folder"),
+        *("audit", "check", "privacy", "site", "status", "trainer_folder"),
         *("train", "server", "compare", "partition", "plan"),
     ],
 )
