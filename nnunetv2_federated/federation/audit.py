@@ -50,6 +50,7 @@ EVENTS = {
     "refused": "a message was refused: message, run, reason",
     "left": "an answer, recorded before it is sent: message, run, round, bytes, sha256",
     "rewound": "the site's engineer let a run go back: run, round",
+    "charged": "the privacy ledger counts a round, before its training: round, epsilon, delta",
     "spent": "a limit was reached: limit, most",
     "repaired": "half a line that a power cut had left was taken away: bytes, sha256",
 }

@@ -22,12 +22,13 @@ from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.privacy_ledger import PrivacyLedger
 from nnunetv2_federated.federation.privacy_rows import Row
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.site.consent import Record, record_nothing
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.launch import check, prepare
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
-from nnunetv2_federated.nnunet.privacy.site_privacy import LEDGER, SitePrivacy
+from nnunetv2_federated.nnunet.privacy.site_privacy import LEDGER, Budget, SitePrivacy
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
 from nnunetv2_federated.nnunet.training.site import Site
 from nnunetv2_federated.nnunet.training.weights import to_vector
@@ -188,9 +189,11 @@ def test_a_site_with_one_patient_cannot_hide_it(dataset: str, results: Path) -> 
     assert not results.exists()
 
 
-def guarded(dataset: str, folder: Path, max_epsilon: float | None) -> GuardedSite:
+def guarded(
+    dataset: str, folder: Path, max_epsilon: float | None, record: Record = record_nothing
+) -> GuardedSite:
     here = LocalSite("bern", dataset, folder / "work", "cpu", Limits(max_epsilon=max_epsilon))
-    return GuardedSite(here)
+    return GuardedSite(here, record=record)
 
 
 def proposal(run_id: str, **settings: Any) -> Proposal:
@@ -213,9 +216,10 @@ def test_a_hospital_s_budget_ends_what_would_pass_it(
 ) -> None:
     del results
     run = a_run(dataset, **{**SHORT, "rounds": 2, "iterations_per_epoch": 1})
-    promise = SitePrivacy(run, run.sites[0], load_dataset(dataset), 1)
+    promise = SitePrivacy(run, run.sites[0], load_dataset(dataset), 1, Budget())
     budget = promise.terms(0).epsilon * 1.1  # enough for one training, not for two
-    site = guarded(dataset, tmp_path, budget)
+    recorded: list[tuple[str, dict[str, Any]]] = []
+    site = guarded(dataset, tmp_path, budget, lambda event, **what: recorded.append((event, what)))
     try:
         for run_id in ("first", "second"):
             asked = proposal(run_id, dp_noise=2.0)
@@ -238,6 +242,9 @@ def test_a_hospital_s_budget_ends_what_would_pass_it(
     finally:
         site.close()
     assert [row.round for row in rows_of(dataset)] == [0, 1]
+    charged = [what for event, what in recorded if event == "charged"]
+    assert [what["round"] for what in charged] == [1, 2]
+    assert charged[0]["epsilon"] < charged[1]["epsilon"] == pytest.approx(terms.epsilon)
 
 
 def test_a_hospital_with_a_budget_joins_no_federation_without_noise(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2_federated.federation.errors import SettingsError
@@ -32,6 +31,17 @@ LEDGER = Path("privacy", "ledger.json")
 """Where a dataset's ledger is, below its folder in ``nnUNet_preprocessed``."""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a hospital allows itself, and how it records what was paid."""
+
+    max_epsilon: float | None = None
+    """Epsilon that all trainings together may cost a patient; ``None`` for no limit."""
+    record: Callable[[int, float, float], None] | None = None
+    """Called once a round is in the ledger: its number from 0, epsilon of all trainings together,
+    and delta."""
+
+
 class SitePrivacy:
     """A site's promise for the whole of a training.
 
@@ -48,8 +58,8 @@ class SitePrivacy:
     iterations_per_epoch
         Training iterations of an epoch of the trainer; ``None`` where it follows from its batches,
         and is then so many that an epoch has as many patients as the site, on average.
-    max_epsilon
-        Epsilon that all trainings together may cost a patient; ``None`` for no limit.
+    budget
+        What the hospital allows itself.
 
     Raises
     ------
@@ -64,13 +74,13 @@ class SitePrivacy:
         cases: SiteCases,
         dataset: Dataset,
         iterations_per_epoch: int | None,
-        max_epsilon: float | None = None,
+        budget: Budget,
     ) -> None:
         settings = run.settings
         patients = patients_of_site(dataset, cases.training_cases)
         count = len(patients.cases)
         self.unit = patients.unit
-        self.max_epsilon = max_epsilon
+        self._budget = budget
         self._told = settings.dp_validation
         self.iterations_per_epoch = iterations_per_epoch or math.ceil(count / settings.dp_batch)
         """Iterations of an epoch, which the trainer has to keep to."""
@@ -136,7 +146,7 @@ class SitePrivacy:
             epsilon=self._epsilon,
             epsilon_replace_one=stronger,
             epsilon_spent=spent,
-            max_epsilon=self.max_epsilon,
+            max_epsilon=self._budget.max_epsilon,
             accountant=ACCOUNTANT,
             told_of_validation=self._told,
         )
@@ -161,16 +171,14 @@ class SitePrivacy:
             mechanism=replace(self._mechanism, steps=self._iterations),
             digest=uuid.uuid4().hex,
         )
-        limited = self.max_epsilon is not None
-        check = functools.partial(self._check_round, row) if limited else None
-        self._ledger.charge(row, check)
-
-    def _check_round(self, row: Row, rows: Sequence[Row]) -> None:
-        self._check(rows, row)
+        spent = []
+        self._ledger.charge(row, lambda rows: spent.append(self._check(rows, row)))
+        if self._budget.record is not None:
+            self._budget.record(server_round, spent[0], self._delta)
 
     def _check(self, rows: Sequence[Row], planned: Row) -> float:
         """Return what the patients will have spent, if the site allows it."""
-        most = math.inf if self.max_epsilon is None else self.max_epsilon
+        most = self._budget.max_epsilon or math.inf
         return check_budget(rows, planned, self._delta, most, epsilon_of)
 
 

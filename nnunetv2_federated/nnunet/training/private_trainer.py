@@ -9,7 +9,7 @@ from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.nnunet.data.dataset import Dataset, load_dataset
 from nnunetv2_federated.nnunet.privacy.private_steps import PrivateSteps
 from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
-from nnunetv2_federated.nnunet.privacy.site_privacy import SitePrivacy
+from nnunetv2_federated.nnunet.privacy.site_privacy import Budget, SitePrivacy
 from nnunetv2_federated.nnunet.training.optimizer import ServerRate
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
 from nnunetv2_federated.nnunet.training.shared_memory import (
@@ -115,7 +115,7 @@ def site_privacy(
     cases: SiteCases,
     dataset: Dataset,
     trainer: FederatedRounds,
-    max_epsilon: float | None = None,
+    budget: Budget = Budget(),  # noqa: B008  # frozen
 ) -> SitePrivacy:
     """Return the promise of a site whose trainer has so many iterations in an epoch.
 
@@ -124,7 +124,7 @@ def site_privacy(
     SettingsError
         If the site cannot make one, see :class:`.site_privacy.SitePrivacy`.
     """
-    return SitePrivacy(run, cases, dataset, trainer.num_iterations_per_epoch, max_epsilon)
+    return SitePrivacy(run, cases, dataset, trainer.num_iterations_per_epoch, budget)
 
 
 def check_privacy(run: Run, trainer: FederatedRounds) -> None:

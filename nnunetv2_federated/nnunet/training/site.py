@@ -28,7 +28,7 @@ from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
-from nnunetv2_federated.nnunet.privacy.site_privacy import SitePrivacy
+from nnunetv2_federated.nnunet.privacy.site_privacy import Budget, SitePrivacy
 from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.summary import summarise_site
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
@@ -91,8 +91,8 @@ class Site:
         Folder of the run; the site writes into ``sites/<name>`` in it.
     observer
         Receives the site's progress.
-    max_epsilon
-        Epsilon that all trainings together may cost a patient; ``None`` for no limit.
+    budget
+        What the hospital allows itself of differential privacy's epsilon.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Site:
         index: int,
         folder: Path,
         observer: Observer,
-        max_epsilon: float | None = None,
+        budget: Budget = Budget(),  # noqa: B008  # frozen
     ) -> None:
         self.run = run
         self.cases: SiteCases = run.sites[index]
@@ -123,7 +123,7 @@ class Site:
             self.trainer.logger = _NoPlots(self.trainer.logger)
             self.trainer.initialize()
             train_only(self.trainer.network, run.settings.dp_trainable)
-            self._privacy = self._protect(max_epsilon)
+            self._privacy = self._protect(budget)
         self._after_round = BEFORE_FIRST_ROUND
         self._started = False
         self.interrupted = False
@@ -145,12 +145,12 @@ class Site:
             privacy=self._promise(),
         )
 
-    def _protect(self, max_epsilon: float | None) -> SitePrivacy | None:
+    def _protect(self, budget: Budget) -> SitePrivacy | None:
         """Let the trainer train with differential privacy, if the run has it."""
         trainer = self.trainer
         if not isinstance(trainer, PrivateRounds):
             return None
-        privacy = site_privacy(self.run, self.cases, self._dataset, trainer, max_epsilon)
+        privacy = site_privacy(self.run, self.cases, self._dataset, trainer, budget)
         check_trainer(trainer, privacy.training)
         trainer.privacy = privacy.training
         trainer.num_iterations_per_epoch = privacy.iterations_per_epoch

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.nnunet.privacy.site_privacy import Budget
 from nnunetv2_federated.nnunet.training.site import Site
 
 DEFAULT_RESIDENT = 4
@@ -20,13 +21,13 @@ class SitePool:
     ----------
     observer
         Receives the progress of the sites.
-    max_epsilon
-        Epsilon that all trainings together may cost a patient; ``None`` for no limit.
+    budget
+        What the hospital allows itself of differential privacy's epsilon; ``None`` for no limit.
     """
 
-    def __init__(self, observer: Observer | None = None, max_epsilon: float | None = None) -> None:
+    def __init__(self, observer: Observer | None = None, budget: Budget | None = None) -> None:
         self._observer = observer or Observer()
-        self._max_epsilon = max_epsilon
+        self._budget = budget or Budget()
         self._resident: OrderedDict[tuple[Path, int], Site] = OrderedDict()
         """Sites by result folder and index, the one used last at the end."""
 
@@ -53,7 +54,7 @@ class SitePool:
             _, oldest = self._resident.popitem(last=False)
             oldest.close()
             del oldest  # frees its memory before the next trainer takes some
-        self._resident[key] = Site(run, index, folder, self._observer, self._max_epsilon)
+        self._resident[key] = Site(run, index, folder, self._observer, self._budget)
         return self._resident[key]
 
     def close(self) -> None:

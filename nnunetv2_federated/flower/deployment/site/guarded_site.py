@@ -15,6 +15,7 @@ from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.membership import Membership
 from nnunetv2_federated.flower.deployment.site.planning_guard import PlanningGuard
 from nnunetv2_federated.flower.deployment.site.work_guard import WorkGuard, WorkMeter
+from nnunetv2_federated.nnunet.privacy.site_privacy import Budget
 from nnunetv2_federated.nnunet.training.site_pool import SitePool
 
 
@@ -44,10 +45,13 @@ class GuardedSite:
         self.consent = Consent(here.name, here.folder, ask, record)
         self.ledger = Ledger(here.folder)
         self.meter = WorkMeter(self.ledger)
-        self.pool = SitePool(self.meter, here.limits.max_epsilon)
+        self.pool = SitePool(self.meter, Budget(here.limits.max_epsilon, self._record_charge))
         self.membership = Membership(here, self.consent, self.ledger, self.pool)
         self.work = WorkGuard(here, self.consent, self.ledger, self.membership, self.meter)
         self.planning = PlanningGuard(here, self.consent)
+
+    def _record_charge(self, server_round: int, epsilon: float, delta: float) -> None:
+        self.record("charged", round=server_round + 1, epsilon=epsilon, delta=delta)
 
     def rewind(self, run: str, server_round: int, how: str) -> None:
         """Let a server that was restored from a backup ask for a round again.
