@@ -137,7 +137,7 @@ def describe(choices: CalculatorChoices, found: Promise) -> list[str]:
     mechanism = found.mechanism
     lines = [
         f"iterations: {mechanism.steps} ({choices.rounds} rounds of {choices.local_epochs} x "
-        f"{choices.iterations}); each draws {choices.batch} of {choices.patients} patients on "
+        f"{choices.iterations}); each draws {found.batch} of {found.patients} patients on "
         f"average, each patient with probability {mechanism.probability:.3g}",
         f"delta: {found.delta:.3g} (1 / patients is {1 / choices.patients:.3g})",
         f"noise multiplier: {mechanism.noise_multiplier:.4g} times the clip"
@@ -205,7 +205,7 @@ def _draw(choices: CalculatorChoices, found: Promise, path: Path) -> None:
             "one is replaced by another": [point.epsilon_replace_one for point in points],
         },
         path,
-        f"{choices.patients} patients, {choices.batch} in an iteration, noise "
+        f"{found.patients} patients, {found.batch} in an iteration, noise "
         f"{found.mechanism.noise_multiplier:.4g}, delta {found.delta:.3g}",
     )
 

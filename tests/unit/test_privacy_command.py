@@ -66,13 +66,13 @@ def test_what_cannot_be_meant_so_is_warned_of(capsys: pytest.CaptureFixture[str]
     flags = ["--patients", "60", "--batch", "90", "--rounds", "1", "--noise", "1"]
     assert calculate(*flags, "--parameters", "30000000") == 0
     shown = capsys.readouterr()
-    assert "each patient with probability 1\n" in shown.out
+    assert "each draws 60 of 60 patients on average, each patient with probability 1\n" in shown.out
     capped, protects, hopeless = shown.err.splitlines()
     assert capped.startswith("warning: --batch 90 is more than the 60 patients: ")
     assert protects.startswith("warning: epsilon 160.")  # about 250 / 2 + sqrt(250) * 2.3
     assert "protects nobody" in protects
-    # the noise's length: the root of 30,000,000, divided by 90
-    assert hopeless.startswith("warning: the noise is 60.9 times as long as the mean gradient can")
+    # the root of 30,000,000, divided by the 60 patients there are
+    assert hopeless.startswith("warning: the noise is 91.3 times as long as the mean gradient can")
 
 
 def test_noise_that_hides_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ class Promise:
 
     patients: int
     batch: int
-    """Patients of a step on average."""
+    """Patients of a step on average, at most all."""
     mechanism: Mechanism
     delta: float
     epsilon: float
@@ -57,8 +57,8 @@ def promise(
     patients
         Patients of the site, at least 2.
     batch
-        Patients of a step on average; each is drawn with probability ``batch / patients``, at most
-        1.
+        Patients of a step on average, at most all; each is drawn with probability ``batch /
+        patients``.
     steps
         Steps of the whole training.
     epsilon
@@ -83,7 +83,7 @@ def promise(
     if noise is None:
         noise = noise_for(epsilon or 0.0, delta, probability, steps)
     mechanism = Mechanism(probability, noise, steps)
-    return _promise(patients, batch, mechanism, delta)
+    return _promise(patients, min(batch, patients), mechanism, delta)
 
 
 def by_steps(of: Promise, steps: Sequence[int]) -> list[Promise]:
