@@ -140,6 +140,16 @@ def test_many_steps_on_nearly_all_are_never_below_the_truth(
         assert 0.96 * delta < delta_of_gaussian(epsilon, 2.0) <= delta
 
 
+def test_what_fourier_transforms_round_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen best where delta is so small that rounding errors are a visible part of it."""
+    monkeypatch.setattr(accounting, "_without_sampling", lambda *_: 1e9)
+    monkeypatch.setattr(accounting, "SMALLEST_DELTA", 1e-11)
+    used = [Mechanism(1 - 1e-8, 2.22 * math.sqrt(1858), 1858)]
+    assert delta_of_gaussian(epsilon_of(used, 1e-11), 2.22) <= 1e-11
+    monkeypatch.setattr(accounting, "_ROUNDING", 0.0)
+    assert delta_of_gaussian(epsilon_of(used, 1e-11), 2.22) > 1e-11
+
+
 def test_different_mechanisms_compose_in_any_order() -> None:
     first, second = Mechanism(0.1, 1.5, 100), Mechanism(0.3, 3.0, 50)
     both = epsilon_of([first, second], 1e-4)

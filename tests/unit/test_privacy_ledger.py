@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2_federated.federation import privacy_ledger
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError, SiteError
 from nnunetv2_federated.federation.mechanism import Mechanism
 from nnunetv2_federated.federation.privacy_budget import (
@@ -223,6 +224,22 @@ def test_processes_take_turns(path: Path) -> None:
     for child in children:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(PrivacyLedger(path, DATASET).rows()) == 25
+
+
+def test_a_ledger_that_begins_while_it_is_read_is_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = privacy_ledger.read_state
+
+    def read_slowly(file: Path, version: int, remedy: str) -> dict[str, object] | None:
+        found = read(file, version, remedy)
+        if found is None and file.name == "privacy.head.json":
+            monkeypatch.setattr(privacy_ledger, "read_state", read)
+            PrivacyLedger(path, DATASET).charge(row(0))  # another process
+        return found
+
+    monkeypatch.setattr(privacy_ledger, "read_state", read_slowly)
+    assert rounds(path) == [0]
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(
