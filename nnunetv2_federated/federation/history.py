@@ -241,6 +241,13 @@ class RoundRecord:
         return record
 
 
+def _terms(value: object) -> object:
+    """Read a promise from a file as strictly as from a message."""
+    if not isinstance(value, Mapping):
+        return value
+    return TypeAdapter(PrivacyTerms).validate_json(json.dumps(value))
+
+
 @dataclass(frozen=True, config=_CHECKED)
 class SiteSummary:
     """Description that a site gave of itself when it joined."""
@@ -249,7 +256,7 @@ class SiteSummary:
     validation_cases: Count = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of its packages, by name."""
-    privacy: PrivacyTerms | None = None
+    privacy: Annotated[PrivacyTerms | None, BeforeValidator(_terms)] = None
     """What the site promises its patients; ``None`` without differential privacy."""
 
 

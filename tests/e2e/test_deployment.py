@@ -529,3 +529,39 @@ def test_hospitals_train_a_classifier(
     assert summary["sites"].keys() == sites.keys()
     assert 0 <= summary["foreground_mean"]["AUROC"] <= 1
     assert "case_" not in json.dumps(summary)
+
+
+@pytest.mark.slow(70)
+def test_the_site_whose_privacy_budget_is_spent_leaves_by_name_and_the_others_go_on(
+    consortium: Consortium,
+) -> None:
+    for site, most in (("lyon", "5"), ("oslo", "0.01")):
+        file = consortium.credentials / "sites" / site / "site.toml"
+        file.write_text(f"{file.read_text()}\nmax_epsilon = {most}\n")
+    consortium.start_server(*SHORT, "--dp-epsilon", "4", "--dp-batch", "2")
+    for site in SITES:
+        consortium.start_site(site, "--approve-all")
+    assert consortium.wait_for_server() == 0, consortium.all_said()
+
+    said = consortium.said("server")
+    assert "beginning without all sites. oslo: privacy budget spent: 0.0 of 0.01" in said
+    assert "privacy of lyon: epsilon" in said.split("round 2/2")[-1]
+    assert "validation" not in said.split("round 2/2")[-1]  # it is withheld
+    assert "federation finished after 2 rounds; its model is not validated" in consortium.said(
+        "lyon"
+    )
+    history = load_history(consortium.result)
+    assert [sorted(record["sites"]) for record in history["rounds"]] == [["bern", "lyon"]] * 2
+    assert [list(record["failed"]) for record in history["rounds"]] == [["oslo"]] * 2
+    terms = {name: site["privacy"] for name, site in history["sites"].items()}
+    assert {name: promise["max_epsilon"] for name, promise in terms.items()} == {
+        "bern": None,
+        "lyon": 5.0,
+    }
+    assert all(3.8 < promise["epsilon_spent"] <= 4.0 for promise in terms.values())
+    assert not (consortium.result / "validation").exists()
+    audits = {
+        path.parts[-3]: path.read_text().count('"charged"')
+        for path in consortium.folder.rglob("audit.jsonl")
+    }
+    assert audits == {"bern": 2, "lyon": 2, "oslo": 0}

@@ -17,7 +17,8 @@ import torch
 from helpers import Train, a_run, find_different, load_history, load_weights
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.messages import Proposal, TrainTask
+from nnunetv2_federated.federation.history import read_history
+from nnunetv2_federated.federation.messages import PrivacyTerms, Proposal, TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.privacy_ledger import PrivacyLedger
 from nnunetv2_federated.federation.privacy_rows import Row
@@ -61,11 +62,11 @@ def private_flags(*more: object) -> tuple[object, ...]:
     return ("2d", 0, "--sites", 2, "--rounds", 2, "--dp-noise", 1.5, "--dp-batch", 3, *more)
 
 
-def test_what_is_told_and_counted_of_a_private_training(
-    dataset: str, train: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_told_and_counted_of_a_private_training(dataset: str, train: Train) -> None:
     fold = train(dataset, *private_flags())
 
+    promises = [site.privacy for site in read_history(fold).sites.values()]
+    assert all(isinstance(promise, PrivacyTerms) for promise in promises)
     history = load_history(fold)
     assert [record["train_loss"] for record in history["rounds"]] == [None, None]
     for record in history["rounds"]:
@@ -92,7 +93,6 @@ def test_what_is_told_and_counted_of_a_private_training(
     assert not rows[0].patients & rows[1].patients
     log = torch.load(fold / "checkpoint_final.pth", weights_only=False)["logging"]
     assert all(math.isnan(loss) for loss in log["train_losses"] + log["val_losses"])
-    capsys.readouterr()
 
 
 def test_another_training_with_the_same_patients_adds_to_what_is_spent(

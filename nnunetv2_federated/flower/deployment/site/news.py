@@ -18,6 +18,7 @@ from nnunetv2_federated.federation.messages import (
     Validation,
 )
 from nnunetv2_federated.federation.progress import Progress
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.records import unpack_payload
 
 Say = Callable[[str], None]
@@ -52,6 +53,8 @@ class RoundNews:
         self._results = results
         self._clock = clock
         self._progress = Progress(clock)
+        self._ends_unvalidated = False
+        """Whether the last round is the end, as nothing may be told of validation cases."""
         self.finished = False
         """Whether the federation joined last is finished."""
 
@@ -63,7 +66,9 @@ class RoundNews:
         answer = call_next(message, context)
         if kind == _JOIN:
             proposal = Proposal.from_json(unpack_payload(message.content, _READER))
-            self._progress = Progress(self._clock, proposal.settings.get("rounds"))
+            settings = FederationSettings(**proposal.settings)
+            self._progress = Progress(self._clock, settings.rounds)
+            self._ends_unvalidated = settings.withholds
         elif kind == MessageType.TRAIN:
             self._say_round(message, answer)
         elif folder is not None:
@@ -79,6 +84,12 @@ class RoundNews:
         left = self._progress.finished(number)
         line = describe_round_here(number, self._progress.total, report)
         self._say(f"{line}; about {left} left" if left else line)
+        if self._ends_unvalidated and number == self._progress.total:
+            self.finished = True
+            self._say(
+                f"federation finished after {number} rounds; its model is not validated here "
+                "(--dp-validation withhold); waiting for the next (Ctrl-C ends)"
+            )
 
 
 def describe_round_here(number: int, total: int | None, report: TrainReport) -> str:
