@@ -268,6 +268,18 @@ def test_classification_settings_are_those_of_the_presentation(name):
     ) == CLASSIFICATION[name]
 
 
+def test_private_fine_tuning_trains_few_parameters_for_few_iterations():
+    from nnunetv2_federated.cli.train import command  # noqa: PLC0415
+    from nnunetv2_federated.federation.settings import FederationSettings  # noqa: PLC0415
+
+    file = EXAMPLES.with_name("privacy") / "fine_tuning.toml"
+    kept = command().parse(["601", "2d", "0", "--settings", str(file)]).part(FederationSettings)
+    assert kept.private
+    assert (kept.dp_epsilon, kept.dp_trainable) == (8.0, "norm,head")
+    assert kept.iterations_per_epoch is not None
+    assert kept.rounds * kept.iterations_per_epoch <= 200
+
+
 @pytest.mark.parametrize("name", ["presentation_segmentation", "presentation_resnet50"])
 def test_comparisons_are_known_to_the_command_and_can_be_reduced(name):
     from nnunetv2_federated.cli.compare import command  # noqa: PLC0415
