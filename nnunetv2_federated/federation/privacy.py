@@ -88,11 +88,15 @@ class PrivacyChoices(Choices):
         ),
     ] = 2
     dp_trainable: Annotated[
-        str,
+        Annotated[
+            str,
+            Field(min_length=1, max_length=200),
+            Allowed("all, norm, head or a pattern of at most 200 characters"),
+        ],
         Choice(
-            "parameters that are trained: 'all', 'norm' (of normalisation layers) with the last "
-            "layers, 'head' (the last layers), or a regular expression of parameter names; the "
-            "others stay as -pretrained_weights has them. Few need less noise. Works without "
+            "parameters that are trained: 'all', 'norm' (of normalisation layers), 'head' (the "
+            "last layers), or a pattern of their names such as 'encoder.stages.0.*', joined by commas; "
+            "the others stay as -pretrained_weights has them. Few need less noise. Works without "
             "differential privacy, too",
             "all|norm|head|PATTERN",
         ),

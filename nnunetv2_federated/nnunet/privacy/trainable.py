@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import fnmatch
 from collections.abc import Iterator
 
 from torch import nn
@@ -28,8 +28,9 @@ def train_only(network: nn.Module, choice: str) -> list[str]:
         Network of an initialised trainer.
     choice
         Value of ``--dp-trainable``: ``all``; ``norm`` for scales and shifts of normalisation;
-        ``head`` for the last layers (nnU-Net's ``seg_layers``, a classifier's head); else a regular
-        expression that is searched for in the names of parameters. Several are joined by commas.
+        ``head`` for the last layers (nnU-Net's ``seg_layers``, a classifier's head); else a pattern
+        of names with ``*``, such as ``encoder.stages.0.*``. Several are joined by commas. It is no
+        regular expression: the choice may come from a coordinator, and such can take for ever.
 
     Returns
     -------
@@ -39,7 +40,7 @@ def train_only(network: nn.Module, choice: str) -> list[str]:
     Raises
     ------
     SettingsError
-        If the choice fits no parameter, or is no regular expression.
+        If the choice fits no parameter.
     """
     trained = {id(p) for part in choice.split(",") for p in _chosen(network, part.strip())}
     names = []
@@ -59,24 +60,14 @@ def _chosen(network: nn.Module, part: str) -> list[nn.Parameter]:
     elif part == "head":
         found = list(_of_head(network))
     else:
-        found = [p for name, p in named.items() if part and _pattern(part).search(name)]
+        found = [p for name, p in named.items() if fnmatch.fnmatchcase(name, part)]
     if not found:
         names = list(named)
         raise SettingsError(
-            f"--dp-trainable {part} fits no parameter: give norm, head, all, or a regular "
-            f"expression for names such as {few([names[0], names[len(names) // 2], names[-1]])}."
+            f"--dp-trainable {part} fits no parameter: give norm, head, all, or a pattern with * "
+            f"for names such as {few([names[0], names[len(names) // 2], names[-1]])}."
         )
     return found
-
-
-def _pattern(part: str) -> re.Pattern[str]:
-    try:
-        return re.compile(part)
-    except re.error as error:
-        raise SettingsError(
-            f"--dp-trainable {part}: no regular expression ({error}); give norm, head, all, or one "
-            "that fits names of parameters."
-        ) from error
 
 
 def _of_norms(network: nn.Module) -> Iterator[nn.Parameter]:
