@@ -95,9 +95,9 @@ class PrivacyChoices(Choices):
         ],
         Choice(
             "parameters that are trained: 'all', 'norm' (of normalisation layers), 'head' (the "
-            "last layers), or a pattern of their names such as 'encoder.stages.0.*', joined by commas; "
-            "the others stay as -pretrained_weights has them. Few need less noise. Works without "
-            "differential privacy, too",
+            "last layers), or a pattern of their names such as 'encoder.stages.0.*'; several are "
+            "joined by commas. The others stay as -pretrained_weights has them. Few need less "
+            "noise. Works without differential privacy, too",
             "all|norm|head|PATTERN",
         ),
     ] = "all"

@@ -158,6 +158,7 @@ def test_frozen_parameters_stay_as_they_came(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "delta": ({"dp_delta": 0.2}, r"site_01: delta 0.2: must be below 1 / 9 patients"),
     "little noise": ({"dp_noise": 1e-4}, "--dp-noise 0.0001: so little noise protects nobody"),
+    "endless": ({"iterations_per_epoch": 10**12}, "3000000000000 private iterations"),
     "frozen": ({"dp_trainable": "norm"}, "--dp-trainable norm: .* give -pretrained_weights"),
     "no trainer": ({"trainer": "nnUNetTrainerNone"}, "nnUNetTrainerNone"),
     "pattern": (

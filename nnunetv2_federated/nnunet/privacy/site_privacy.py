@@ -30,6 +30,8 @@ from nnunetv2_federated.nnunet.privacy.private_training import PrivateTraining
 LEDGER = Path("privacy", "ledger.json")
 """Where a dataset's ledger is, below its folder in ``nnUNet_preprocessed``."""
 
+_MOST_ITERATIONS = 10_000_000
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -86,6 +88,11 @@ class SitePrivacy:
         """Iterations of an epoch, which the trainer has to keep to."""
         self._iterations = settings.local_epochs * self.iterations_per_epoch
         self._total = settings.rounds * self._iterations
+        if self._total > _MOST_ITERATIONS:  # an accountant would be at work for hours
+            raise SettingsError(
+                f"{self._total} private iterations (--rounds times --local-epochs times "
+                f"--iterations-per-epoch): must be at most {_MOST_ITERATIONS}; hundreds are usual."
+            )
         self._delta = _delta_of(settings.dp_delta, count, cases.name)
         probability = min(1.0, settings.dp_batch / count)
         noise = settings.dp_noise or noise_for(
