@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from nnunetv2_federated.cli import (
+    attack,
     audit,
     check,
     compare,
@@ -62,6 +63,7 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
         (),
     ),
     ("nnUNetv2_federated_site", site.DESCRIPTION, SiteCommandChoices, ()),
+    ("nnUNetv2_federated_attack", attack.DESCRIPTION, attack.AttackChoices, ()),
     ("nnUNetv2_federated_audit", audit.DESCRIPTION, audit.AuditChoices, ()),
     ("nnUNetv2_federated_check", check.DESCRIPTION, check.CheckChoices, ()),
     ("nnUNetv2_federated_privacy", privacy.DESCRIPTION, privacy.CalculatorChoices, ()),

@@ -181,7 +181,12 @@ def evaluate_model(
     return None
 
 
+def fold_folder(comparison: Comparison, model: Model, folder: Path) -> Path:
+    """Return the fold's folder in the model's nnU-Net result folder, below the comparison's."""
+    return model_folder(comparison, model, folder / model.folder) / f"fold_{model.fold}"
+
+
 def read_model_history(comparison: Comparison, model: Model, folder: Path) -> History | None:
     """Return the history of a model; ``None`` before its first round is finished."""
-    fold = model_folder(comparison, model, folder / model.folder) / f"fold_{model.fold}"
+    fold = fold_folder(comparison, model, folder)
     return read_history(fold) if (fold / HISTORY_FILE).is_file() else None

@@ -9,10 +9,16 @@ from nnunetv2_federated.experiment.comparison import Comparison, Model
 from nnunetv2_federated.experiment.comparison_examples import draw_examples
 from nnunetv2_federated.experiment.comparison_models import (
     TESTS_FILE,
+    fold_folder,
     read_model_history,
     read_state,
 )
 from nnunetv2_federated.experiment.comparison_plan import TEST_SET
+from nnunetv2_federated.federation.privacy_attacks import (
+    MEMBERSHIP_FILE,
+    MembershipTest,
+    read_attack,
+)
 from nnunetv2_federated.federation.tested_case import TestedCase, read_tested_cases
 from nnunetv2_federated.nnunet.data.dataset import case_classes, find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.site_cases import count_classes
@@ -57,6 +63,11 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         settings=_settings(comparison),
         measure=tester.measure,
         examples=draw_examples(comparison, dataset, records, folder),
+        attacks={
+            str(model): read_attack(path, MembershipTest)
+            for model in models
+            if (path := fold_folder(comparison, model, folder) / MEMBERSHIP_FILE).is_file()
+        },
     )
     return write_pages(data, folder)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_federated.federation.history import History, look_up
+from nnunetv2_federated.federation.privacy_attacks import MembershipTest
 from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.report.statistics import (
     ALL_SITES,
@@ -69,6 +70,8 @@ class ComparisonData:
     """Number of cases, by site and class."""
     settings: dict[str, Any]
     examples: list[Example]
+    attacks: Mapping[str, MembershipTest] = field(default_factory=dict)
+    """Membership test of each model that ``nnUNetv2_federated_attack`` was run on, by its name."""
 
     @property
     def headline(self) -> str:
@@ -104,12 +107,13 @@ def gather(
     settings: dict[str, Any],
     measure: Measure,
     examples: list[Example],
+    attacks: Mapping[str, MembershipTest] | None = None,
 ) -> ComparisonData:
     """Compute the tables of a report from tested cases.
 
     Parameters
     ----------
-    title, arms, failures, histories, external, counts, settings, examples
+    title, arms, failures, histories, external, counts, settings, examples, attacks
         Attributes of :class:`ComparisonData`.
     runs
         Tested cases of each run, of each arm that has any.
@@ -143,6 +147,7 @@ def gather(
         counts=counts,
         settings=settings,
         examples=examples,
+        attacks=attacks or {},
     )
 
 

@@ -25,6 +25,7 @@ from nnunetv2_federated.report.markdown import (
 )
 from nnunetv2_federated.report.matplotlib_figures import draw_example
 from nnunetv2_federated.report.plotly_figures import all_figures
+from nnunetv2_federated.report.privacy_attacks import ATTACKED, membership_rows
 
 _LONGEST_VALUE = 4000
 """Largest number of characters of one text in the page."""
@@ -52,6 +53,8 @@ def write_html(data: ComparisonData, path: Path) -> Path:
         differences=difference_rows(data),
         held_back=held_back_rows(data),
         sent=sent_rows(data),
+        attacks=membership_rows(data.attacks),
+        attacked=ATTACKED,
         fields=[[f.name for f in fields(message)] for message in (SiteDescription, TrainReport)],
         settings=[
             (name, value if isinstance(value, str) else json.dumps(value))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.update_bound import ACCEPTED
 from nnunetv2_federated.report.comparison_data import ComparisonData, what_left
 from nnunetv2_federated.report.matplotlib_figures import save_pictures
+from nnunetv2_federated.report.privacy_attacks import ATTACKED, membership_rows
 from nnunetv2_federated.report.statistics import ALL_SITES, Difference
-from nnunetv2_federated.report.text import markdown
+from nnunetv2_federated.report.text import markdown, markdown_table
 
 
 def write_markdown(data: ComparisonData, folder: Path) -> Path:
@@ -30,6 +30,11 @@ def write_markdown(data: ComparisonData, folder: Path) -> Path:
         markdown_table(*held_back_rows(data)),
         "## What left each site",
         markdown_table(*sent_rows(data)),
+        *(
+            ["## Membership inference", markdown_table(*membership_rows(data.attacks)), ATTACKED]
+            if data.attacks
+            else []
+        ),
         "## Settings",
         "```json\n" + json.dumps(data.settings, indent=1) + "\n```",
         "## Versions",
@@ -125,12 +130,3 @@ def versions(data: ComparisonData) -> dict[str, str]:
     for history in data.histories.values():
         return dict(history.versions)
     return {}
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown; its cells are escaped, so that none is read as markup."""
-    if not rows:
-        return "None."
-    lines = [header, *rows]
-    written = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
-    return "\n".join([written[0], "| --- " * len(header) + "|", *written[1:]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 from nnunetv2_federated.federation.text import clean
 
@@ -40,3 +41,12 @@ def figure_text(text: object) -> str:
 def markdown(text: object) -> str:
     """Return a text for Markdown in which nothing is a link, a picture, a tag or emphasis."""
     return _MARKDOWN.sub(lambda match: f"\\{match[0]}", clean(text))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; its cells are escaped, so that none is read as markup."""
+    if not rows:
+        return "None."
+    lines = [header, *rows]
+    written = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
+    return "\n".join([written[0], "| --- " * len(header) + "|", *written[1:]])

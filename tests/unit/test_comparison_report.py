@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from nnunetv2_federated.federation.history import History, RoundRecord, SiteSummary
+from nnunetv2_federated.federation.privacy_attacks import MembershipTest
 from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
 from nnunetv2_federated.report.comparison_data import Example, gather, what_left
@@ -88,7 +90,13 @@ def data():
         settings={"seeds": [1, 2]},
         measure=SegmentationTester().measure,
         examples=[Example("c0", "bern", "", picture, square, {"centralised": ("0.9", square)})],
-    )
+        attacks={
+            "federated/fedavg, seed 1, fold 0": MembershipTest(
+                members=8, others=4, auc=0.75, low=0.5, high=1.0, p_value=0.107,
+                found_at_1=0.25, found_at_10=0.375, calibrated=False, unit="patient",
+            )
+        },
+    )  # fmt: skip
 
 
 def test_the_tables_name_every_arm_and_why_one_failed(data):
@@ -120,6 +128,20 @@ def test_sites_whose_updates_were_held_back_are_named(data, tmp_path):
     page = write_html(data, tmp_path / "report.html").read_text()
     assert 'id="figure-updates"' in page
     assert "<td>refused</td>" in page
+
+
+def test_models_that_were_attacked_are_named(data, tmp_path):
+    row = [
+        "federated/fedavg, seed 1, fold 0", "8 patients", "4", "0.750", "0.500 to 1.000", "0.11",
+        "25.0%", "37.5%", "no",
+    ]  # fmt: skip
+    page = write_html(data, tmp_path / "report.html").read_text()
+    text = write_markdown(data, tmp_path).read_text()
+    assert "".join(f"<td>{cell}</td>" for cell in row) in page
+    assert f"| {' | '.join(row)} |" in text
+    page = write_html(replace(data, attacks={}), tmp_path / "report.html").read_text()
+    text = write_markdown(replace(data, attacks={}), tmp_path).read_text()
+    assert "Membership inference" not in page + text
 
 
 def test_markdown_links_pictures_that_show_something(data, tmp_path):
