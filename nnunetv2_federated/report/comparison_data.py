@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_federated.federation.history import History, look_up
+from nnunetv2_federated.federation.messages import PrivacyTerms
 from nnunetv2_federated.federation.privacy_attacks import MembershipTest
 from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.report.statistics import (
@@ -236,6 +237,19 @@ def what_left(histories: Histories) -> list[Sent]:
     return [
         _sent(arm, site, history) for arm, history in first_runs.items() for site in history.sites
     ]
+
+
+def promises(histories: Histories) -> dict[str, list[tuple[str, PrivacyTerms]]]:
+    """Return what the sites of each model have promised their patients, by the model's name."""
+    found = {
+        f"{arm}, seed {seed}, fold {fold}": [
+            (site, summary.privacy)
+            for site, summary in history.sites.items()
+            if summary.privacy is not None
+        ]
+        for (arm, seed, fold), history in histories.items()
+    }
+    return {model: sites for model, sites in found.items() if sites}
 
 
 def _sent(arm: str, site: str, history: History) -> Sent:

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.messages import SiteDescription, TrainReport
 from nnunetv2_federated.federation.text import one_line
-from nnunetv2_federated.report.comparison_data import ComparisonData
+from nnunetv2_federated.report.comparison_data import ComparisonData, promises
 from nnunetv2_federated.report.markdown import (
     SMALL_PRINT,
     difference_rows,
@@ -26,6 +26,7 @@ from nnunetv2_federated.report.markdown import (
 from nnunetv2_federated.report.matplotlib_figures import draw_example
 from nnunetv2_federated.report.plotly_figures import all_figures
 from nnunetv2_federated.report.privacy_attacks import ATTACKED, membership_rows
+from nnunetv2_federated.report.privacy_terms import PROMISED, privacy_rows
 
 _LONGEST_VALUE = 4000
 """Largest number of characters of one text in the page."""
@@ -53,6 +54,8 @@ def write_html(data: ComparisonData, path: Path) -> Path:
         differences=difference_rows(data),
         held_back=held_back_rows(data),
         sent=sent_rows(data),
+        promises=privacy_rows(promises(data.histories)),
+        promised=PROMISED,
         attacks=membership_rows(data.attacks),
         attacked=ATTACKED,
         fields=[[f.name for f in fields(message)] for message in (SiteDescription, TrainReport)],

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.update_bound import ACCEPTED
-from nnunetv2_federated.report.comparison_data import ComparisonData, what_left
+from nnunetv2_federated.report.comparison_data import ComparisonData, promises, what_left
 from nnunetv2_federated.report.matplotlib_figures import save_pictures
 from nnunetv2_federated.report.privacy_attacks import ATTACKED, membership_rows
+from nnunetv2_federated.report.privacy_terms import PROMISED, privacy_rows
 from nnunetv2_federated.report.statistics import ALL_SITES, Difference
 from nnunetv2_federated.report.text import markdown, markdown_table
 
@@ -30,6 +31,11 @@ def write_markdown(data: ComparisonData, folder: Path) -> Path:
         markdown_table(*held_back_rows(data)),
         "## What left each site",
         markdown_table(*sent_rows(data)),
+        *(
+            ["## Privacy", markdown_table(*privacy_rows(promised)), PROMISED]
+            if (promised := promises(data.histories))
+            else []
+        ),
         *(
             ["## Membership inference", markdown_table(*membership_rows(data.attacks)), ATTACKED]
             if data.attacks

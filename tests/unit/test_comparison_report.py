@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_federated.federation.history import History, RoundRecord, SiteSummary
+from nnunetv2_federated.federation.messages import PrivacyTerms
 from nnunetv2_federated.federation.privacy_attacks import MembershipTest
 from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.nnunet.evaluation.tester import SegmentationTester
@@ -142,6 +143,27 @@ def test_models_that_were_attacked_are_named(data, tmp_path):
     page = write_html(replace(data, attacks={}), tmp_path / "report.html").read_text()
     text = write_markdown(replace(data, attacks={}), tmp_path).read_text()
     assert "Membership inference" not in page + text
+
+
+def test_what_sites_promised_their_patients_is_a_table(data, tmp_path):
+    terms = PrivacyTerms(
+        "patient", 30, 0.5, 2.561, 1.0, 60, 0.0237, 2.994, 6.61, 5.871, 8.0, "PLD", "withhold"
+    )
+    (key, history), *others = data.histories.items()
+    summary = replace(next(iter(history.sites.values())), privacy=terms)
+    private = replace(history, sites={"hannover": summary})
+    told = replace(data, histories={key: private, **dict(others)})
+    page = write_html(told, tmp_path / "report.html").read_text()
+    text = write_markdown(told, tmp_path).read_text()
+    row = (
+        f"{key[0]}, seed {key[1]}, fold {key[2]} | hannover | 30 patients | 2.99 | 6.61 | 0.024 | "
+        "5.87 of 8 | 2.56 | 1 | 0.5 | 60 | nothing | PLD"
+    )
+    assert f"| {row} |" in text
+    assert "".join(f"<td>{cell}</td>" for cell in row.split(" | ")) in page
+    assert "Not covered: plans and fingerprint" in page
+    without = write_html(data, tmp_path / "report.html").read_text()
+    assert "<h2>Privacy</h2>" not in without + write_markdown(data, tmp_path).read_text()
 
 
 def test_markdown_links_pictures_that_show_something(data, tmp_path):
