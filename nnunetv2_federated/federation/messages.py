@@ -218,7 +218,8 @@ class PrivacyTerms(_Payload):
     epsilon_replace_one: Annotated[float, Field(ge=0, le=_LARGEST)]
     """Of this training, if one patient is another one."""
     epsilon_spent: Annotated[float, Field(ge=0, le=_LARGEST)]
-    """Of all trainings with these patients so far, with the whole of this one."""
+    """Of all trainings with these patients so far, with the whole of this one; at the smaller of
+    ``delta`` and the site's usual one."""
     max_epsilon: _Above0 | None
     """Largest ``epsilon_spent`` that the site allows itself; ``None`` for no limit."""
     accountant: Text

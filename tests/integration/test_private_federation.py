@@ -248,6 +248,18 @@ def test_a_hospital_s_budget_ends_what_would_pass_it(
     assert charged[0]["epsilon"] < charged[1]["epsilon"] == pytest.approx(terms.epsilon)
 
 
+def test_a_larger_delta_buys_nothing_from_a_budget(dataset: str, results: Path) -> None:
+    """A coordinator that names a delta just below 1 / patients has a smaller epsilon for it."""
+    usual, larger = (
+        SitePrivacy(run, run.sites[0], load_dataset(dataset), 2, Budget()).terms(0)
+        for run in (a_run(dataset, **SHORT), a_run(dataset, **SHORT, dp_delta=0.11))
+    )
+    assert usual.delta == pytest.approx(9**-1.1)
+    assert larger.epsilon < usual.epsilon
+    assert larger.epsilon_spent == usual.epsilon_spent == usual.epsilon
+    assert not results.exists()
+
+
 def test_a_hospital_with_a_budget_joins_no_federation_without_noise(
     dataset: str, results: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,8 @@ class SitePrivacy:
                 f"--iterations-per-epoch): must be at most {_MOST_ITERATIONS}; hundreds are usual."
             )
         self._delta = _delta_of(settings.dp_delta, count, cases.name)
+        # a coordinator that proposes a larger delta has no more of the budget for it
+        self._delta_of_budget = min(self._delta, default_delta(count))
         probability = min(1.0, settings.dp_batch / count)
         noise = settings.dp_noise or noise_for(
             float(settings.dp_epsilon or 0.0), self._delta, probability, self._total
@@ -181,12 +183,12 @@ class SitePrivacy:
         spent = []
         self._ledger.charge(row, lambda rows: spent.append(self._check(rows, row)))
         if self._budget.record is not None:
-            self._budget.record(server_round, spent[0], self._delta)
+            self._budget.record(server_round, spent[0], self._delta_of_budget)
 
     def _check(self, rows: Sequence[Row], planned: Row) -> float:
         """Return what the patients will have spent, if the site allows it."""
         most = self._budget.max_epsilon or math.inf
-        return check_budget(rows, planned, self._delta, most, epsilon_of)
+        return check_budget(rows, planned, self._delta_of_budget, most, epsilon_of)
 
 
 def _delta_of(chosen: float | None, patients: int, site: str) -> float:
