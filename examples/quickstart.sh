@@ -6,6 +6,7 @@
 #
 # QUICKSTART_VENV=/path/to/venv uses that environment, where the project with its extra "demo" is
 # installed already, instead of making one. PYTHON names the interpreter for a new one (python3).
+# QUICKSTART_ROUNDS=3 is enough to see that all works; the model is better after ten, the default.
 # The images are slices of one template brain: a demonstration, not clinical evidence.
 set -euo pipefail
 
@@ -40,11 +41,12 @@ step "Planning and preprocessing with nnU-Net"
 nnUNetv2_plan_and_preprocess -d 501 -c 2d --verify_dataset_integrity -npfp 2 -np 2 \
     >"$work/plan.log" 2>&1 || { cat "$work/plan.log" >&2; exit 1; }
 
-step "Training: three sites, ten rounds"
+rounds="${QUICKSTART_ROUNDS:-10}"
+step "Training: three sites, $rounds rounds"
 # 0: augment in this process instead of starting worker processes for every site.
 nnUNet_n_proc_DA=0 nnUNetv2_train_federated 501 2d 0 -device cpu \
     --case-table "$dataset/cases.csv" --partition column --by site \
-    --rounds 10 --iterations-per-epoch 20 --val-iterations 5
+    --rounds "$rounds" --iterations-per-epoch 20 --val-iterations 5
 
 step "Predicting the test slices with nnU-Net"
 nnUNetv2_predict -i "$dataset/imagesTs" -o "$work/predictions" -d 501 -c 2d -f 0 \

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class _Worker(ForkServerProcess):
@@ -139,3 +139,14 @@ def run_script(
     script = Path(sysconfig.get_path("scripts"), name)
     command = Command([script, *arguments], environment, folder, output)
     assert command.wait() == 0, output.read_text()
+
+
+def run_forked(
+    command: Sequence[str], *, env: Mapping[str, str], stdout: IO[str], **others: object
+) -> subprocess.CompletedProcess[bytes]:
+    """Do what :func:`subprocess.run` does with a command of this Python, in a fork."""
+    del others
+    python, *arguments = command
+    assert python == sys.executable
+    status = Command(arguments, env, Path.cwd(), Path(stdout.name)).wait()
+    return subprocess.CompletedProcess(list(command), status)

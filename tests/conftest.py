@@ -6,8 +6,10 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import pytest
@@ -110,6 +112,13 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nnunet_folders: Pat
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     return tmp_path / "results"
+
+
+@pytest.fixture
+def forked_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the trainings of a comparison, each of which would import all anew."""
+    forks = SimpleNamespace(run=commands.run_forked, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr("nnunetv2_federated.experiment.comparison_models.subprocess", forks)
 
 
 @pytest.fixture

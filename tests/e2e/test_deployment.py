@@ -150,7 +150,7 @@ def test_three_real_centres_train_together_as_if_they_were_one_machine(
     assert len(list((tmp_path / "predicted").glob("*.png"))) == len(centres)
 
 
-@pytest.mark.slow(400)
+@pytest.mark.slow(180)
 def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +209,7 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     assert not any(record["failed"] for record in history)
 
 
-@pytest.mark.slow(230)
+@pytest.mark.slow(110)
 def test_hospitals_are_planned_for_together_whatever_is_killed_and_then_train(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path
 ) -> None:
@@ -285,12 +285,12 @@ def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites
     assert "are required (--min-replies)" in consortium.said("server").split("\n")[-2]
 
 
-@pytest.mark.slow(250)
+@pytest.mark.slow(190)
 def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     consortium: Consortium,
 ) -> None:
     """One site does not answer when it is asked to join, another when the rounds are done."""
-    consortium.start_server(*SHORT, "--wait-for-sites", "30", "--answer-deadline", "100")
+    consortium.start_server(*SHORT, "--wait-for-sites", "30", "--answer-deadline", "60")
     consortium.start_site("bern", "--approve-all")
     consortium.start_silent_site("lyon", "evaluate")
     consortium.start_silent_site("oslo", "query.join")

@@ -21,10 +21,11 @@ def _without_nnunet() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
 
 
-@pytest.mark.slow(240)
+@pytest.mark.slow(100)
 def test_the_quickstart_ends_with_a_dice_score(tmp_path: Path) -> None:
     environment = _without_nnunet()
     environment |= {"QUICKSTART_VENV": sys.prefix, "nnUNet_def_n_proc": "1"}
+    environment |= {"QUICKSTART_ROUNDS": "3"}  # the commands are the same, and two cores are few
     done = subprocess.run(
         ["bash", str(REPOSITORY / "examples" / "quickstart.sh"), str(tmp_path / "work")],
         env=environment,
@@ -34,7 +35,7 @@ def test_the_quickstart_ends_with_a_dice_score(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "round 10/10" in done.stdout
+    assert "round 3/3" in done.stdout
     assert "Dice" in done.stdout
     assert list((tmp_path / "work").rglob("federation.png"))
 

@@ -15,7 +15,7 @@ from consortium import wait_for
 
 from nnunetv2_federated.cli.compare import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_trainings")]
 SHORT = ["--rounds", "1", "--iterations-per-epoch", "1", "--val-iterations", "1", "-device", "cpu"]
 
 
@@ -59,7 +59,7 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
     """The command and its training by kill -9; in between the training holds the folder."""
     del results
     # so many that it is not at its end before it can be stopped, on a busy machine
-    short = ["--rounds", "40", "--iterations-per-epoch", "2", "--val-iterations", "1"]
+    short = ["--rounds", "16", "--iterations-per-epoch", "2", "--val-iterations", "1"]
     argv = [dataset_2d, "2d", "0", "--sites", "2", "--arms", "federated", *short, "-device", "cpu"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     command = [sys.executable, "-m", "nnunetv2_federated.cli.compare", *argv, "-o", str(killed)]

@@ -63,6 +63,7 @@ def test_sites_are_planned_for_trained_and_evaluated_again(small: Path) -> None:
 
 
 @pytest.mark.slow(25)
+@pytest.mark.usefixtures("forked_trainings")
 def test_models_are_compared(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = block("docs/comparing.md").replace("601", "944").replace("[1, 2, 3]", "[1]")
     code = code.replace(
