@@ -71,6 +71,8 @@ def test_a_comparison_killed_in_a_training_ends_as_if_it_was_not(
     training = int(found.stdout)
     _wait_for(killed, "state.pt", first)  # its first round is done
     os.kill(training, signal.SIGSTOP)
+    # a thread that still writes to the disk would take the SIGTERM that its parent's end brings
+    wait_for(lambda: set(_states(training)) == {"T"}, "stop of all threads", seconds=60)
     first.kill()
     first.wait()
     second = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,12 +99,18 @@ def _wait_for(folder: Path, name: str, command: subprocess.Popen[bytes]) -> None
         time.sleep(0.02)
 
 
+def _states(pid: int) -> list[str]:
+    """State of each thread of a process, as in ps; none if the process is gone."""
+    try:
+        stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [stat.rpartition(")")[2].split()[0] for stat in stats]
+
+
 def _ended(pid: int) -> bool:
     """Whether a process is gone, or holds no file any more as it waits for its parent."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    return set(_states(pid)) <= {"Z"}
 
 
 def _begin(argv: list[str], folder: Path, obstacle: Path) -> None:
