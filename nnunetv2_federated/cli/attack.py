@@ -13,7 +13,7 @@ from nnunetv2_federated.cli.command import Command
 from nnunetv2_federated.cli.console import as_table, say
 from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.experiment.choices import DeviceChoices
+from nnunetv2_federated.experiment.choices import DeviceChoices, Plans, UsualTrainer
 from nnunetv2_federated.federation.choice import (
     Allowed,
     Choice,
@@ -116,16 +116,8 @@ class AttackChoices(DeviceChoices, MembershipChoices, CanaryChoices):
         Annotated[int | str, BeforeValidator(read_fold)] | None,
         Choice("fold: 0 to 4, or all", "FOLD", positional=True, unset="none"),
     ] = None
-    plans: Annotated[str, Choice("plans identifier", "PLANS", flag="-p")] = "nnUNetPlans"
-    trainer: Annotated[
-        str | None,
-        Choice(
-            "trainer",
-            "TRAINER",
-            flag="-tr",
-            unset="nnUNetTrainerFederated; of a classification nnUNetTrainerCls",
-        ),
-    ] = None
+    plans: Plans = "nnUNetPlans"
+    trainer: UsualTrainer = None
 
 
 def command() -> Command[AttackChoices]:

@@ -11,6 +11,7 @@ from nnunetv2_federated.cli.command import Command
 from nnunetv2_federated.cli.console import print_checks
 from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
+from nnunetv2_federated.experiment.choices import Plans, UsualTrainer
 from nnunetv2_federated.federation.choice import Choice, Choices, record
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.names import read_fold
@@ -36,16 +37,8 @@ class CheckChoices(Choices):
         Annotated[int | str, BeforeValidator(read_fold)] | None,
         Choice("fold: 0 to 4, or all", "FOLD", positional=True, unset="each"),
     ] = None
-    plans: Annotated[str, Choice("plans identifier", "PLANS", flag="-p")] = "nnUNetPlans"
-    trainer: Annotated[
-        str | None,
-        Choice(
-            "trainer",
-            "TRAINER",
-            flag="-tr",
-            unset="nnUNetTrainerFederated; of a classification nnUNetTrainerCls",
-        ),
-    ] = None
+    plans: Plans = "nnUNetPlans"
+    trainer: UsualTrainer = None
 
 
 def command() -> Command[CheckChoices]:

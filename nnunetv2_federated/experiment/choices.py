@@ -43,6 +43,15 @@ def _dataset(value: object) -> object:
 Dataset = Annotated[str, BeforeValidator(_dataset), Allowed("the id or name of a dataset")]
 Datasets = Annotated[tuple[Dataset, ...], FromList, Allowed("a list of ids or names of datasets")]
 Trainer = Annotated[str, Choice("any nnU-Net trainer", "TRAINER", flag="-tr")]
+UsualTrainer = Annotated[
+    str | None,
+    Choice(
+        "trainer",
+        "TRAINER",
+        flag="-tr",
+        unset="nnUNetTrainerFederated; of a classification nnUNetTrainerCls",
+    ),
+]
 Plans = Annotated[str, Choice("plans identifier", "PLANS", flag="-p")]
 _Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False), Allowed("a number above 0")]
 
