@@ -83,19 +83,9 @@ def resolve(choices: TrainChoices) -> Run:
     )
     if choices.c:
         return _continued(choices, run)
-    _check_frozen(run)
     if choices.val and (federation_folder(run) / RUN_FILE).is_file():
         return dataclasses.replace(read_run(federation_folder(run)), device=device)
     return run
-
-
-def _check_frozen(run: Run) -> None:
-    trainable = run.settings.dp_trainable
-    if trainable != "all" and run.pretrained_weights is None:
-        raise SettingsError(
-            f"--dp-trainable {trainable}: all other parameters would stay as random as they begin; "
-            "give -pretrained_weights, or train all."
-        )
 
 
 def resolve_sites(

@@ -25,6 +25,8 @@ from nnunetv2_federated.federation.messages import PrivacyTerms
 
 LARGEST_CLIP = 12.0
 """nnU-Net's own trainers clip every gradient to this norm before anyone else sees it."""
+LARGEST_EPSILON = 500.0
+"""Of a budget; more protects nobody, and beyond 700 the accountant's bound is loose."""
 
 _Above0 = Annotated[
     float, Field(gt=0, le=1e6, allow_inf_nan=False), Allowed("a number above 0, at most 1e6")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import RUN_FILE, Run
@@ -83,6 +84,11 @@ def check_choices(run: Run, backend: str = "in-process") -> None:
     if backend == "ray":
         check_ray()
     settings = run.settings
+    if settings.dp_trainable != "all" and run.pretrained_weights is None:
+        raise SettingsError(
+            f"--dp-trainable {settings.dp_trainable}: all other parameters would stay as random as "
+            "they begin; give -pretrained_weights, or train all."
+        )
     fewest = settings.min_replies or settings.sites_per_round or len(run.site_names)
     check_replies(settings.strategy, settings.strategy_options, fewest)
 

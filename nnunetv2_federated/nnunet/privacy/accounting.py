@@ -21,6 +21,7 @@ import numpy as np
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.mechanism import Mechanism, merge
 from nnunetv2_federated.federation.package_versions import installed_version
+from nnunetv2_federated.federation.privacy import LARGEST_EPSILON
 from nnunetv2_federated.nnunet.privacy.loss_grid import as_one_step, choose_interval
 
 __all__ = ["ACCOUNTANT", "Mechanism", "Relation", "default_delta", "epsilon_of", "noise_for"]
@@ -33,8 +34,6 @@ ACCOUNTANT = f"privacy loss distributions of dp-accounting {installed_version('d
 
 SMALLEST_DELTA = 1e-8
 """Below it the rounding errors of the Fourier transforms count."""
-LARGEST_EPSILON = 500.0
-"""Of a budget; more protects nobody, and beyond 700 the accountant's bound is loose."""
 
 _ROUNDING = 1e-15
 """Kept back of delta for each step: the transforms' rounding errors, found below 2e-17 a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from nnunetv2_federated.nnunet.privacy.accounting import (
     epsilon_of,
     noise_for,
 )
+
+_MOST_STEPS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Promise:
         return self.mechanism.noise_multiplier * math.sqrt(parameters) / self.batch
 
 
+@functools.lru_cache(maxsize=256)  # a run is checked, and its sites are built after that
 def promise(
     patients: int,
     batch: int,
@@ -76,6 +80,11 @@ def promise(
     if (epsilon is None) == (noise is None):
         raise SettingsError(
             "give either an epsilon, for the noise that keeps it, or a noise, for its epsilon."
+        )
+    if steps > _MOST_STEPS:  # an accountant would be at work for hours
+        raise SettingsError(
+            f"{steps} private iterations (rounds times local epochs times iterations of an epoch): "
+            f"must be at most {_MOST_STEPS}; hundreds are usual."
         )
     delta = default_delta(patients) if delta is None else delta
     check_delta(delta, patients)

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.privacy import LARGEST_CLIP
 from nnunetv2_federated.federation.text import some_cases
 from nnunetv2_federated.nnunet.privacy.private_training import PrivateTraining
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-NNUNET_CLIP = 12.0
-"""Norm to which nnU-Net's ``train_step`` clips every gradient."""
 
 
 def check_trainer(trainer: nnUNetTrainer, privacy: PrivateTraining) -> None:
@@ -31,9 +29,9 @@ def check_trainer(trainer: nnUNetTrainer, privacy: PrivateTraining) -> None:
         raise SettingsError(
             "differential privacy with several processes (DDP): a site trains in one; use one GPU."
         )
-    if privacy.clip > NNUNET_CLIP:
+    if privacy.clip > LARGEST_CLIP:
         raise SettingsError(
-            f"--dp-clip {privacy.clip:g}: nnU-Net itself clips every gradient to {NNUNET_CLIP:g}, "
+            f"--dp-clip {privacy.clip:g}: nnU-Net itself clips every gradient to {LARGEST_CLIP:g}, "
             "and the noise would be larger for nothing; give a smaller one, such as 1."
         )
     _check_network(trainer.network)

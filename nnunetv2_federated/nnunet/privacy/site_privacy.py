@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.mechanism import Mechanism
 from nnunetv2_federated.federation.messages import PrivacyTerms
+from nnunetv2_federated.federation.privacy import LARGEST_EPSILON, PrivacyChoices
 from nnunetv2_federated.federation.privacy_budget import check_budget
 from nnunetv2_federated.federation.privacy_ledger import PrivacyLedger
 from nnunetv2_federated.federation.privacy_rows import Row
@@ -18,19 +18,15 @@ from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.nnunet.data.dataset import Dataset
 from nnunetv2_federated.nnunet.privacy.accounting import (
     ACCOUNTANT,
-    LARGEST_EPSILON,
-    check_delta,
     default_delta,
     epsilon_of,
-    noise_for,
 )
+from nnunetv2_federated.nnunet.privacy.calculator import Promise, promise
 from nnunetv2_federated.nnunet.privacy.patients import patients_of_site
 from nnunetv2_federated.nnunet.privacy.private_training import PrivateTraining
 
 LEDGER = Path("privacy", "ledger.json")
 """Where a dataset's ledger is, below its folder in ``nnUNet_preprocessed``."""
-
-_MOST_ITERATIONS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -88,33 +84,18 @@ class SitePrivacy:
         """Iterations of an epoch, which the trainer has to keep to."""
         self._iterations = settings.local_epochs * self.iterations_per_epoch
         self._total = settings.rounds * self._iterations
-        if self._total > _MOST_ITERATIONS:  # an accountant would be at work for hours
-            raise SettingsError(
-                f"{self._total} private iterations (--rounds times --local-epochs times "
-                f"--iterations-per-epoch): must be at most {_MOST_ITERATIONS}; hundreds are usual."
-            )
-        self._delta = _delta_of(settings.dp_delta, count, cases.name)
+        self._promised = _promise(settings, count, self._total, cases.name)
         # a coordinator that proposes a larger delta has no more of the budget for it
-        self._delta_of_budget = min(self._delta, default_delta(count))
-        probability = min(1.0, settings.dp_batch / count)
-        noise = settings.dp_noise or noise_for(
-            float(settings.dp_epsilon or 0.0), self._delta, probability, self._total
-        )
+        self._delta_of_budget = min(self._promised.delta, default_delta(count))
+        self._mechanism = self._promised.mechanism
         self.training = PrivateTraining(
             clip=settings.dp_clip,
-            expected_batch=min(settings.dp_batch, count),
+            expected_batch=self._promised.batch,
             patches=settings.dp_patches,
-            noise_multiplier=noise,
-            probability=probability,
+            noise_multiplier=self._mechanism.noise_multiplier,
+            probability=self._mechanism.probability,
             patients=patients.cases,
         )
-        self._mechanism = Mechanism(probability, noise, self._total)
-        self._epsilon = epsilon_of([self._mechanism], self._delta)
-        if self._epsilon > LARGEST_EPSILON:
-            raise SettingsError(
-                f"--dp-noise {noise:g}: so little noise protects nobody (epsilon "
-                f"{self._epsilon:.3g}, at most {LARGEST_EPSILON:g} is allowed); 1 is usual."
-            )
         self._ledger = PrivacyLedger(dataset.folder / LEDGER, dataset.name)
         self._row = Row(
             run=run.run_id or f"{run.trainer}__{run.plans_name}__{run.configuration}",
@@ -143,7 +124,6 @@ class SitePrivacy:
         """
         left = replace(self._mechanism, steps=self._total - rounds_done * self._iterations)
         spent = self._check(self._ledger.rows(), replace(self._row, mechanism=left))
-        stronger = epsilon_of([self._mechanism], self._delta, relation="replace_one")
         return PrivacyTerms(
             unit=self.unit,
             patients=len(self.training.patients),
@@ -151,9 +131,9 @@ class SitePrivacy:
             noise_multiplier=self.training.noise_multiplier,
             clip=self.training.clip,
             iterations=self._total,
-            delta=self._delta,
-            epsilon=self._epsilon,
-            epsilon_replace_one=stronger,
+            delta=self._promised.delta,
+            epsilon=self._promised.epsilon,
+            epsilon_replace_one=self._promised.epsilon_replace_one,
             epsilon_spent=spent,
             max_epsilon=self._budget.max_epsilon,
             accountant=ACCOUNTANT,
@@ -191,11 +171,23 @@ class SitePrivacy:
         return check_budget(rows, planned, self._delta_of_budget, most, epsilon_of)
 
 
-def _delta_of(chosen: float | None, patients: int, site: str) -> float:
-    """Return the delta of a site; an error names the site, as the others may do with it."""
+def _promise(settings: PrivacyChoices, patients: int, iterations: int, site: str) -> Promise:
+    """Return what a site promises; an error names the site, as the others may do with it."""
     try:
-        delta = default_delta(patients) if chosen is None else chosen
-        check_delta(delta, patients)
+        promised = promise(
+            patients,
+            settings.dp_batch,
+            iterations,
+            epsilon=settings.dp_epsilon,
+            noise=settings.dp_noise,
+            delta=settings.dp_delta,
+        )
     except SettingsError as error:
         raise SettingsError(f"site {site}: {error}") from error
-    return delta
+    if promised.epsilon > LARGEST_EPSILON:
+        noise = promised.mechanism.noise_multiplier
+        raise SettingsError(
+            f"--dp-noise {noise:g}: so little noise protects nobody (epsilon "
+            f"{promised.epsilon:.3g}, at most {LARGEST_EPSILON:g} is allowed); 1 is usual."
+        )
+    return promised

@@ -13,7 +13,6 @@ from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import Dataset
-from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federated_trainer
 from nnunetv2_federated.nnunet.training.trainer_schedule import declared_rates
 
@@ -79,7 +78,6 @@ def initialize(trainer: FederatedRounds, run: Run) -> None:
         raise
     except Exception as error:  # whatever a trainer raises over its plans
         raise _refused(run, error) from error
-    train_only(trainer.network, run.settings.dp_trainable)
     _check_taken(trainer, run)
 
 
@@ -130,6 +128,7 @@ def configure(trainer: FederatedRounds, run: Run) -> None:
     trainer.num_epochs = settings.rounds
     trainer.momentum_of_run = settings.momentum
     trainer.lr_schedule_of_run = settings.lr_schedule
+    trainer.trainable_of_run = settings.dp_trainable
     # in the plans, too: the result's plans.json must describe what was trained
     for content in (
         trainer.plans_manager.plans["configurations"][run.configuration],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.run import Run, SiteCases
-from nnunetv2_federated.nnunet.data.dataset import Dataset, load_dataset
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.privacy.private_steps import PrivateSteps
 from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
 from nnunetv2_federated.nnunet.privacy.site_privacy import Budget, SitePrivacy
@@ -27,24 +29,21 @@ from nnunetv2_federated.nnunet.training.trainer import (
 class PrivateRounds(FederatedRounds, PrivateSteps):
     """Federated rounds around private steps."""
 
-    def run_round(
-        self,
-        lr: float,
-        epochs: int = 1,
-        proximal_mu: float = 0.0,
-        seconds: float | None = None,
-    ) -> float:
-        """Train as :meth:`.FederatedRounds.run_round`, with FedProx's term behind the noise.
+    @contextlib.contextmanager
+    def proximal_term(self, mu: float) -> Iterator[None]:
+        """Add FedProx's term behind the noise, within.
 
         The term is no function of a patient. In the loss it would take up the norm to which a
         patient's gradient is clipped.
         """
-        if self.privacy is None or proximal_mu <= 0:
-            return super().run_round(lr, epochs, proximal_mu, seconds)
-        self.on_train_start()
-        self.after_noise = ProximalLoss(self.loss, self.network, proximal_mu).add_gradients
+        if self.privacy is None:
+            with super().proximal_term(mu):
+                yield
+            return
+        if mu > 0:
+            self.after_noise = ProximalLoss(self.loss, self.network, mu).add_gradients
         try:
-            return super().run_round(lr, epochs, 0.0, seconds)
+            yield
         finally:
             self.after_noise = None
 
@@ -110,23 +109,6 @@ def trainer_of_sites(run: Run) -> type[FederatedRounds]:
     return privately(trainer) if run.settings.private else trainer
 
 
-def site_privacy(
-    run: Run,
-    cases: SiteCases,
-    dataset: Dataset,
-    trainer: FederatedRounds,
-    budget: Budget = Budget(),  # noqa: B008  # frozen
-) -> SitePrivacy:
-    """Return the promise of a site whose trainer has so many iterations in an epoch.
-
-    Raises
-    ------
-    SettingsError
-        If the site cannot make one, see :class:`.site_privacy.SitePrivacy`.
-    """
-    return SitePrivacy(run, cases, dataset, trainer.num_iterations_per_epoch, budget)
-
-
 def check_privacy(run: Run, trainer: FederatedRounds) -> None:
     """Find what keeps the sites of this machine from their promises, before anything is written.
 
@@ -147,4 +129,5 @@ def check_privacy(run: Run, trainer: FederatedRounds) -> None:
     trainer_of_sites(run)
     for site in run.sites:
         dataset = load_dataset(site.dataset, run.plans_name)
-        check_trainer(trainer, site_privacy(run, site, dataset, trainer).training)
+        iterations = trainer.num_iterations_per_epoch
+        check_trainer(trainer, SitePrivacy(run, site, dataset, iterations, Budget()).training)

@@ -29,12 +29,10 @@ from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
 from nnunetv2_federated.nnunet.privacy.site_privacy import Budget, SitePrivacy
-from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.summary import summarise_site
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
 from nnunetv2_federated.nnunet.training.private_trainer import (
     PrivateRounds,
-    site_privacy,
     trainer_of_sites,
 )
 from nnunetv2_federated.nnunet.training.randomness import (
@@ -122,7 +120,6 @@ class Site:
             self.trainer.on_iteration = observer.iteration_done
             self.trainer.logger = _NoPlots(self.trainer.logger)
             self.trainer.initialize()
-            train_only(self.trainer.network, run.settings.dp_trainable)
             self._privacy = self._protect(budget)
         self._after_round = BEFORE_FIRST_ROUND
         self._started = False
@@ -150,7 +147,8 @@ class Site:
         trainer = self.trainer
         if not isinstance(trainer, PrivateRounds):
             return None
-        privacy = site_privacy(self.run, self.cases, self._dataset, trainer, budget)
+        iterations = trainer.num_iterations_per_epoch
+        privacy = SitePrivacy(self.run, self.cases, self._dataset, iterations, budget)
         check_trainer(trainer, privacy.training)
         trainer.privacy = privacy.training
         trainer.num_iterations_per_epoch = privacy.iterations_per_epoch

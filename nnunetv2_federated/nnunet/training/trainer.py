@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nnunetv2_federated.federation.learning_rates import Schedule
 from nnunetv2_federated.federation.messages import Validation
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer
+from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.nnunet.training.optimizer import SUFFIX, ServerRate
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
@@ -64,6 +66,8 @@ class FederatedRounds(ServerRate):
     """Training and validation cases of a site; ``None`` for nnU-Net's own split."""
     lr_schedule_of_run = "trainer"
     """Value of ``--lr-schedule``: ``trainer`` or ``poly``."""
+    trainable_of_run = "all"
+    """Value of ``--dp-trainable``."""
     epochs_of_trainer: int
     """Number of epochs that the trainer has in nnU-Net; a federation has rounds instead."""
     schedule: Schedule
@@ -132,19 +136,16 @@ class FederatedRounds(ServerRate):
         self.on_train_start()
         self._rate.lr = lr
         self.num_epochs = last = self.current_epoch + epochs
-        plain_loss = self.loss
-        if proximal_mu > 0:
-            self.loss = ProximalLoss(plain_loss, self.network, proximal_mu)
         self._in_round = True
         self._steps = Steps(seconds)
         loader = self.dataloader_train
         if seconds is not None:
             self.dataloader_train = UntilDeadline(loader, self._steps)
         try:
-            super().run_training()
+            with self.proximal_term(proximal_mu):
+                super().run_training()
         finally:
             self._in_round = False
-            self.loss = plain_loss
             self.dataloader_train = loader
         if self.current_epoch != last or self._steps.done < epochs:
             raise SiteError(
@@ -154,6 +155,17 @@ class FederatedRounds(ServerRate):
             )
         losses = self.logger.get_value("train_losses", step=None)[-epochs:]
         return float(np.mean(losses))
+
+    @contextlib.contextmanager
+    def proximal_term(self, mu: float) -> Iterator[None]:
+        """Add FedProx's term to the loss, within, if its weight is above 0."""
+        plain_loss = self.loss
+        if mu > 0:
+            self.loss = ProximalLoss(plain_loss, self.network, mu)
+        try:
+            yield
+        finally:
+            self.loss = plain_loss
 
     @torch.no_grad()
     def validate_iterations(self, iterations: int) -> Validation:
@@ -192,6 +204,7 @@ class FederatedRounds(ServerRate):
 
     def initialize(self) -> None:  # noqa: D102
         super().initialize()
+        train_only(self.network, self.trainable_of_run)
         self.take_schedule()
 
     def take_schedule(self) -> None:
