@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgenerators.dataloading.data_loader import DataLoader
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch.nn.functional import interpolate
 
 from nnunetv2_cls.errors import ClsError
@@ -167,7 +168,7 @@ class ImageLoader(DataLoader):
         """Load, fit and augment the next batch."""
         keys = self.get_indices()
         images = []
-        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
+        with torch.no_grad(), _thread_pools().limit(limits=1):
             for key in keys:
                 image, *_ = self._data.load_case(key)
                 fitted = fit_image(image[:], self._size)
@@ -176,3 +177,9 @@ class ImageLoader(DataLoader):
                 images.append(fitted)
         target = torch.from_numpy(self._labels.of(keys))
         return {"data": torch.stack(images), "target": target, "keys": keys}
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    """Find the thread pools of this process once: looking for them takes as long as an image."""
+    return ThreadpoolController()

@@ -52,7 +52,11 @@ def forget_seed() -> None:
     np.random.seed(  # noqa: NPY002  # batchgenerators draws from the legacy generator
         np.frombuffer(os.urandom(32), np.uint32)
     )
-    torch.manual_seed(_os_integer(_SEED_BITS))
+    seed = _os_integer(_SEED_BITS)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    else:  # where CUDA is built in and absent, the line above formats a traceback for it each time
+        torch.default_generator.manual_seed(seed)
 
 
 def _os_integer(bits: int) -> int:
