@@ -1,10 +1,10 @@
 """Federated training for nnU-Net v2, with Flower.
 
 ``partition`` deals the cases of a dataset to sites, ``plan`` plans for sites that show no image,
-``create_run`` makes every choice of a training, ``train`` trains it, ``evaluate`` validates it
-again, and ``compare`` sets it beside local and centralised models. ``federate`` makes the federated
-sibling of any nnU-Net trainer. Bad input raises ``SettingsError``, a failed federation another
-``FederationError``.
+``create_run`` makes every choice of a training, ``train`` trains it (``create_queue`` and
+``train_queue`` several folds and configurations), ``evaluate`` validates it again, and ``compare``
+sets it beside local and centralised models. ``federate`` makes the federated sibling of any nnU-Net
+trainer. Bad input raises ``SettingsError``, a failed federation another ``FederationError``.
 
 A name is imported when it is first used: the package itself imports neither PyTorch, nor nnU-Net,
 nor Flower.
@@ -16,7 +16,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnunetv2_federated.api import compare, create_run, partition, plan, train
+    from nnunetv2_federated.api import (
+        compare,
+        create_queue,
+        create_run,
+        partition,
+        plan,
+        train,
+        train_queue,
+    )
     from nnunetv2_federated.experiment.compare import ComparisonResult
     from nnunetv2_federated.experiment.partition import Partition
     from nnunetv2_federated.experiment.train import TrainedModel, evaluate
@@ -51,21 +59,25 @@ __all__ = [
     "SiteError",
     "TrainedModel",
     "compare",
+    "create_queue",
     "create_run",
     "evaluate",
     "federate",
     "partition",
     "plan",
     "train",
+    "train_queue",
 ]
 
 # No module directly below this package may have one of these names: its import would replace it.
 _MODULES = {
     "compare": "api",
+    "create_queue": "api",
     "create_run": "api",
     "partition": "api",
     "plan": "api",
     "train": "api",
+    "train_queue": "api",
     "ComparisonResult": "experiment.compare",
     "Partition": "experiment.partition",
     "TrainedModel": "experiment.train",

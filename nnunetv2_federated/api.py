@@ -17,7 +17,9 @@ from nnunetv2_federated.cli.console import ConsoleObserver, say
 from nnunetv2_federated.experiment import compare as comparing
 from nnunetv2_federated.experiment import partition as dealing
 from nnunetv2_federated.experiment import plan as planning
+from nnunetv2_federated.experiment import queue as queueing
 from nnunetv2_federated.experiment import train as training
+from nnunetv2_federated.experiment import train_queue as queue_training
 from nnunetv2_federated.experiment.choices import (
     CompareChoices,
     PartitionChoices,
@@ -26,8 +28,10 @@ from nnunetv2_federated.experiment.choices import (
 )
 from nnunetv2_federated.experiment.compare import ComparisonResult
 from nnunetv2_federated.experiment.partition import Partition
+from nnunetv2_federated.experiment.queue import Training
 from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.train import TrainedModel
+from nnunetv2_federated.experiment.train_queue import HowToTrain
 from nnunetv2_federated.federation.choice import Choices, hints_of, names_of, parts_of, spell_key
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
@@ -147,6 +151,71 @@ def train(
         return training.train(
             run, resume=resume, observer=observer, backend=backend, best=best, npz=npz
         )
+
+
+def create_queue(
+    dataset: int | str,
+    configurations: Sequence[str],
+    folds: Sequence[int | str],
+    **choices: object,
+) -> list[Training]:
+    """Make every choice of several trainings, which share their sites and settings.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of a preprocessed dataset.
+    configurations
+        Configurations of the plans; each is trained on all folds.
+    folds
+        Folds, 0 to 4, or ``all``.
+    **choices
+        As of :func:`create_run`. With ``c=True`` the queue that was begun.
+
+    Raises
+    ------
+    SettingsError
+        If a choice is not possible; says what came, what is allowed and how to fix it.
+    """
+    target = {"configurations": list(configurations), "folds": list(folds)}
+    first = {"configuration": next(iter(configurations), ""), "fold": next(iter(folds), 0)}
+    return queueing.resolve_queue(
+        _choose(TrainChoices, dataset=dataset, **target, **first, **choices)
+    )
+
+
+def train_queue(
+    queue: Sequence[Training],
+    *,
+    observer: Observer | None = None,
+    backend: str = "in-process",
+    best: bool = False,
+    npz: bool = False,
+    parallel: int = 1,
+) -> list[TrainedModel]:
+    """Train all of a queue that is not finished, and validate each global model.
+
+    Parameters
+    ----------
+    queue
+        Trainings of :func:`create_queue`.
+    observer, backend, best, npz
+        As of :func:`train`.
+    parallel
+        Trainings at a time, each in a process of its own, on the GPUs in turn.
+
+    Raises
+    ------
+    FederationError
+        If a training cannot be done as asked, or failed; those before it are finished, and the
+        queue of ``create_queue(..., c=True)`` goes on.
+    """
+    with contextlib.ExitStack() as shown:
+        if observer is None:
+            rounds = queue[0].run.settings.rounds
+            observer = shown.enter_context(ConsoleObserver(rounds))
+        how = HowToTrain(observer, backend, None, best, npz, parallel)
+        return queue_training.train_queue(queue, how)
 
 
 def compare(

@@ -141,12 +141,11 @@ def run_script(
     assert command.wait() == 0, output.read_text()
 
 
-def run_forked(
+def start_forked(
     command: Sequence[str], *, env: Mapping[str, str], stdout: IO[str], **others: object
-) -> subprocess.CompletedProcess[bytes]:
-    """Do what :func:`subprocess.run` does with a command of this Python, in a fork."""
+) -> Command:
+    """Do what :class:`subprocess.Popen` does with a command of this Python, in a fork."""
     del others
     python, *arguments = command
     assert python == sys.executable
-    status = Command(arguments, env, Path.cwd(), Path(stdout.name)).wait()
-    return subprocess.CompletedProcess(list(command), status)
+    return Command(arguments, env, Path.cwd(), Path(stdout.name))

@@ -116,9 +116,9 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nnunet_folders: Pat
 
 @pytest.fixture
 def forked_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the trainings of a comparison, each of which would import all anew."""
-    forks = SimpleNamespace(run=commands.run_forked, DEVNULL=subprocess.DEVNULL)
-    monkeypatch.setattr("nnunetv2_federated.experiment.comparison_models.subprocess", forks)
+    """Fork the trainings of a comparison or a queue, each of which would import all anew."""
+    forks = SimpleNamespace(Popen=commands.start_forked, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr("nnunetv2_federated.experiment.train_process.subprocess", forks)
 
 
 @pytest.fixture

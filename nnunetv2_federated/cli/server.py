@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunetv2_federated.cli.command import Command, Values
 from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
-from nnunetv2_federated.cli.train import train
+from nnunetv2_federated.cli.train import first_of_queue, of_queue, train
 from nnunetv2_federated.experiment.choices import DEFAULT_CREDENTIALS, TrainChoices
 from nnunetv2_federated.federation.errors import SettingsError
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _complete(values: Values) -> Values:
     """Add the address that the credentials were made for, if no other is chosen."""
+    if of_queue(values):
+        values = values | first_of_queue(values)
     for name in ("dataset", "configuration", "fold"):
         if name not in values:
             raise SettingsError(f"--{name} is missing: give it here or in the settings file.")

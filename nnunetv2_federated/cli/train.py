@@ -12,7 +12,7 @@ from nnunetv2_federated.cli.console import ConsoleObserver, say
 from nnunetv2_federated.cli.exit_status import run_command
 from nnunetv2_federated.cli.flags import build_parser
 from nnunetv2_federated.cli.terminal import stopping_as_interrupt
-from nnunetv2_federated.experiment.choices import TrainChoices
+from nnunetv2_federated.experiment.choices import QueueChoices, TrainChoices
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.privacy import describe_terms
 
@@ -36,7 +36,8 @@ def command() -> Command[TrainChoices]:
         TrainChoices,
         "nnUNetv2_train_federated",
         DESCRIPTION,
-        usage="%(prog)s DATASET CONFIGURATION FOLD [flags]",
+        usage="%(prog)s DATASET CONFIGURATION FOLD [flags]\n"
+        "       %(prog)s DATASET -c CONFIGURATION ... -f FOLD ... [flags]",
         without=WITHOUT,
     )
     parser.add_argument(
@@ -44,7 +45,7 @@ def command() -> Command[TrainChoices]:
         nargs="*",
         metavar="DATASET CONFIGURATION FOLD",
         help="dataset id or name, configuration such as 2d or 3d_fullres, and fold (0 to 4, or "
-        "all); with --site-datasets, DATASET may be left out",
+        "all); with --site-datasets, DATASET may be left out; with -c and -f, DATASET alone",
     )
     return Command(TrainChoices, parser, without=WITHOUT, complete=read_target)
 
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_target(values: Values) -> Values:
     """Split the positional arguments into dataset, configuration and fold.
 
-    ``--site-datasets 101 102 2d 0`` swallows what follows it, so its tail counts too.
+    ``--site-datasets 101 102 2d 0`` swallows what follows it, so its tail counts too. Of several
+    trainings the first one's configuration and fold are taken.
 
     Raises
     ------
@@ -67,6 +69,15 @@ def read_target(values: Values) -> Values:
     values = dict(values)
     target = list(values.pop("target", []))
     datasets = list(values.get("site_datasets", []))
+    if of_queue(values):
+        target = target or datasets[:1]
+        if len(target) != 1:
+            got = " ".join(map(str, target)) or "nothing"
+            raise SettingsError(
+                f"expected DATASET alone beside -c and -f, got {got}; for example: "
+                "nnUNetv2_train_federated 501 -c 2d -f 0 1 2 3 4"
+            )
+        return values | first_of_queue(values) | {"dataset": target[0]}
     if datasets and len(target) < 2 and len(datasets) > 2:
         target += datasets[-2:]
         values["site_datasets"] = datasets = datasets[:-2]
@@ -80,12 +91,32 @@ def read_target(values: Values) -> Values:
     return values | dict(zip(("dataset", "configuration", "fold"), target, strict=True))
 
 
+def of_queue(values: Values) -> bool:
+    """Return whether several trainings are chosen, and both their configurations and folds.
+
+    Raises
+    ------
+    SettingsError
+        If only one of the two is.
+    """
+    given = {name: values[name] for name in ("configurations", "folds") if name in values}
+    return QueueChoices(**given).folds is not None
+
+
+def first_of_queue(values: Values) -> Values:
+    """Return configuration and fold of the first of several trainings."""
+    return {"configuration": values["configurations"][0], "fold": values["folds"][0]}
+
+
 def train(choices: TrainChoices) -> None:
     """Train, validate or prepare what was chosen, and print the result."""
     # heavy: not for --help
     from nnunetv2_federated.experiment import train as experiment  # noqa: PLC0415
     from nnunetv2_federated.experiment.resolve import resolve, server_settings  # noqa: PLC0415
 
+    if choices.folds is not None:
+        _train_queue(choices)
+        return
     run = resolve(choices)
     if choices.val:
         _say_result(experiment.evaluate(run, best=choices.val_best, npz=choices.npz), choices)
@@ -111,6 +142,35 @@ def train(choices: TrainChoices) -> None:
             npz=choices.npz,
         )
     _say_result(trained, choices)
+
+
+def _train_queue(choices: TrainChoices) -> None:
+    """Train or validate several folds and configurations, and print the results."""
+    from nnunetv2_federated.experiment import train_queue as experiment  # noqa: PLC0415
+    from nnunetv2_federated.experiment.queue import resolve_queue  # noqa: PLC0415
+    from nnunetv2_federated.experiment.resolve import server_settings  # noqa: PLC0415
+
+    trainings = resolve_queue(choices)
+    run = trainings[0].run
+    console = ConsoleObserver(run.settings.rounds, quiet=choices.quiet)
+    how = experiment.HowToTrain(
+        observer=console,
+        backend=choices.backend,
+        server=server_settings(choices) if run.remote_sites else None,
+        best=choices.val_best,
+        npz=choices.npz,
+        parallel=choices.parallel,
+    )
+    if choices.val:
+        models = experiment.evaluate_queue(trainings, how)
+    else:
+        stopping = stopping_as_interrupt() if run.remote_sites else contextlib.nullcontext()
+        with stopping, console:
+            models = experiment.train_queue(trainings, how)
+    for model in models:
+        if not choices.quiet:
+            say(f"{model.run.configuration}, fold {model.run.fold}:")
+        _say_result(model, choices)
 
 
 def _say_command(run: Run, folder: Path) -> None:

@@ -23,6 +23,7 @@ from nnunetv2_federated.federation.choice import (
     names_of,
     record,
 )
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.names import read_fold
 from nnunetv2_federated.federation.partition import PartitionSettings
 from nnunetv2_federated.federation.settings import FederationSettings, Strategy, Waits
@@ -235,7 +236,51 @@ class Quiet(Choices):
 
 
 @record
+class QueueChoices(Choices):
+    """Several trainings, begun by one command."""
+
+    group: ClassVar[str] = "several trainings"
+
+    configurations: Annotated[
+        Texts | None,
+        Choice(
+            "configurations to train, one after another, each on all of -f; needs -f",
+            "CONFIGURATION",
+            flag="-c",
+            unset="none",
+        ),
+    ] = None
+    folds: Annotated[
+        Annotated[tuple[Fold, ...], FromList] | None,
+        Choice("folds to train, one after another; needs -c", "FOLD", flag="-f", unset="none"),
+    ] = None
+    parallel: Annotated[
+        Count,
+        Choice(
+            "trainings at a time, each in a process of its own, on the GPUs in turn; not with "
+            "--server",
+            "N",
+        ),
+    ] = 1
+
+    def __post_init__(self) -> None:
+        if (self.configurations is None) != (self.folds is None):
+            given = "-c without -f" if self.folds is None else "-f without -c"
+            raise SettingsError(
+                f"{given}: give both, as in -c 2d 3d_fullres -f 0 1 2 3 4; or CONFIGURATION FOLD "
+                "for one training."
+            )
+        for flag, values in (("-c", self.configurations), ("-f", self.folds)):
+            if values is not None and (not values or len(set(values)) < len(values)):
+                shown = " ".join(map(str, values))
+                raise SettingsError(f"{flag} {shown}: name each once, and at least one.")
+        if self.parallel > 1 and self.folds is None:
+            raise SettingsError(f"--parallel {self.parallel}: is for several trainings, -c and -f.")
+
+
+@record
 class TrainChoices(
+    QueueChoices,
     ModelChoices,
     DeviceChoices,
     Checkpoints,
@@ -256,6 +301,10 @@ class TrainChoices(
     ]
     configuration: Annotated[str, Choice("configuration, such as 2d or 3d_fullres", "NAME")]
     fold: Annotated[Fold, Choice("fold: 0 to 4, or all", "FOLD")]
+
+    def __post_init__(self) -> None:
+        QueueChoices.__post_init__(self)
+        FederationSettings.__post_init__(self)
 
 
 @record

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +14,16 @@ import torch
 from nnunetv2_federated.experiment.comparison import Comparison, Model
 from nnunetv2_federated.experiment.comparison_plan import Runs, cases_to_test
 from nnunetv2_federated.experiment.follow import rounds_passed_on
-from nnunetv2_federated.federation.children import die_with_parent
+from nnunetv2_federated.experiment.train_process import (
+    LOG_FILE,
+    reason_of_failure,
+    start_training,
+    wait_for_training,
+)
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.history import HISTORY_FILE, History, read_history
 from nnunetv2_federated.federation.progress import Progress
-from nnunetv2_federated.federation.run import RUN_FILE, Run
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.tested_case import TestedCase, write_tested_cases
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split, known_patients
@@ -74,7 +77,7 @@ def run_models(
             say(f"{title}: done before")
             continue
         started = time.monotonic()
-        with rounds_passed_on(place / "train.log", say_round):
+        with rounds_passed_on(place / LOG_FILE, say_round):
             reason = train_model(run, place)
         if reason is None:
             reason = evaluate_model(comparison, model, place, torch.device(run.device))
@@ -110,32 +113,12 @@ def train_model(run: Run, place: Path) -> str | None:
     """Train a model in a process of its own, from where it stopped; return why it failed."""
     if read_state(place).get("state") == _TRAINED:
         return None
-    place.mkdir(parents=True, exist_ok=True)
-    write_atomically(place / RUN_FILE, run.to_json())
-    command = [sys.executable, "-m", "nnunetv2_federated.experiment.train_run", str(place)]
     environment = {**os.environ, "nnUNet_results": str(place)}
-    with (place / "train.log").open("a") as log:
-        # a module of ours and a folder of ours; descriptors stay open for the lock
-        done = subprocess.run(  # noqa: S603
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            close_fds=False,
-            check=False,
-            preexec_fn=die_with_parent(),  # one call of libc
-        )
-    if done.returncode != 0:
-        return last_line(place / "train.log") or f"exit status {done.returncode}"
+    status = wait_for_training(start_training(run, place, environment))
+    if status != 0:
+        return reason_of_failure(place, status)
     write_state(place, _TRAINED)
     return None
-
-
-def last_line(path: Path) -> str:
-    """Return the last line of a log that is not blank, without ``error: ``."""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip().removeprefix("error: ") if lines else ""
 
 
 def evaluate_model(

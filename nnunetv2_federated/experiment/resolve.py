@@ -57,6 +57,8 @@ def resolve(choices: TrainChoices) -> Run:
     SettingsError
         With one line about what came, what is allowed and how to fix it.
     """
+    if choices.folds is not None:
+        raise SettingsError("several trainings (configurations, folds) are a queue, not a run.")
     prepare_process()
     _check_checkpoints(choices)
     device = choose_device(choices.device)

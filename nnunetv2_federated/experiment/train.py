@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from flwr.serverapp import Grid
+
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import History, read_history
 from nnunetv2_federated.federation.observer import Observer
@@ -16,9 +18,10 @@ from nnunetv2_federated.federation.settings import CHANGEABLE
 from nnunetv2_federated.flower.deployment.server.serve import (
     ServerSettings,
     check_credentials,
-    serve_run,
+    federation_grid,
 )
 from nnunetv2_federated.flower.launch import check, launch, prepare
+from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.environment import quiet
@@ -76,6 +79,7 @@ def train(
     observer: Observer | None = None,
     backend: str = "in-process",
     server: ServerSettings | None = None,
+    grid: Grid | None = None,
     best: bool = False,
     npz: bool = False,
 ) -> TrainedModel:
@@ -96,6 +100,8 @@ def train(
         ``in-process``, or ``ray`` for several GPUs.
     server
         Address and credentials of the server, for a run with ``remote_sites``.
+    grid
+        Of :func:`.federation_grid`, to use a SuperLink that runs already; ``None`` to start one.
     best
         Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
     npz
@@ -122,8 +128,13 @@ def train(
         observer.run_prepared(run, folder)
         with _global_trainer(run) as trainer:
             if server is not None:
-                serve_run(run, folder, server, observer, trainer)
-                headline = _headline_of_sites(folder.parent)
+                model = GlobalModel(run, trainer)
+                with contextlib.ExitStack() as started:
+                    if grid is None:
+                        link = folder / "superlink"
+                        grid = started.enter_context(federation_grid(run, link, server, observer))
+                    Server(grid, run, model, observer).run()
+                headline = _headline_on_disk(folder.parent)
             else:
                 launch(run, folder, backend=backend, observer=observer, trainer=trainer)
                 cases = sum(len(site.validation_cases) for site in run.sites)
@@ -299,7 +310,13 @@ def _validate(run: Run, model: GlobalModel, *, best: bool, npz: bool) -> Headlin
     return Headline(*validate(run, model, best=best, npz=npz))
 
 
-def _headline_of_sites(folder: Path) -> Headline | None:
+def trained_model(run: Run) -> TrainedModel:
+    """Return what an earlier call trained and validated."""
+    folder = result_folder(run)
+    return TrainedModel(folder, run, _headline_on_disk(folder))
+
+
+def _headline_on_disk(folder: Path) -> Headline | None:
     """Return the metric pooled over sites on other machines, which validated themselves."""
     if not (folder / "validation" / "summary.json").is_file():
         return None

@@ -1,11 +1,13 @@
 """Train the run that a folder's ``run.json`` holds: ``python -m ... FOLDER``.
 
-A comparison starts each of its trainings so, in a process of its own. A run that was begun before
-is continued. What happens is logged to stdout, a line a round.
+A comparison starts each of its trainings so, in a process of its own, and a queue those that it
+trains at the same time. A run that was begun before is continued, unless ``--anew`` is given. What
+happens is logged to stdout, a line a round.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import warnings
@@ -64,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.addHandler(logging.StreamHandler(sys.stdout))
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    (folder,) = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    for flag in ("--anew", "--best", "--npz"):
+        parser.add_argument(flag, action="store_true")
+    asked = parser.parse_args(argv)
     # a worker, which imports this module, needs none of these
     from nnunetv2_federated.experiment.train import train  # noqa: PLC0415
     from nnunetv2_federated.nnunet.process import prepare_process  # noqa: PLC0415
@@ -72,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         prepare_process()
-        run = read_run(Path(folder))
-        begun = (federation_folder(run) / RUN_FILE).is_file()
-        train(run, resume=begun, observer=LogObserver())
+        run = read_run(asked.folder)
+        begun = (federation_folder(run) / RUN_FILE).is_file() and not asked.anew
+        train(run, resume=begun, observer=LogObserver(), best=asked.best, npz=asked.npz)
     except (FederationError, OSError) as error:
         failure = explain(error)
         if failure is None:

@@ -17,12 +17,13 @@ from pydantic.dataclasses import dataclass
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.names import check_fold, check_name
+from nnunetv2_federated.federation.queue import Folds, check_queue, ids_of_queue
 from nnunetv2_federated.federation.text import clean
 
 WEIGHTS = "weights"
 """Name of the one array in a message: the network's flat float32 vector."""
 
-WIRE_FORMAT = 4
+WIRE_FORMAT = 5
 """Number of the format of messages; a side with another one is told which side to upgrade."""
 
 VALIDATION_EPOCH = -1
@@ -288,10 +289,13 @@ class PlanProposal(_Agreement):
 
 @dataclass(frozen=True, config=STRICT)
 class Proposal(_Agreement):
-    """Asks a site to take part in a training."""
+    """Asks a site to take part in a training, or in the next one of a queue of trainings.
+
+    What is approved is the whole queue; which of its trainings comes next is not covered.
+    """
 
     what = "federation"
-    not_covered_by_approval = ("run_id", "site_index")
+    not_covered_by_approval = ("run_id", "site_index", "configuration", "fold")
 
     run_id: Name
     """Identifies the run: a new one starts from nothing, the same one continues."""
@@ -299,6 +303,11 @@ class Proposal(_Agreement):
     """Name of the dataset at the server; a site's own may differ."""
     configuration: Name
     fold: Fold
+    queue: Annotated[
+        dict[Name, Annotated[list[Fold], Field(min_length=1, max_length=100)]],
+        Field(min_length=1, max_length=20),
+    ]
+    """Folds by configuration of all trainings that are proposed, this one among them."""
     trainer: Name
     plans_name: Name
     plans_hash: Hash
@@ -308,6 +317,29 @@ class Proposal(_Agreement):
     """Settings of the federation, see :class:`.settings.FederationSettings`."""
     packages: Packages = field(default_factory=dict)
     """Names and versions of the packages that define what plans, trainer and settings name."""
+
+    def __post_init__(self) -> None:
+        try:
+            check_queue(self.folds, self.configuration, self.fold)
+            self.run_ids  # noqa: B018  # raises if the identifier is not of the queue
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def folds(self) -> dict[str, Folds]:
+        """The queue, as a run has it."""
+        return {name: tuple(folds) for name, folds in self.queue.items()}
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Identifiers of all trainings of the queue."""
+        queue = self.folds if self.count > 1 else {}
+        return ids_of_queue(self.run_id, self.configuration, self.fold, queue)
+
+    @property
+    def count(self) -> int:
+        """Number of trainings that are proposed."""
+        return sum(len(folds) for folds in self.queue.values())
 
 
 _SHARES = ("dice", "iou")

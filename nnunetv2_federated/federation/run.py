@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nnunetv2_federated.federation.choice import require
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import format_problem
 from nnunetv2_federated.federation.names import check_fold, check_name
+from nnunetv2_federated.federation.queue import Folds, check_queue
 from nnunetv2_federated.federation.settings import FederationSettings
 
 
@@ -49,11 +51,16 @@ class Run:
     """Names of sites on other machines, with datasets of their own; ``sites`` is empty then."""
     run_id: str = ""
     """Identifier of a run with remote sites; a run that is continued keeps it."""
+    queue: Mapping[str, Folds] = field(default_factory=dict)
+    """Folds by configuration of the trainings that were begun by one command, this one among them;
+    empty for a training of its own."""
 
     def __post_init__(self) -> None:
         for what in ("configuration", "trainer", "plans_name"):
             check_name(what, getattr(self, what))
         check_fold(self.fold)
+        if self.queue:
+            check_queue(self.queue, self.configuration, self.fold)
         count = len(self.site_names)
         if len(set(self.site_names)) < count:
             raise SettingsError("two sites have the same name; give each its own.")
@@ -72,6 +79,11 @@ class Run:
     def site_names(self) -> tuple[str, ...]:
         """Names of all sites, on this machine or on others."""
         return self.remote_sites or tuple(site.name for site in self.sites)
+
+    @property
+    def trainings(self) -> Mapping[str, Folds]:
+        """Folds by configuration of all trainings of the queue, or of this one alone."""
+        return self.queue or {self.configuration: (self.fold,)}
 
     def needed(self, count: int) -> int:
         """Return how many of ``count`` sites this run needs in a round."""
@@ -95,13 +107,14 @@ class Run:
                 site[key] = tuple(site[key])
         raw["sites"] = tuple(SiteCases(**site) for site in raw["sites"])
         raw["remote_sites"] = tuple(raw["remote_sites"])
+        raw["queue"] = {name: tuple(folds) for name, folds in raw["queue"].items()}
         return cls(**raw)
 
 
 RUN_FILE = "run.json"
 
 
-_RUN_FORMAT = 2
+_RUN_FORMAT = 3
 
 
 def read_run(folder: Path) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -32,8 +33,21 @@ from nnunetv2_federated.nnunet.training.tracking import wanted_trackers
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, check_workers
 
 
-def check(run: Run, backend: str = "in-process") -> list[str]:
+def check(
+    run: Run,
+    backend: str = "in-process",
+    coming: Mapping[str, Collection[str]] | None = None,
+) -> list[str]:
     """Find what cannot be before anything is written.
+
+    Parameters
+    ----------
+    run
+        Run to train.
+    backend
+        ``in-process`` or ``ray``.
+    coming
+        Cases that a stage of a cascade will have predicted by then, see :func:`.check_stages`.
 
     Returns
     -------
@@ -48,7 +62,7 @@ def check(run: Run, backend: str = "in-process") -> list[str]:
         with themselves, stages of a cascade that lack each other's files, and too little shared
         memory.
     """
-    segmentation = validates_segmentations(type(check_buildable(run, backend)))
+    segmentation = validates_segmentations(type(check_buildable(run, backend, coming)))
     notes = []
     for name in sorted({site.dataset for site in run.sites}):
         dataset = load_dataset(name, run.plans_name)
@@ -56,7 +70,11 @@ def check(run: Run, backend: str = "in-process") -> list[str]:
     return notes
 
 
-def check_buildable(run: Run, backend: str = "in-process") -> FederatedRounds:
+def check_buildable(
+    run: Run,
+    backend: str = "in-process",
+    coming: Mapping[str, Collection[str]] | None = None,
+) -> FederatedRounds:
     """Do what :func:`check` does, but for the datasets' content; return the trainer that was built.
 
     Raises
@@ -65,7 +83,7 @@ def check_buildable(run: Run, backend: str = "in-process") -> FederatedRounds:
         See :func:`check`.
     """
     check_choices(run, backend)
-    check_stages(run)
+    check_stages(run, coming)
     with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch):
         model = GlobalModel(run)  # nnU-Net's trainers write when they are built
         if run.pretrained_weights is not None:

@@ -208,6 +208,7 @@ class Participants:
             dataset=run.dataset,
             configuration=run.configuration,
             fold=run.fold,
+            queue={name: list(folds) for name, folds in run.trainings.items()},
             trainer=run.trainer,
             plans_name=run.plans_name,
             plans_hash=self._required.plans_hash,

@@ -54,7 +54,9 @@ def proposal(**changes: Any) -> Proposal:
         "site_index": 2,
         "settings": asdict(settings),
     }
-    return Proposal(**content | changes)
+    content |= changes
+    own = {content["configuration"]: [content["fold"]]}
+    return Proposal(**{"queue": own, **content})
 
 
 def test_a_site_trains_its_own_dataset_once_it_was_approved(guarded: GuardedSite) -> None:

@@ -93,7 +93,9 @@ def proposal(**changes: Any) -> Proposal:
         "site_index": 0,
         "settings": asdict(SETTINGS),
     }
-    return Proposal(**content | changes)
+    content |= changes
+    own = {content["configuration"]: [content["fold"]]}
+    return Proposal(**{"queue": own, **content})
 
 
 def task(server_round: int, run_id: str = "first-run", **changes: Any) -> TrainTask:

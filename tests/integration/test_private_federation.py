@@ -204,6 +204,7 @@ def proposal(run_id: str, **settings: Any) -> Proposal:
         dataset="Dataset777_OfTheServer",
         configuration="2d",
         fold=0,
+        queue={"2d": [0]},
         trainer="nnUNetTrainerFederated",
         plans_name="nnUNetPlans",
         plans_hash=load_dataset("901").plans_hash,

@@ -228,6 +228,7 @@ def test_a_hospital_serves_both_stages_of_a_cascade(
         dataset=NAMES[0],
         configuration="2d_second",
         fold="all",
+        queue={"2d_second": ["all"]},
         trainer="nnUNetTrainerFederated",
         plans_name="nnUNetPlans",
         plans_hash=load_dataset(NAMES[1]).plans_hash,

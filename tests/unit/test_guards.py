@@ -89,6 +89,7 @@ QUESTIONS: dict[type, Any] = {
         "Dataset501_A",
         "2d",
         0,
+        {"2d": [0]},
         "nnUNetTrainer",
         "nnUNetPlans",
         HASH,
@@ -414,10 +415,10 @@ def test_a_channel_that_overflows_is_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("found", "reader", "text"),
     [
-        (1, "server", "knows 4: its sender is of an older nnunetv2-federated"),
-        (5, "server", "the server knows 4: upgrade nnunetv2-federated of the server"),
-        (5, "site", "the site knows 4: upgrade nnunetv2-federated of the site"),
-        ("4", "site", "format is no number"),
+        (1, "server", "knows 5: its sender is of an older nnunetv2-federated"),
+        (6, "server", "the server knows 5: upgrade nnunetv2-federated of the server"),
+        (6, "site", "the site knows 5: upgrade nnunetv2-federated of the site"),
+        ("5", "site", "format is no number"),
     ],
 )
 def test_another_format_says_which_side_to_upgrade(found: object, reader: str, text: str) -> None:

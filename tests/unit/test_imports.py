@@ -32,6 +32,7 @@ TRAINING = Proposal(
     dataset="Dataset777_OfTheServer",
     configuration="2d",
     fold=0,
+    queue={"2d": [0]},
     trainer="nnUNetTrainerFederated",
     plans_name="nnUNetPlans",
     plans_hash="0" * 64,

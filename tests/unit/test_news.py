@@ -91,7 +91,8 @@ def test_a_federation_is_followed_from_joining_to_its_end() -> None:
 
     settings = asdict(FederationSettings(rounds=4))
     proposal = Proposal(
-        "run", "Dataset001_A", "2d", 0, "nnUNetTrainer", "nnUNetPlans", "0" * 64, 0, settings
+        *("run", "Dataset001_A", "2d", 0, {"2d": [0]}, "nnUNetTrainer", "nnUNetPlans", "0" * 64, 0),
+        settings,
     )
     answer("query.join", proposal.to_json(), "{}")
     for server_round, now in enumerate((100.0, 130.0, 160.0)):  # the first one builds the trainer

@@ -202,10 +202,10 @@ def test_only_fedprox_has_a_proximal_term(
 def test_limits_belong_to_the_dataset_and_add_up_over_runs(tmp_path: Path) -> None:
     limits = Limits(max_rounds=3)
     asked = FederationSettings(rounds=2)
-    limits.check_federation(asked, Spent(rounds=1), 0, "bern")
-    limits.check_federation(asked, Spent(rounds=3), 2, "bern")  # continued, done
+    limits.check_federation(asked, Spent(rounds=1), 2, "bern")
+    limits.check_federation(asked, Spent(rounds=3), 0, "bern")  # continued, done
     with pytest.raises(SiteError, match="at most 3 rounds with this dataset; 2 are spent"):
-        limits.check_federation(asked, Spent(rounds=2), 0, "bern")
+        limits.check_federation(asked, Spent(rounds=2), 2, "bern")
 
     ledger = Ledger(tmp_path)
     for run in ("first", "second"):
@@ -470,7 +470,9 @@ def proposal(**changes: Any) -> Proposal:
         "settings": asdict(FederationSettings(rounds=3)),
         "packages": {"nnunetv2": "2.8.1"},
     }
-    return Proposal(**content | changes)
+    content |= changes
+    own = {content["configuration"]: [content["fold"]]}
+    return Proposal(**{"queue": own, **content})
 
 
 def test_an_approval_is_for_plans_and_settings_not_for_a_start_or_a_place() -> None:

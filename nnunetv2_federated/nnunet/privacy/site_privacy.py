@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from nnunetv2_federated.nnunet.privacy.accounting import (
 from nnunetv2_federated.nnunet.privacy.calculator import Promise, promise
 from nnunetv2_federated.nnunet.privacy.patients import patients_of_site
 from nnunetv2_federated.nnunet.privacy.private_training import PrivateTraining
+from nnunetv2_federated.nnunet.privacy.queue_noise import noise_of_queue
 
 LEDGER = Path("privacy", "ledger.json")
 """Where a dataset's ledger is, below its folder in ``nnUNet_preprocessed``."""
@@ -84,7 +86,11 @@ class SitePrivacy:
         """Iterations of an epoch, which the trainer has to keep to."""
         self._iterations = settings.local_epochs * self.iterations_per_epoch
         self._total = settings.rounds * self._iterations
-        self._promised = _promise(settings, count, self._total, cases.name)
+        with _naming(cases.name):
+            noise = settings.dp_noise
+            if noise is None and run.queue:
+                noise = noise_of_queue(run, cases, dataset, iterations_per_epoch)
+            self._promised = _promise(settings, count, self._total, noise)
         # a coordinator that proposes a larger delta has no more of the budget for it
         self._delta_of_budget = min(self._promised.delta, default_delta(count))
         self._mechanism = self._promised.mechanism
@@ -171,19 +177,26 @@ class SitePrivacy:
         return check_budget(rows, planned, self._delta_of_budget, most, epsilon_of)
 
 
-def _promise(settings: PrivacyChoices, patients: int, iterations: int, site: str) -> Promise:
-    """Return what a site promises; an error names the site, as the others may do with it."""
+@contextlib.contextmanager
+def _naming(site: str) -> Iterator[None]:
+    """Name the site in an error, as the others may do with the same settings."""
     try:
-        promised = promise(
-            patients,
-            settings.dp_batch,
-            iterations,
-            epsilon=settings.dp_epsilon,
-            noise=settings.dp_noise,
-            delta=settings.dp_delta,
-        )
+        yield
     except SettingsError as error:
         raise SettingsError(f"site {site}: {error}") from error
+
+
+def _promise(
+    settings: PrivacyChoices, patients: int, iterations: int, noise: float | None
+) -> Promise:
+    promised = promise(
+        patients,
+        settings.dp_batch,
+        iterations,
+        epsilon=settings.dp_epsilon if noise is None else None,
+        noise=noise,
+        delta=settings.dp_delta,
+    )
     if promised.epsilon > LARGEST_EPSILON:
         noise = promised.mechanism.noise_multiplier
         raise SettingsError(

@@ -7,7 +7,7 @@ the validation cases of the fold, into ``predicted_next_stage`` of that stage's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
@@ -29,8 +29,15 @@ def stage_folder(run: Run, dataset: Dataset, configuration: str) -> Path:
     return Path(nnUNet_results.require()) / dataset.name / f"{name}__{configuration}"
 
 
-def check_stages(run: Run) -> None:
+def check_stages(run: Run, coming: Mapping[str, Collection[str]] | None = None) -> None:
     """Make sure that the sites have the predictions of the stage before, and can start the next.
+
+    Parameters
+    ----------
+    run
+        Run to train.
+    coming
+        Cases that trainings of the stage before will have predicted by then, by dataset.
 
     Raises
     ------
@@ -52,7 +59,7 @@ def check_stages(run: Run) -> None:
             for case in (*site.training_cases, *site.validation_cases)
         }
         folder = stage_folder(run, dataset, before) / "predicted_next_stage" / run.configuration
-        missing = _missing(folder, sorted(cases))
+        missing = _missing(folder, sorted(cases - set((coming or {}).get(name, ()))))
         if missing:
             raise SettingsError(
                 f"{run.configuration}: {len(missing)} of {len(cases)} cases of {name}, such as "

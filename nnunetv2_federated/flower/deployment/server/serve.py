@@ -36,12 +36,9 @@ from nnunetv2_federated.flower.joint_planning import (
     plan_together,
     prepare_sites,
 )
-from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.nnunet.planning.installed_plans import install_plans, other_plans
 from nnunetv2_federated.nnunet.planning.planner import dataset_json_of
-from nnunetv2_federated.nnunet.training.global_model import GlobalModel
 from nnunetv2_federated.nnunet.training.packages import defining_packages
-from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
 
 @dataclass(frozen=True)
@@ -271,49 +268,44 @@ def serve_planning(
     return task
 
 
-def serve_run(
-    run: Run, folder: Path, server: ServerSettings, observer: Observer, trainer: FederatedRounds
-) -> Path:
-    """Start a SuperLink, run the federation over it to its end, and stop it again.
+@contextmanager
+def federation_grid(
+    run: Run, folder: Path, server: ServerSettings, observer: Observer
+) -> Iterator[NetworkGrid]:
+    """Start a SuperLink for a run, or for all of a queue, and stop it again.
 
     Parameters
     ----------
     run
-        A run with ``remote_sites``.
+        A run with ``remote_sites``, whose settings say how long sites are waited for.
     folder
-        Folder that :func:`.launch.prepare` returned; the SuperLink's files go to ``superlink`` in
-        it.
+        Folder of the SuperLink's files.
     server
         Credentials and address of the server.
     observer
-        Called when rounds, sites and steps begin or end.
-    trainer
-        An uninitialised trainer to hold the global model.
+        Called with a line about where the server listens.
 
-    Returns
-    -------
-    Path
-        nnU-Net's result folder of the fold.
+    Yields
+    ------
+    NetworkGrid
+        Reaches the sites.
 
     Raises
     ------
     FederationError
-        If the SuperLink cannot be started, or the federation fails.
+        If the SuperLink cannot be started, or it is stopped.
     """
-    model = GlobalModel(run, trainer)
     settings = run.settings
     # without --min-replies nobody said that it does not matter who is lost
     patience = settings.wait_for_sites if settings.min_replies is None else 0.0
     # a round with a deadline has sites that train to its end: no grace before that
     grace = Grace(max(settings.wait_for_sites, settings.round_deadline or 0.0), run.needed)
-    superlink = folder / "superlink"
     try:
         with open_grid(
-            superlink, server, run.remote_sites, observer.say, patience=patience, grace=grace
+            folder, server, run.remote_sites, observer.say, patience=patience, grace=grace
         ) as grid:
-            Server(grid, run, model, observer).run()
+            yield grid
     except KeyboardInterrupt as stop:
         raise FederationError(
             "stopped; the same command with --c continues after the last finished round"
         ) from stop
-    return folder.parent

@@ -44,7 +44,7 @@ class Limits:
                 raise SettingsError(f"{name} {value}: must be a {number} above 0; or leave it out.")
 
     def check_federation(
-        self, settings: FederationSettings, spent: Spent, answered: int, site: str
+        self, settings: FederationSettings, spent: Spent, to_come: int, site: str
     ) -> None:
         """Raise ``SiteError`` if a federation wants more than the site has left to give.
 
@@ -54,8 +54,8 @@ class Limits:
             Settings of the federation.
         spent
             What the site has given of the dataset so far, over all runs.
-        answered
-            Rounds of this federation that are among those already.
+        to_come
+            Rounds of all its trainings that the site has not given yet.
         site
             Name of the site.
         """
@@ -70,7 +70,7 @@ class Limits:
                 f"site {site} takes part in at most {most} local_epochs, the federation has "
                 f"{settings.local_epochs}"
             )
-        wanted = max(0, settings.rounds - answered)
+        wanted = max(0, to_come)
         if self.max_rounds is not None and spent.rounds + wanted > self.max_rounds:
             raise SiteError(
                 f"site {site} takes part in at most {self.max_rounds} rounds with this dataset; "

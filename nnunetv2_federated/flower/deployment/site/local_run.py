@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.queue import describe_queue, trainings_of
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.limits import Spent
@@ -52,14 +53,14 @@ class LocalRun:
         return cls(here, proposal, settings, find_dataset(proposal, here))
 
     def check_limits(self, spent: Spent, rounds_done: int) -> None:
-        """Check that the training wants no more than the site gives.
+        """Check that all that was proposed wants no more than the site gives.
 
         Parameters
         ----------
         spent
             What the site has given of the dataset so far, over all runs.
         rounds_done
-            Rounds of this run that are among it.
+            Rounds of the trainings proposed that are among it.
 
         Raises
         ------
@@ -67,17 +68,19 @@ class LocalRun:
             If it wants more rounds, epochs or memory of the GPU, or names code that is not allowed.
         """
         here, proposal = self.here, self.proposal
-        here.limits.check_federation(self.settings, spent, rounds_done, here.name)
-        check_training(
-            self.dataset,
-            proposal.configuration,
-            proposal.trainer,
-            here.name,
-            batch_size=self.settings.batch_size,
-            device=here.device,
-            limit_gb=here.limits.max_gpu_gb if here.device == "cuda" else None,
-            allowed_modules=here.allowed_modules,
-        )
+        rounds = self.settings.rounds * proposal.count - rounds_done
+        here.limits.check_federation(self.settings, spent, rounds, here.name)
+        for configuration in proposal.queue:
+            check_training(
+                self.dataset,
+                configuration,
+                proposal.trainer,
+                here.name,
+                batch_size=self.settings.batch_size,
+                device=here.device,
+                limit_gb=here.limits.max_gpu_gb if here.device == "cuda" else None,
+                allowed_modules=here.allowed_modules,
+            )
 
     def check_content(self) -> None:
         """Find out now what would end the training later, or spoil it.
@@ -88,14 +91,13 @@ class LocalRun:
             If the dataset does not agree with itself.
         """
         trainer = check_trainer(self.proposal.trainer, self.here.allowed_modules)
+        segmentation = validates_segmentations(trainer)
         try:
-            for line in check_dataset(
-                self.dataset,
-                self.proposal.configuration,
-                [self.proposal.fold],
-                segmentation=validates_segmentations(trainer),
-            ):
-                logger.warning(line)
+            for configuration, folds in self.proposal.queue.items():
+                for line in check_dataset(
+                    self.dataset, configuration, folds, segmentation=segmentation
+                ):
+                    logger.warning(line)
         except SettingsError as error:  # names cases: for this site's log only
             logger.exception("the dataset does not agree with itself")
             raise SiteError(
@@ -129,6 +131,7 @@ class LocalRun:
             settings=FederationSettings(**own),
             sites=(SiteCases(self.here.name, dataset.name, tuple(training), tuple(validation)),),
             run_id=proposal.run_id,
+            queue=proposal.folds if proposal.count > 1 else {},
         )
         try:
             check_stages(run)
@@ -143,7 +146,7 @@ class LocalRun:
 
 
 def find_dataset(proposal: Proposal, here: LocalSite) -> Dataset:
-    """Load the site's dataset if it has the federation's plans.
+    """Load the site's dataset if it has the federation's plans, for all that is proposed.
 
     Raises
     ------
@@ -151,14 +154,15 @@ def find_dataset(proposal: Proposal, here: LocalSite) -> Dataset:
         If not; in the same words whatever is the reason, which only the site's log says.
     """
     refusal = SiteError(
-        f"site {here.name}: no dataset preprocessed for {proposal.configuration}, fold "
-        f"{proposal.fold}, with plans {proposal.plans_name} of SHA-256 "
+        f"site {here.name}: no dataset preprocessed for {describe_queue(proposal.folds)}, with "
+        f"plans {proposal.plans_name} of SHA-256 "
         f"{proposal.plans_hash[:12]}; plan together, or copy the federation's plans and "
         "preprocess again; the site's log says more"
     )
     try:
         dataset = load_dataset(here.dataset, proposal.plans_name)
-        fold_of_site(dataset, proposal.configuration, proposal.fold)
+        for configuration, fold in trainings_of(proposal.folds):
+            fold_of_site(dataset, configuration, fold)
     except SettingsError as error:
         logger.error("the dataset does not fit: %s", error)  # noqa: TRY400  # it says all
         raise refusal from error

@@ -68,7 +68,7 @@ class Membership:
         """
         local = LocalRun.of(proposal, self._here)
         spent = self._ledger.spent(local.dataset.name)
-        local.check_limits(spent, self._ledger.rounds_done(proposal.run_id))
+        local.check_limits(spent, sum(map(self._ledger.rounds_done, proposal.run_ids)))
         self._consent.require(proposal)
         local.check_content()
         run = local.run()

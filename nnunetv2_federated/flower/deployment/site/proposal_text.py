@@ -9,6 +9,7 @@ from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import PlanProposal, Proposal
 from nnunetv2_federated.federation.package_versions import compare_packages
+from nnunetv2_federated.federation.queue import describe_queue
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.flower.deployment.site.consent import Agreement
@@ -64,8 +65,9 @@ def describe(
 
 
 def _training(proposal: Proposal) -> list[str]:
+    number = f"{proposal.count} trainings" if proposal.count > 1 else "training"
     start = (
-        f"training of {proposal.configuration}, fold {proposal.fold}, with "
+        f"{number} of {describe_queue(proposal.folds)}, with "
         f"{proposal.trainer}; the coordinator calls the dataset {proposal.dataset}"
     )
     try:
@@ -83,12 +85,12 @@ def _training(proposal: Proposal) -> list[str]:
     options = ", ".join(f"{key} {value:g}" for key, value in settings.strategy_options.items())
     return [
         start,
-        f"{settings.rounds} rounds of {epochs} of {iterations} "
-        f"iterations, learning rate {rate}, which {course}, by {settings.strategy}"
+        f"{'each of ' if proposal.count > 1 else ''}{settings.rounds} rounds of {epochs} of "
+        f"{iterations} iterations, learning rate {rate}, which {course}, by {settings.strategy}"
         f"{f' ({options})' if options else ''}",
         f"after each round the trained weights leave this site in {settings.transport_dtype}, "
         f"{_told(settings)}; field by field in docs/what-leaves-a-site.md",
-        _privacy(settings),
+        _privacy(settings, proposal.count),
     ]
 
 
@@ -103,14 +105,14 @@ def _told(settings: FederationSettings) -> str:
     )
 
 
-def _privacy(settings: FederationSettings) -> str:
+def _privacy(settings: FederationSettings, trainings: int) -> str:
     """Say how the patients are protected in the weights."""
     leak = "weights can leak information about the images they were trained on"
     if not settings.private:
         return f"{leak}; no noise is added"
+    cost = "all trainings together cost" if trainings > 1 else "the training costs"
     noise = (
-        "so much noise that the training costs each patient at most epsilon "
-        f"{settings.dp_epsilon:g}"
+        f"so much noise that {cost} each patient at most epsilon {settings.dp_epsilon:g}"
         if settings.dp_epsilon is not None
         else f"noise of {settings.dp_noise:g} times that"
     )
@@ -125,14 +127,21 @@ def _plans(proposal: Proposal, plans: Mapping[str, Any] | None) -> list[str]:
     named = f"plans {proposal.plans_name}, SHA-256 {proposal.plans_hash}"
     if plans is None:
         return [f"{named}: this site has no such plans (yet)"]
-    configuration = _resolved(plans, proposal.configuration)
-    architecture = configuration.get("architecture", {})
     return [
-        f"{named}: network {architecture.get('network_class_name')}, patch "
+        f"{named}{f', {name}' if len(proposal.queue) > 1 else ''}: "
+        f"{_configuration(_resolved(plans, name))}"
+        for name in proposal.queue
+    ]
+
+
+def _configuration(configuration: Mapping[str, Any]) -> str:
+    architecture = configuration.get("architecture", {})
+    return (
+        f"network {architecture.get('network_class_name')}, patch "
         f"{_times(configuration.get('patch_size', ()))}, batch {configuration.get('batch_size')}, "
         f"spacing {_times(configuration.get('spacing', ()))}, normalisation "
-        f"{', '.join(map(str, configuration.get('normalization_schemes', ())))}",
-    ]
+        f"{', '.join(map(str, configuration.get('normalization_schemes', ())))}"
+    )
 
 
 def _resolved(plans: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def build_site_app(site: GuardedSite, say: Say, mods: Sequence[Mod] = ()) -> Cli
         proposal = Proposal.from_json(unpack_payload(message.content, _READER))
         del context
         agree(proposal, functools.partial(site.membership.join, proposal))
+        if proposal.count > 1:
+            say(f"the next training of it is {proposal.configuration}, fold {proposal.fold}")
         return reply(message, site.membership.site().describe().to_json())
 
     return app

@@ -1,0 +1,128 @@
+"""Several trainings at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nnunetv2_federated.experiment.follow import rounds_passed_on
+from nnunetv2_federated.experiment.train_process import (
+    LOG_FILE,
+    reason_of_failure,
+    start_training,
+)
+from nnunetv2_federated.federation.errors import FederationError
+from nnunetv2_federated.federation.run import Run
+
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training for a process."""
+
+    run: Run
+    flags: tuple[str, ...]
+    """Flags of :mod:`.train_run`."""
+    begins: Callable[[], None]
+    """Called when the process is started."""
+    ended: Callable[[], None]
+    """Called when it has trained and validated."""
+    round_done: Callable[[str], None]
+    """Called with a line about each round."""
+
+    @property
+    def name(self) -> str:
+        """Name of the training, and of its folder."""
+        return f"{self.run.configuration}__fold_{self.run.fold}"
+
+
+@dataclass
+class _Running:
+    job: Job
+    slot: int
+    place: Path
+    process: subprocess.Popen[bytes]
+    followed: contextlib.ExitStack
+
+
+def train_side_by_side(jobs: Sequence[Job], at_a_time: int, folder: Path) -> None:
+    """Train, in the order of the jobs; after one that fails no other is begun.
+
+    Parameters
+    ----------
+    jobs
+        What to train.
+    at_a_time
+        Number of processes at most. On several GPUs they take them in turn; on a CPU its cores are
+        shared out, unless ``OMP_NUM_THREADS`` says otherwise.
+    folder
+        Folder for the processes' logs.
+
+    Raises
+    ------
+    FederationError
+        If a training fails, once those that run have ended; names the first.
+    """
+    waiting, running = list(jobs), list[_Running]()
+    failures = list[str]()
+    try:
+        while running or (waiting and not failures):
+            while waiting and len(running) < at_a_time and not failures:
+                free = set(range(at_a_time)) - {one.slot for one in running}
+                running.append(_start(waiting.pop(0), min(free), at_a_time, folder))
+            time.sleep(_LOOK_SECONDS)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                one.followed.close()
+                if one.process.returncode == 0:
+                    one.job.ended()
+                    continue
+                reason = reason_of_failure(one.place, one.process.returncode)
+                failures.append(f"{one.job.name}: {reason}; its log is {one.place / LOG_FILE}")
+    finally:
+        for one in running:
+            one.process.kill()
+            one.process.wait()
+            one.followed.close()
+    if failures:
+        raise FederationError(f"{failures[0]}. The same command with --c goes on.")
+
+
+def _start(job: Job, slot: int, slots: int, folder: Path) -> _Running:
+    place = folder / job.name
+    job.begins()
+    environment = {**os.environ, **share_of_machine(job.run.device, slot, slots)}
+    followed = contextlib.ExitStack()
+    followed.enter_context(rounds_passed_on(place / LOG_FILE, job.round_done))
+    process = start_training(job.run, place, environment, *job.flags)
+    return _Running(job, slot, place, process, followed)
+
+
+def share_of_machine(device: str, slot: int, slots: int) -> dict[str, str]:
+    """Return the environment that gives a process its GPU, or its share of the cores.
+
+    Parameters
+    ----------
+    device
+        Device of the training.
+    slot
+        Number of the process among those at work, from 0.
+    slots
+        Processes at a time.
+    """
+    if device == "cuda":
+        count = torch.cuda.device_count()
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = named.split(",") if named else [str(number) for number in range(count)]
+        return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots))}
