@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.queue import (
 )
 from nnunetv2_federated.federation.run import RUN_FILE, Run
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.nnunet.data.dataset import Dataset, check_configuration, load_dataset
+from nnunetv2_federated.nnunet.data.dataset import Dataset, check_planned, load_dataset
 from nnunetv2_federated.nnunet.data.site_cases import sites_from_datasets, sites_of_fold
 from nnunetv2_federated.nnunet.training.result_folder import (
     federation_folder,
@@ -113,7 +113,7 @@ def _in_order(configurations: Sequence[str], dataset: Dataset) -> list[str]:
     ordered: list[str] = []
 
     def add(name: str) -> None:
-        check_configuration(dataset, name)
+        check_planned(dataset, name)
         before = plans.get_configuration(name).previous_stage_name
         if before in configurations and before not in ordered:
             add(before)

@@ -565,3 +565,31 @@ def test_the_site_whose_privacy_budget_is_spent_leaves_by_name_and_the_others_go
         for path in consortium.folder.rglob("audit.jsonl")
     }
     assert audits == {"bern": 2, "lyon": 2, "oslo": 0}
+
+
+@pytest.mark.slow(60)
+def test_a_queue_is_approved_once_and_goes_on_after_a_kill_between_its_trainings(
+    consortium: Consortium,
+) -> None:
+    queue = (*SHORT, "-c", "2d", "-f", "0", "all")
+    consortium.start_server(*queue)
+    for site in SITES:
+        consortium.start_site(site, "--approve-all")
+    consortium.wait_until("server", "[2/2] 2d fold all: begins")
+    wait_for(lambda: "round 1/2" in consortium.said("server").split("begins")[-1], "second fold")
+    consortium.kill("server")
+    consortium.start_server(*queue, "--c")
+    assert consortium.wait_for_server() == 0, consortium.all_said()
+
+    said = consortium.said("server")
+    assert "[1/2] 2d fold 0: done before" in said
+    assert "[2/2] 2d fold all: continues" in said
+    results = consortium.folder / "server" / "results"
+    for fold in ("fold_0", "fold_all"):
+        (folder,) = results.glob(f"*/*/{fold}")
+        assert len(load_history(folder)["rounds"]) == 2
+        assert (folder / "validation" / "summary.json").is_file()
+    assert not list(results.glob("*/queue__*"))
+    for audit in consortium.folder.rglob("audit.jsonl"):
+        assert audit.read_text().count('"approved"') == 1
+    assert "the next training of it is 2d, fold all" in consortium.said("bern")
