@@ -2,8 +2,9 @@
 
 ``partition`` deals the cases of a dataset to sites, ``plan`` plans for sites that show no image,
 ``create_run`` makes every choice of a training, ``train`` trains it (``create_queue`` and
-``train_queue`` several folds and configurations), ``evaluate`` validates it again, and ``compare``
-sets it beside local and centralised models. ``federate`` makes the federated sibling of any nnU-Net
+``train_queue`` several folds and configurations), ``evaluate`` validates it again,
+``find_best_configuration`` chooses among them, and ``compare`` sets federated models beside local
+and centralised ones. ``federate`` makes the federated sibling of any nnU-Net
 trainer. Bad input raises ``SettingsError``, a failed federation another ``FederationError``.
 
 A name is imported when it is first used: the package itself imports neither PyTorch, nor nnU-Net,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         compare,
         create_queue,
         create_run,
+        find_best_configuration,
         partition,
         plan,
         train,
@@ -63,6 +65,7 @@ __all__ = [
     "create_run",
     "evaluate",
     "federate",
+    "find_best_configuration",
     "partition",
     "plan",
     "train",
@@ -74,6 +77,7 @@ _MODULES = {
     "compare": "api",
     "create_queue": "api",
     "create_run": "api",
+    "find_best_configuration": "api",
     "partition": "api",
     "plan": "api",
     "train": "api",

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunetv2_federated.cli.console import ConsoleObserver, say
+from nnunetv2_federated.experiment import best_configuration as choosing
 from nnunetv2_federated.experiment import compare as comparing
 from nnunetv2_federated.experiment import partition as dealing
 from nnunetv2_federated.experiment import plan as planning
 from nnunetv2_federated.experiment import queue as queueing
 from nnunetv2_federated.experiment import train as training
 from nnunetv2_federated.experiment import train_queue as queue_training
+from nnunetv2_federated.experiment.best_configuration import Chosen
 from nnunetv2_federated.experiment.choices import (
+    BestChoices,
     CompareChoices,
     PartitionChoices,
     PlanChoices,
@@ -216,6 +219,29 @@ def train_queue(
             observer = shown.enter_context(ConsoleObserver(rounds))
         how = HowToTrain(observer, backend, None, best, npz, parallel)
         return queue_training.train_queue(queue, how)
+
+
+def find_best_configuration(
+    dataset: int | str, *, say: Callable[[str], None] = say, **choices: object
+) -> Chosen:
+    """Choose the best configuration or ensemble, and its postprocessing, by nnU-Net's rules.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of the dataset.
+    say
+        Receives what happens, one line each.
+    **choices
+        Choices of ``nnUNetv2_find_best_configuration_federated``:
+        ``configurations=["2d", "3d_fullres"], folds=[0, 1]``.
+
+    Raises
+    ------
+    SettingsError
+        If a fold is not trained and validated, or predictions are missing; nothing is written.
+    """
+    return choosing.find_best_configuration(_choose(BestChoices, dataset=dataset, **choices), say)
 
 
 def compare(

@@ -12,6 +12,7 @@ from nnunetv2_federated.cli import (
     audit,
     check,
     compare,
+    find_best_configuration,
     partition,
     plan,
     privacy,
@@ -49,6 +50,12 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
     ("nnUNetv2_train_federated", train.DESCRIPTION, choices.TrainChoices, train.WITHOUT),
     ("nnUNetv2_federated_server", server.DESCRIPTION, choices.TrainChoices, server.WITHOUT),
     ("nnUNetv2_federated_compare", compare.DESCRIPTION, choices.CompareChoices, compare.WITHOUT),
+    (
+        "nnUNetv2_find_best_configuration_federated",
+        find_best_configuration.DESCRIPTION,
+        choices.BestChoices,
+        (),
+    ),
     ("nnUNetv2_partition", partition.DESCRIPTION, choices.PartitionChoices, ()),
     (
         "nnUNetv2_plan_and_preprocess_federated",

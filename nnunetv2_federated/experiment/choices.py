@@ -308,6 +308,30 @@ class TrainChoices(
 
 
 @record
+class BestChoices(Quiet):
+    """Choices of ``nnUNetv2_find_best_configuration_federated``, named as in nnU-Net."""
+
+    group: ClassVar[str] = "what to choose from"
+
+    dataset: Annotated[Dataset, Choice("id or name of the dataset", "DATASET", positional=True)]
+    configurations: Annotated[
+        Texts, Choice("trained configurations", "CONFIGURATION", flag="-c", unset="all trained")
+    ] = ()
+    folds: Annotated[
+        Annotated[tuple[Fold, ...], FromList], Choice("trained folds", "FOLD", flag="-f")
+    ] = (0, 1, 2, 3, 4)
+    trainer: Trainer = "nnUNetTrainerFederated"
+    plans: Plans = "nnUNetPlans"
+    disable_ensembling: Annotated[
+        bool,
+        Choice("choose a single configuration, never two of them", flag="--disable_ensembling"),
+    ] = False
+    min_cases: Annotated[
+        Count, Choice("leave out a site with fewer validation cases, by name", "N")
+    ] = 5
+
+
+@record
 class ArmChoices(ModelChoices, FederationSettings):
     """Choices of one arm of a comparison, in the tables ``[centralised]`` and ``[local]``."""
 

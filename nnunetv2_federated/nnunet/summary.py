@@ -40,8 +40,12 @@ def join_summaries(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarise_site(site: str, cases: int, folder: Path) -> FullValidation:
+    """Return the means of the summary in ``validation``, as :func:`summarise` does."""
+    return summarise(site, cases, load_json(str(folder / "validation" / "summary.json")))
+
+
+def summarise(site: str, cases: int, summary: dict[str, Any]) -> FullValidation:
     """Return the means of a site's summary, each with the number of cases it is taken over."""
-    summary = load_json(str(folder / "validation" / "summary.json"))
     rows = summary.get("metric_per_case", [])
 
     def counted(label: str, metric: str, value: float) -> list[float]:
