@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from nnunetv2_cls.defaults import CHECKPOINT
 from nnunetv2_cls.errors import ClsError
-from nnunetv2_cls.inference import load_classifier
+from nnunetv2_cls.inference import Classifier, Fold, load_classifier
 from nnunetv2_cls.labels import check_same_classes, raw_labels, read_classes
 from nnunetv2_cls.metrics import (
     METRICS,
@@ -45,6 +47,17 @@ class TrainedFold(Protocol):
     configuration: str
     fold: int | str
     device: torch.device
+
+
+class Networks(Protocol):
+    """Networks of trained folds, and what was trained with them."""
+
+    plans: PlansManager
+    configuration: str
+    dataset_json: dict[str, Any]
+    networks: Sequence[nn.Module]
+    mirroring_axes: Sequence[int]
+    threshold: float
 
 
 class ClsTester:
@@ -125,6 +138,37 @@ class ClsTester:
         threshold = _threshold(load_json(str(summary)), validation_cases)
         return [
             _record(case, references[case], probabilities[case], threshold, classifier.classes)
+            for case in images
+        ]
+
+    def test_networks(
+        self, model: Networks, images: Mapping[str, list[str]], references: Mapping[str, int]
+    ) -> list[dict[str, Any]]:
+        """Classify raw images with networks that are in memory, and return a record of each case.
+
+        Parameters
+        ----------
+        model
+            Networks whose probabilities are averaged.
+        images, references
+            As for :meth:`test`.
+        """
+        classifier = Classifier(
+            model.plans,
+            model.configuration,
+            model.dataset_json,
+            tuple(Fold(network, tuple(model.mirroring_axes)) for network in model.networks),
+            model.threshold,
+        )
+        probabilities = classifier.classify_images(
+            preprocessed_images(
+                images, classifier.plans, classifier.configuration, classifier.dataset_json
+            )
+        )
+        return [
+            _record(
+                case, references[case], probabilities[case], model.threshold, classifier.classes
+            )
             for case in images
         ]
 

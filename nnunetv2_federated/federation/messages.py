@@ -82,13 +82,14 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """No value is converted, no unknown key is passed over, no number is infinite or NaN."""
 
 
-class _Payload:
+class Payload:
     """JSON text in, JSON text out; an unknown or missing key is refused."""
 
     most_bytes: ClassVar[int] = _MEGABYTE
     """Longest text that is looked at."""
 
     def to_json(self) -> str:
+        """Return the payload as text."""
         return json.dumps(asdict(self))  # type: ignore[call-overload]  # subclasses are dataclasses
 
     @classmethod
@@ -129,7 +130,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 @dataclass(frozen=True, config=STRICT)
-class SiteSurvey(_Payload):
+class SiteSurvey(Payload):
     """A site's answer to ``query.survey``: what its raw dataset declares, before any image is read.
 
     All but ``site`` and ``cases`` must be equal at all sites.
@@ -151,7 +152,7 @@ class SiteSurvey(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class FingerprintTask(_Payload):
+class FingerprintTask(Payload):
     """Asks for a site's fingerprint."""
 
     samples_per_case: Annotated[int, Field(ge=1, le=10**8)]
@@ -162,7 +163,7 @@ class FingerprintTask(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class PrepareTask(_Payload):
+class PrepareTask(Payload):
     """The federation's plan, for every site the same."""
 
     most_bytes: ClassVar[int] = 16 * _MEGABYTE
@@ -184,7 +185,7 @@ class PrepareTask(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class PrepareReport(_Payload):
+class PrepareReport(Payload):
     """A site's answer to ``query.prepare``."""
 
     site: SiteName
@@ -198,7 +199,7 @@ _Above0 = Annotated[float, Field(gt=0, le=_LARGEST)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class PrivacyTerms(_Payload):
+class PrivacyTerms(Payload):
     """What a site promises its own patients for the whole of a training, and how."""
 
     unit: Literal["patient", "case"]
@@ -230,7 +231,7 @@ class PrivacyTerms(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class SiteDescription(_Payload):
+class SiteDescription(Payload):
     """A site's answer to ``query.describe``, before the first round."""
 
     site: SiteName
@@ -251,7 +252,7 @@ class SiteDescription(_Payload):
     """What the site promises its patients; ``None`` without differential privacy."""
 
 
-class _Agreement(_Payload):
+class Approvable(Payload):
     """A proposal to a site on another machine, which takes part only once it was approved."""
 
     what: ClassVar[str]
@@ -267,7 +268,7 @@ class _Agreement(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class PlanProposal(_Agreement):
+class PlanProposal(Approvable):
     """Invites a site to joint planning: its fingerprint, and preprocessing with the plans."""
 
     what = "planning"
@@ -288,7 +289,7 @@ class PlanProposal(_Agreement):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Proposal(_Agreement):
+class Proposal(Approvable):
     """Asks a site to take part in a training, or in the next one of a queue of trainings.
 
     What is approved is the whole queue; which of its trainings comes next is not covered.
@@ -352,7 +353,7 @@ def _check_metric(name: str, value: float | None) -> None:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FullValidation(_Payload):
+class FullValidation(Payload):
     """nnU-Net's full validation of the final model at a site, without a word on single cases."""
 
     site: SiteName
@@ -376,7 +377,7 @@ class FullValidation(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class TrainTask(_Payload):
+class TrainTask(Payload):
     """One round's work for one site. Everything a site that just restarted needs is in it."""
 
     server_round: Round
@@ -394,7 +395,7 @@ class TrainTask(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Validation(_Payload):
+class Validation(Payload):
     """Sums over validation iterations: loss, and voxel counts of each foreground class."""
 
     iterations: Iterations
@@ -417,7 +418,7 @@ class Validation(_Payload):
 
 
 @dataclass(frozen=True, config=STRICT)
-class TrainReport(_Payload):
+class TrainReport(Payload):
     """A site's answer to a train message."""
 
     site: SiteName

@@ -125,7 +125,7 @@ def load_dataset(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> Data
     plans_file = _plans_file(folder, plans_identifier)
     dataset_json = read_json(folder / "dataset.json")
     check_declaration(dataset_json, f"{folder / 'dataset.json'}")
-    return Dataset(folder.name, folder, _read_plans(plans_file), dataset_json)
+    return Dataset(folder.name, folder, read_plans_file(plans_file), dataset_json)
 
 
 def read_plans(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> dict[str, Any]:
@@ -141,7 +141,7 @@ def read_plans(name_or_id: str, plans_identifier: str = "nnUNetPlans") -> dict[s
     SettingsError
         If the dataset is unknown, or not planned with these plans.
     """
-    return _read_plans(_plans_file(_preprocessed_folder(name_or_id), plans_identifier))
+    return read_plans_file(_plans_file(_preprocessed_folder(name_or_id), plans_identifier))
 
 
 def _preprocessed_folder(name_or_id: str) -> Path:
@@ -174,7 +174,14 @@ def _plans_file(folder: Path, plans_identifier: str) -> Path:
     return plans_file
 
 
-def _read_plans(path: Path) -> dict[str, Any]:
+def read_plans_file(path: Path) -> dict[str, Any]:
+    """Read a file of plans.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be read, or is of another form.
+    """
     plans = read_json(path)
     _check_plans(plans, path)
     return dict(plans)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -23,7 +22,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.nnunet.data.dataset import Dataset, check_environment, read_json
 from nnunetv2_federated.nnunet.data.raw_files import case_files, training_files
 from nnunetv2_federated.nnunet.environment import quiet
-from nnunetv2_federated.nnunet.evaluation.surface_distances import surface_metrics
+from nnunetv2_federated.nnunet.evaluation.case_metrics import metrics_of_case
 
 Record = Mapping[str, Any]
 """What a tester notes of a case: ``case``, ``score``, ``shown`` and the other fields of
@@ -180,14 +179,13 @@ def _metrics_of_labels(predictor: Any, reference: str, prediction: str) -> dict[
     manager = plans.get_label_manager(dataset_json)
     io, ignored = plans.image_reader_writer_class(), manager.ignore_label
     labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-    of_labels = compute_metrics(reference, prediction, io, labels, ignored)["metrics"]
+    of_labels = metrics_of_case(reference, prediction, io, labels, ignored)
     names = {tuple(v) if isinstance(v, list) else v: k for k, v in dataset_json["labels"].items()}
-    metrics = {}
+    metrics: dict[str, float | None] = {}
     for label in labels:
         name = names.get(label, str(label))
-        metrics[f"Dice {name}"] = _number(of_labels[label]["Dice"])
-        distances = surface_metrics(reference, prediction, io, label, ignored)
-        metrics |= {f"{metric} {name}": _number(v) for metric, v in distances.items()}
+        found = {metric: _number(value) for metric, value in of_labels[label].items()}
+        metrics |= {f"{m} {name}": value for m, value in found.items() if m != "IoU"}
     return metrics
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.planning.allowed_arguments import MOST_BATCH, MOST_CHANNELS
 from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
 from nnunetv2_federated.nnunet.planning.checked_plans import check_plans, configuration_of
+from nnunetv2_federated.nnunet.training.build_network import build_network
 
 logger = logging.getLogger(__name__)
 
@@ -307,19 +307,9 @@ def _build(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer
 
 def _build_once(trainer: Any, task: _Task) -> nn.Module:  # noqa: ANN401  # a trainer's class
     plans = PlansManager(deepcopy(task.plans.plans))  # some trainers change them
-    configuration = plans.get_configuration(task.configuration)
-    # some trainers build from the plans, others from the class and the arguments in them
-    first: tuple[Any, ...] = (plans, configuration)
-    if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
-        first = (
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-        )
-    network: nn.Module = trainer.build_network_architecture(
-        *first, task.channels, task.classes, True
+    return build_network(
+        trainer, plans, task.configuration, task.channels, task.classes, deep_supervision=True
     )
-    return network
 
 
 def _count(network: nn.Module, task: _Task, *, half: bool) -> float:

@@ -28,7 +28,11 @@ class Patients:
     """Training cases of each patient, patients and cases in alphabetical order."""
 
 
-def patients_of_site(dataset: Dataset, training_cases: Sequence[str]) -> Patients:
+def patients_of_site(
+    dataset: Dataset,
+    training_cases: Sequence[str],
+    why: str = "differential privacy protects patients",
+) -> Patients:
     """Return the patients of a site's training cases, by the case table of its dataset.
 
     Parameters
@@ -36,7 +40,9 @@ def patients_of_site(dataset: Dataset, training_cases: Sequence[str]) -> Patient
     dataset
         Dataset of the site; its ``cases.csv`` with a column ``patient`` is read, if there is one.
     training_cases
-        Cases that the site trains on.
+        Cases that the site trains on, or is evaluated on.
+    why
+        Reason why patients have to be known, for the message.
 
     Raises
     ------
@@ -48,8 +54,8 @@ def patients_of_site(dataset: Dataset, training_cases: Sequence[str]) -> Patient
     similar = like_patients(table)
     if similar:
         raise SettingsError(
-            f"{path} has no column {PATIENT_COLUMN}, but {', '.join(similar)}: differential "
-            f"privacy protects patients, so name the column {PATIENT_COLUMN}."
+            f"{path} has no column {PATIENT_COLUMN}, but {', '.join(similar)}: {why}, so "
+            f"name the column {PATIENT_COLUMN}."
         )
     known = patients_of(table)
     if known is None:
@@ -57,8 +63,8 @@ def patients_of_site(dataset: Dataset, training_cases: Sequence[str]) -> Patient
     missing = [case for case in training_cases if not known.get(case)]
     if missing:
         raise SettingsError(
-            f"{path} names no {PATIENT_COLUMN} for {some_cases(missing)}: differential privacy "
-            "protects patients, so fill in the column for each case."
+            f"{path} names no {PATIENT_COLUMN} for {some_cases(missing)}: {why}, so fill "
+            "in the column for each case."
         )
     cases: dict[str, list[str]] = {}
     for case in sorted(training_cases):

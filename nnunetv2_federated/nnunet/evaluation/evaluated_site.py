@@ -1,0 +1,271 @@
+"""A site at which a trained model is evaluated: its raw cases, and what it tells of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.declared import declared_of, find_difference
+from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED
+from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.evaluated_model import ModelDescription
+from nnunetv2_federated.federation.evaluation import (
+    SURFACE,
+    EvaluationOffer,
+    EvaluationProposal,
+    SiteEvaluation,
+    Subset,
+    WeightsReceipt,
+    WeightsTask,
+)
+from nnunetv2_federated.federation.moments import units_of
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.federation.weights_store import WeightsStore
+from nnunetv2_federated.nnunet.data.dataset import (
+    Dataset,
+    check_environment,
+    find_name,
+    read_json,
+)
+from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
+from nnunetv2_federated.nnunet.data.raw_files import channel_gap
+from nnunetv2_federated.nnunet.evaluation.built_model import (
+    Architecture,
+    Machine,
+    check_architecture,
+)
+from nnunetv2_federated.nnunet.evaluation.measuring import Cases, Measurement
+from nnunetv2_federated.nnunet.evaluation.tester import images_tr, images_ts, tester_of
+from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
+from nnunetv2_federated.nnunet.privacy.patients import Patients, patients_of_site
+
+logger = logging.getLogger(__name__)
+
+_WHY = "what is told of an evaluation stands for patients"
+
+
+@dataclass(frozen=True)
+class EvaluatedSite:
+    """A site's dataset in ``nnUNet_raw``, and the machine on which models are evaluated.
+
+    The errors of its methods may leave the site: they name the site and a field, never a case, a
+    file or a path. Those go to the site's log, and to :attr:`notes`.
+    """
+
+    dataset: str
+    """Name of the dataset."""
+    name: str
+    """Name of the site."""
+    machine: Machine
+    store: WeightsStore
+    """Keeps the weights that the site was sent."""
+    case_done: Callable[[], None] = lambda: None
+    """Called after each case; may raise to stop."""
+    only: frozenset[str] | None = None
+    """Cases of the site, where several share a dataset; ``None`` for all of the dataset."""
+    notes: list[str] = field(default_factory=list, compare=False)
+    """What the log says of cases and files, for a command whose user may see them."""
+
+    @classmethod
+    def open(
+        cls, name_or_id: str, machine: Machine, store: WeightsStore, site: str | None = None
+    ) -> EvaluatedSite:
+        """Find a raw dataset; it need not be preprocessed.
+
+        Parameters
+        ----------
+        name_or_id
+            ``Dataset501_Name`` or ``501``.
+        machine, store
+            Attributes of the same names.
+        site
+            Name of the site; ``None`` for the name of the dataset.
+
+        Raises
+        ------
+        SettingsError
+            If there is no such dataset, or ``nnUNet_raw`` is not set.
+        """
+        check_environment(nnUNet_raw)
+        raw = Path(nnUNet_raw.require())
+        name = find_name(name_or_id) or name_or_id
+        if not (raw / name / "dataset.json").is_file():
+            raise SettingsError(
+                f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
+                "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
+            )
+        return cls(name, site or name, machine, store)
+
+    def offer(self, proposal: EvaluationProposal) -> EvaluationOffer:
+        """Say how many cases and patients there are, after checking that all can be evaluated.
+
+        Raises
+        ------
+        SiteError
+            If a model names code that is not allowed, is of other channels or labels, needs more
+            memory or a package that is missing, or there are too few patients.
+        """
+        with self._without_details():
+            for model in proposal.models:
+                self._check(model)
+            if set(SURFACE) & set(proposal.metrics) and find_spec("monai") is None:
+                raise SiteError(
+                    f"site {self.name}: {' and '.join(SURFACE)} need MONAI: "
+                    'pip install "nnunetv2-federated[surface]" there, or choose other --metrics'
+                )
+            patients = self._patients(self._cases(proposal.models[0], proposal.subset).images)
+            if len(patients.cases) < proposal.min_cases:
+                raise SiteError(
+                    f"site {self.name}: has {len(patients.cases)} {patients.unit}s to evaluate on; "
+                    f"nothing is told of fewer than --min-cases {proposal.min_cases}"
+                )
+            return EvaluationOffer(
+                site=self.name,
+                cases=sum(map(len, patients.cases.values())),
+                patients=len(patients.cases),
+                unit=patients.unit,
+                versions={name: version(name) for name in ("nnunetv2", "torch")},
+                device=self.machine.device,
+            )
+
+    def receive(
+        self, proposal: EvaluationProposal, task: WeightsTask, vector: Vector | None
+    ) -> WeightsReceipt:
+        """Keep the weights of one fold, if they are those that were described.
+
+        Parameters
+        ----------
+        proposal
+            What was agreed to.
+        task
+            Which weights they are.
+        vector
+            Weights, shape (parameters,).
+
+        Raises
+        ------
+        SiteError
+            If they are not.
+        """
+        models = proposal.models
+        if task.model >= len(models) or task.fold >= len(models[task.model].folds):
+            raise SiteError(f"site {self.name}: refused weights of a fold that was not described")
+        expected = models[task.model].weights[task.fold]
+        found = self.store.put(vector) if vector is not None else ""
+        if found != expected:
+            raise SiteError(f"site {self.name}: refused weights of another hash than described")
+        return WeightsReceipt(self.name, found)
+
+    def measure(self, proposal: EvaluationProposal) -> SiteEvaluation:
+        """Predict all cases with each model, and summarise how they compare with their references.
+
+        Raises
+        ------
+        SiteError
+            If weights are missing, or a case cannot be used; the log names it.
+        """
+        with self._without_details():
+            lacking = [h for m in proposal.models for h in m.weights if not self.store.has(h)]
+            if lacking:
+                raise SiteError(f"site {self.name}: was not sent the weights of {lacking[0][:12]}")
+            cases = self._cases(proposal.models[0], proposal.subset)
+            patients = self._patients(cases.images)
+            patient_of = {case: p for p, own in patients.cases.items() for case in own}
+            units = units_of([patient_of[case] for case in cases.images])
+            measurement = Measurement(
+                proposal, cases, units, self.store, self.name, self.machine, self.case_done
+            )
+            return SiteEvaluation(
+                site=self.name,
+                cases=len(cases.images),
+                patients=len(patients.cases),
+                unit=patients.unit,
+                **measurement.parts(),
+            )
+
+    @property
+    def _raw(self) -> Path:
+        return Path(nnUNet_raw.require()) / self.dataset
+
+    def _check(self, model: ModelDescription) -> None:
+        check_architecture(Architecture.of(model), self.name, self.machine)
+        ours, theirs = (
+            {k: v for k, v in declared_of(content).items() if k != "classes" or model.classifies}
+            for content in (self._dataset_json(), model.dataset_json)
+        )
+        difference = find_difference(ours, theirs)
+        if difference is not None:
+            reason = f"; {difference.hint}" if difference.hint else ""
+            raise SiteError(
+                f"site {self.name}: {difference.field} of its dataset.json is "
+                f"{clean(difference.ours, 80)}, of the model {clean(difference.theirs, 80)}{reason}"
+            )
+        reader = PlansManager(dict(model.plans)).image_reader_writer_class
+        endings = reader.supported_file_endings
+        if self._dataset_json()["file_ending"] not in endings:
+            raise SiteError(
+                f"site {self.name}: its images are {clean(self._dataset_json()['file_ending'], 20)}"
+                f" files, the model's reader {reader.__name__} reads {', '.join(endings)}"
+            )
+
+    def _dataset_json(self) -> dict[str, Any]:
+        content = read_json(self._raw / "dataset.json")
+        check_declaration(content, f"site {self.name}: dataset.json")
+        return dict(content)
+
+    def _cases(self, model: ModelDescription, subset: Subset) -> Cases:
+        """Return the cases of the subset, in alphabetical order."""
+        declared, raw = self._dataset_json(), self._raw
+        found = images_tr(raw) if subset == "Tr" else images_ts(raw)
+        images = {
+            case: found[case] for case in sorted(found) if self.only is None or case in self.only
+        }
+        channels = len(declared_of(declared)["channel_names"])
+        wrong = [c for c, files in images.items() if len(files) != channels or channel_gap(files)]
+        if wrong:
+            self._note(f"{self.name}: {wrong[0]} has not the {channels} images of its channels")
+            raise SiteError(
+                f"site {self.name}: {len(wrong)} of {len(images)} cases lack a channel; the site's "
+                "log names one"
+            )
+        tester = tester_of(check_trainer(model.trainer, self.machine.allowed_modules))
+        references = tester.references(raw, declared, subset, list(images))
+        return Cases(images, references)
+
+    def _patients(self, images: Mapping[str, list[str]]) -> Patients:
+        preprocessed = nnUNet_preprocessed.get()  # a case table may be there, too
+        folder = Path(preprocessed) / self.dataset if preprocessed else self._raw
+        dataset = Dataset(self.dataset, folder, {}, self._dataset_json())
+        return patients_of_site(dataset, list(images), _WHY)
+
+    def _note(self, text: str) -> None:
+        logger.error("%s", text)
+        self.notes.append(text)
+
+    @contextlib.contextmanager
+    def _without_details(self) -> Iterator[None]:
+        """Re-raise errors that may name a case as ``SiteError`` that does not."""
+        try:
+            yield
+        except SiteError:
+            raise
+        except Exception as error:
+            logger.exception("%s failed", self.name)
+            self.notes.append(f"{self.name}: {clean(error)}")
+            if isinstance(error, OSError) and error.errno in NO_ROOM | NOT_ALLOWED:
+                raise
+            kind = "" if isinstance(error, FederationError) else f"{type(error).__name__}; "
+            raise SiteError(
+                f"site {self.name}: its dataset cannot be evaluated on; {kind}the site's log says "
+                "more"
+            ) from error
