@@ -3,8 +3,9 @@
 ``partition`` deals the cases of a dataset to sites, ``plan`` plans for sites that show no image,
 ``create_run`` makes every choice of a training, ``train`` trains it (``create_queue`` and
 ``train_queue`` several folds and configurations), ``evaluate`` validates it again,
-``find_best_configuration`` chooses among them, and ``compare`` sets federated models beside local
-and centralised ones. ``federate`` makes the federated sibling of any nnU-Net
+``find_best_configuration`` chooses among them, ``evaluate_model`` tests any trained model at every
+site, and ``compare`` sets federated models beside local and centralised ones. ``federate`` makes
+the federated sibling of any nnU-Net
 trainer. Bad input raises ``SettingsError``, a failed federation another ``FederationError``.
 
 A name is imported when it is first used: the package itself imports neither PyTorch, nor nnU-Net,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         compare,
         create_queue,
         create_run,
+        evaluate_model,
         find_best_configuration,
         partition,
         plan,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         train_queue,
     )
     from nnunetv2_federated.experiment.compare import ComparisonResult
+    from nnunetv2_federated.experiment.evaluate import EvaluationResult
     from nnunetv2_federated.experiment.partition import Partition
     from nnunetv2_federated.experiment.train import TrainedModel, evaluate
     from nnunetv2_federated.federation.errors import (
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ComparisonResult",
+    "EvaluationResult",
     "FederationError",
     "FederationSettings",
     "History",
@@ -64,6 +68,7 @@ __all__ = [
     "create_queue",
     "create_run",
     "evaluate",
+    "evaluate_model",
     "federate",
     "find_best_configuration",
     "partition",
@@ -77,12 +82,14 @@ _MODULES = {
     "compare": "api",
     "create_queue": "api",
     "create_run": "api",
+    "evaluate_model": "api",
     "find_best_configuration": "api",
     "partition": "api",
     "plan": "api",
     "train": "api",
     "train_queue": "api",
     "ComparisonResult": "experiment.compare",
+    "EvaluationResult": "experiment.evaluate",
     "Partition": "experiment.partition",
     "TrainedModel": "experiment.train",
     "evaluate": "experiment.train",

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from nnunetv2_federated.cli.console import ConsoleObserver, say
 from nnunetv2_federated.experiment import best_configuration as choosing
 from nnunetv2_federated.experiment import compare as comparing
+from nnunetv2_federated.experiment import evaluate as evaluating
 from nnunetv2_federated.experiment import partition as dealing
 from nnunetv2_federated.experiment import plan as planning
 from nnunetv2_federated.experiment import queue as queueing
@@ -30,6 +31,8 @@ from nnunetv2_federated.experiment.choices import (
     TrainChoices,
 )
 from nnunetv2_federated.experiment.compare import ComparisonResult
+from nnunetv2_federated.experiment.evaluate import EvaluationResult
+from nnunetv2_federated.experiment.evaluate_choices import EvaluateChoices
 from nnunetv2_federated.experiment.partition import Partition
 from nnunetv2_federated.experiment.queue import Training
 from nnunetv2_federated.experiment.resolve import resolve
@@ -277,6 +280,28 @@ def compare(
     target = {"dataset": dataset, "configuration": configuration, "folds": list(folds)}
     chosen = _choose(CompareChoices, **target, **choices)
     return comparing.compare(chosen, say=say, note=_note)
+
+
+def evaluate_model(
+    model: str | Path, *, say: Callable[[str], None] = say, **choices: object
+) -> EvaluationResult:
+    """Evaluate a trained model at every site without training, and write a report.
+
+    Parameters
+    ----------
+    model
+        nnU-Net's result folder of a trained model, a fold of it, or an exported zip.
+    say
+        Receives what happens, one line each.
+    **choices
+        Choices of ``nnUNetv2_federated_evaluate``: ``site_datasets=["501", "502", "503"]``.
+
+    Raises
+    ------
+    FederationError
+        If the model is none, names code, or does not fit a site.
+    """
+    return evaluating.evaluate(_choose(EvaluateChoices, model=model, **choices), say)
 
 
 def _choose(record: type[C], **values: object) -> C:

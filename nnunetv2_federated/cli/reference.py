@@ -12,6 +12,7 @@ from nnunetv2_federated.cli import (
     audit,
     check,
     compare,
+    evaluate,
     find_best_configuration,
     partition,
     plan,
@@ -25,6 +26,7 @@ from nnunetv2_federated.cli import (
 from nnunetv2_federated.cli.flags import default_text, flag_names, spell
 from nnunetv2_federated.cli.site_choices import SiteCommandChoices
 from nnunetv2_federated.experiment import choices
+from nnunetv2_federated.experiment.evaluate_choices import EvaluateChoices
 from nnunetv2_federated.federation.choice import (
     Choices,
     allowed_by,
@@ -50,6 +52,7 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
     ("nnUNetv2_train_federated", train.DESCRIPTION, choices.TrainChoices, train.WITHOUT),
     ("nnUNetv2_federated_server", server.DESCRIPTION, choices.TrainChoices, server.WITHOUT),
     ("nnUNetv2_federated_compare", compare.DESCRIPTION, choices.CompareChoices, compare.WITHOUT),
+    ("nnUNetv2_federated_evaluate", evaluate.DESCRIPTION, EvaluateChoices, ()),
     (
         "nnUNetv2_find_best_configuration_federated",
         find_best_configuration.DESCRIPTION,

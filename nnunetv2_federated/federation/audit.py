@@ -43,7 +43,7 @@ AUDIT_FILE = "audit.jsonl"
 EVENTS = {
     "started": "the site's process began: dataset, version",
     "stopped": "the site's process ended; one that was killed records nothing",
-    "proposed": "a planning or a federation came that is not approved yet: what, sha256",
+    "proposed": "a planning, federation or evaluation came that is not approved yet: what, sha256",
     "approved": "somebody agreed to it: what, sha256, how",
     "withdrawn": "somebody took an approval back: what, sha256",
     "asked": "a message of the coordinator came: message, run, round, sequence, bytes, sha256, by",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2_federated.federation.aggregation import weighted_mean
@@ -15,6 +15,7 @@ from nnunetv2_federated.federation.evaluation import (
     Metric,
     Moments,
     MomentsOfLabels,
+    Scores,
     SiteEvaluation,
 )
 
@@ -54,7 +55,7 @@ def pool(parts: Sequence[Moments | None]) -> Pooled | None:
     The mean weighs sites by their cases. Its standard error is that of a stratified mean, each site
     a stratum (Cochran 1977, Sampling Techniques, section 5.9).
     """
-    known = [part for part in parts if part is not None]
+    known = _told(parts)
     if not known:
         return None
     mean = weighted_mean((part.mean, part.cases) for part in known)
@@ -109,12 +110,15 @@ def _pool_foreground(
     sites: Sequence[MomentsOfLabels],
 ) -> Pooled | None:
     means = [metrics[name] for label, metrics in labels.items() if label != "0"]
-    told = [site.foreground[name] for site in sites]
-    known = [part for part in told if part is not None]
-    if not known or not means or None in means:
+    told = [part.mean for part in means if part is not None]
+    known = _told(site.foreground[name] for site in sites)
+    if not known or not told or len(told) < len(means):
         return None
-    mean = math.fsum(part.mean for part in means if part is not None) / len(means)
-    return _around(mean, known)
+    return _around(math.fsum(told) / len(told), known)
+
+
+def _told(parts: Iterable[Moments | None]) -> list[Moments]:
+    return [part for part in parts if part is not None]
 
 
 def mean_of_scores(sites: Sequence[SiteEvaluation], model: int) -> dict[str, float | None]:
@@ -122,14 +126,15 @@ def mean_of_scores(sites: Sequence[SiteEvaluation], model: int) -> dict[str, flo
 
     It is not the metric of all cases together, which needs each case's probability.
     """
-    told = [(site.scores[model], site.cases) for site in sites]
-    names = dict.fromkeys(name for scores, _ in told if scores is not None for name in scores)
-    means: dict[str, float | None] = {}
-    for name in names:
-        values = [(scores.get(name), cases) for scores, cases in told if scores is not None]
-        mean = weighted_mean((value, cases) for value, cases in values if value is not None)
-        means[name] = None if math.isnan(mean) else mean
-    return means
+    told = [(site.scores[model] or {}, site.cases) for site in sites]
+    names = dict.fromkeys(name for scores, _ in told for name in scores)
+    return {name: _mean_of(name, told) for name in names}
+
+
+def _mean_of(name: str, told: Sequence[tuple[Scores, int]]) -> float | None:
+    values = ((scores.get(name), cases) for scores, cases in told)
+    mean = weighted_mean((value, cases) for value, cases in values if value is not None)
+    return None if math.isnan(mean) else mean
 
 
 def summary_of(pooled: PooledLabels) -> dict[str, Any]:
@@ -175,29 +180,31 @@ def check_answer(
         theirs, expected = getattr(answer, field), getattr(offer, field)
         if theirs != expected:
             raise SiteError(f"{site}: {field} of its evaluation is {theirs}, offered {expected}")
-    classifies = proposal.models[0].classifies
-    number = len(proposal.models)
-    shape = (len(answer.models), answer.difference is not None, len(answer.scores))
-    if shape != ((0, False, number) if classifies else (number, number > 1, 0)):
+    if _shape(answer) != _shape_of_answers(proposal):
         raise SiteError(f"{site}: its evaluation is of other models than were sent")
-    for part in _parts(answer):
-        of_part = [*part.labels.values(), part.foreground]
-        metrics = set(proposal.metrics)
-        if set(part.labels) != set(labels) or any(m.keys() != metrics for m in of_part):
-            raise SiteError(f"{site}: its evaluation has other labels or metrics than were asked")
-    for moments in answer.all_moments():
-        if moments.patients < proposal.min_cases:
-            raise SiteError(
-                f"{site}: tells of {moments.patients} patients, at least {proposal.min_cases} were "
-                "agreed"
-            )
+    if not all(_fits(part, set(labels), set(proposal.metrics)) for part in _parts(answer)):
+        raise SiteError(f"{site}: its evaluation has other labels or metrics than were asked")
+    fewest = min((moments.patients for moments in answer.all_moments()), default=math.inf)
+    if fewest < proposal.min_cases:
+        raise SiteError(
+            f"{site}: tells of {fewest} patients, at least {proposal.min_cases} were agreed"
+        )
     return answer
+
+
+def _shape(answer: SiteEvaluation) -> tuple[int, bool, int]:
+    return len(answer.models), answer.difference is not None, len(answer.scores)
+
+
+def _shape_of_answers(proposal: EvaluationProposal) -> tuple[int, bool, int]:
+    number = len(proposal.models)
+    return (0, False, number) if proposal.models[0].classifies else (number, number > 1, 0)
+
+
+def _fits(part: MomentsOfLabels, labels: set[str], metrics: set[Metric]) -> bool:
+    of_part = [*part.labels.values(), part.foreground]
+    return set(part.labels) == labels and all(names.keys() == metrics for names in of_part)
 
 
 def _parts(answer: SiteEvaluation) -> list[MomentsOfLabels]:
     return [*answer.models, *([answer.difference] if answer.difference else [])]
-
-
-def as_json(pooled: PooledLabels) -> dict[str, Any]:
-    """Return pooled metrics as JSON."""
-    return asdict(pooled)

@@ -113,3 +113,45 @@ def ask_all(
             raise SiteError(refusal(node, str(answer))) from answer
         answers[node] = answer
     return dict(sorted(answers.items()))
+
+
+def ask_sites(
+    grid: Grid,
+    names: Mapping[int, str],
+    query: str,
+    read: Callable[[str], Answer],
+    seconds: float,
+    *,
+    content: RecordDict,
+) -> dict[int, Answer]:
+    """Ask all sites the same; the error names the first that fails or is silent.
+
+    Parameters
+    ----------
+    grid, read, seconds
+        As :func:`ask` takes them.
+    names
+        Name of each site, by node.
+    query
+        Name of the question.
+    content
+        Content of the message.
+
+    Returns
+    -------
+    dict
+        Answers by node, in the order of the nodes.
+
+    Raises
+    ------
+    SiteError
+        For the first site that fails or is silent.
+    """
+
+    def refusal(node: int, reason: str) -> str:
+        site = f"site {names[node]}"
+        named = reason if reason.startswith(site) else f"{site}: {reason}"
+        return f"{named} ({query})"
+
+    questions = {node: RecordDict(dict(content)) for node in names}
+    return ask_all(grid, f"query.{query}", questions, read, seconds, refusal=refusal)

@@ -23,7 +23,7 @@ from nnunetv2_federated.federation.messages import (
     SiteSurvey,
 )
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.flower.asking import ask_all
+from nnunetv2_federated.flower.asking import ask_sites
 from nnunetv2_federated.flower.records import pack_content, reading
 from nnunetv2_federated.nnunet.planning.planner import PlanSettings, plan, site_fingerprint_file
 
@@ -221,13 +221,5 @@ def _ask(
     *,
     payload: str | None = None,
 ) -> dict[int, Answer]:
-    """Ask all sites the same; the error names the first that fails or is silent."""
-
-    def refusal(node: int, reason: str) -> str:
-        site = f"site {names[node]}"
-        named = reason if reason.startswith(site) else f"{site}: {reason}"
-        return f"{named} ({query})"
-
     content = RecordDict() if payload is None else pack_content(payload)
-    questions = {node: RecordDict(dict(content)) for node in names}
-    return ask_all(grid, f"query.{query}", questions, read, seconds, refusal=refusal)
+    return ask_sites(grid, names, query, read, seconds, content=content)

@@ -62,7 +62,8 @@ def test_a_command_that_only_reads_and_writes_files_is_there_at_once(command: st
 @pytest.mark.parametrize(
     "command",
     [
-        *("attack", "audit", "check", "privacy", "site", "status", "trainer_folder"),
+        *("attack", "audit", "check", "evaluate", "privacy", "site", "status"),
+        "trainer_folder",
         *("train", "server", "compare", "partition", "plan"),
     ],
 )

@@ -71,8 +71,6 @@ class EvaluatedSite:
     """Keeps the weights that the site was sent."""
     case_done: Callable[[], None] = lambda: None
     """Called after each case; may raise to stop."""
-    only: frozenset[str] | None = None
-    """Cases of the site, where several share a dataset; ``None`` for all of the dataset."""
     notes: list[str] = field(default_factory=list, compare=False)
     """What the log says of cases and files, for a command whose user may see them."""
 
@@ -106,6 +104,18 @@ class EvaluatedSite:
             )
         return cls(name, site or name, machine, store)
 
+    def check_models(self, proposal: EvaluationProposal) -> None:
+        """Make sure that the models name allowed code only and fit here; no case is looked at.
+
+        Raises
+        ------
+        SiteError
+            If they do not.
+        """
+        with self._without_details():
+            for model in proposal.models:
+                check_architecture(Architecture.of(model), self.name, self.machine)
+
     def offer(self, proposal: EvaluationProposal) -> EvaluationOffer:
         """Say how many cases and patients there are, after checking that all can be evaluated.
 
@@ -115,9 +125,10 @@ class EvaluatedSite:
             If a model names code that is not allowed, is of other channels or labels, needs more
             memory or a package that is missing, or there are too few patients.
         """
+        self.check_models(proposal)
         with self._without_details():
             for model in proposal.models:
-                self._check(model)
+                self._check_declared(model)
             if set(SURFACE) & set(proposal.metrics) and find_spec("monai") is None:
                 raise SiteError(
                     f"site {self.name}: {' and '.join(SURFACE)} need MONAI: "
@@ -166,6 +177,12 @@ class EvaluatedSite:
             raise SiteError(f"site {self.name}: refused weights of another hash than described")
         return WeightsReceipt(self.name, found)
 
+    def check_weights(self, proposal: EvaluationProposal) -> None:
+        """Raise ``SiteError`` unless all weights are there."""
+        lacking = [h for m in proposal.models for h in m.weights if not self.store.has(h)]
+        if lacking:
+            raise SiteError(f"site {self.name}: was not sent the weights {lacking[0][:12]}")
+
     def measure(self, proposal: EvaluationProposal) -> SiteEvaluation:
         """Predict all cases with each model, and summarise how they compare with their references.
 
@@ -174,10 +191,8 @@ class EvaluatedSite:
         SiteError
             If weights are missing, or a case cannot be used; the log names it.
         """
+        self.check_weights(proposal)
         with self._without_details():
-            lacking = [h for m in proposal.models for h in m.weights if not self.store.has(h)]
-            if lacking:
-                raise SiteError(f"site {self.name}: was not sent the weights of {lacking[0][:12]}")
             cases = self._cases(proposal.models[0], proposal.subset)
             patients = self._patients(cases.images)
             patient_of = {case: p for p, own in patients.cases.items() for case in own}
@@ -197,8 +212,7 @@ class EvaluatedSite:
     def _raw(self) -> Path:
         return Path(nnUNet_raw.require()) / self.dataset
 
-    def _check(self, model: ModelDescription) -> None:
-        check_architecture(Architecture.of(model), self.name, self.machine)
+    def _check_declared(self, model: ModelDescription) -> None:
         ours, theirs = (
             {k: v for k, v in declared_of(content).items() if k != "classes" or model.classifies}
             for content in (self._dataset_json(), model.dataset_json)
@@ -227,9 +241,7 @@ class EvaluatedSite:
         """Return the cases of the subset, in alphabetical order."""
         declared, raw = self._dataset_json(), self._raw
         found = images_tr(raw) if subset == "Tr" else images_ts(raw)
-        images = {
-            case: found[case] for case in sorted(found) if self.only is None or case in self.only
-        }
+        images = {case: found[case] for case in sorted(found)}
         channels = len(declared_of(declared)["channel_names"])
         wrong = [c for c, files in images.items() if len(files) != channels or channel_gap(files)]
         if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError, SiteError
+from nnunetv2_federated.federation.evaluation import EvaluationProposal
 from nnunetv2_federated.federation.files import (
     private_folder,
     read_state,
@@ -24,8 +26,10 @@ _FORMAT = 2
 _PROPOSED_AGAIN = "delete it; it will be proposed again"
 _REMEDY = "nothing is approved until it is deleted and --approve is run again"
 
-Agreement = Proposal | PlanProposal
-
+Agreement = Proposal | PlanProposal | EvaluationProposal
+_KINDS: dict[object, type[Agreement]] = {
+    kind.what: kind for kind in (Proposal, PlanProposal, EvaluationProposal)
+}
 
 Record = Callable[..., None]
 """Takes an event and its fields, for the audit log."""
@@ -115,10 +119,10 @@ class Consent:
         content = read_state(self._folder / PROPOSED, _FORMAT, _PROPOSED_AGAIN)
         if content is None:
             return None
-        kind = Proposal if content.get("what") == Proposal.what else PlanProposal
         try:
-            agreement = kind(**content["content"])
-        except (KeyError, TypeError, ValueError) as error:
+            kind = _KINDS[content["what"]]
+            agreement = kind.from_json(json.dumps(content["content"]))
+        except (KeyError, TypeError, SiteError) as error:
             raise CheckpointError(
                 f"{self._folder / PROPOSED} is damaged: {_PROPOSED_AGAIN}"
             ) from error

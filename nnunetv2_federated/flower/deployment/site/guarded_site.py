@@ -10,6 +10,7 @@ from nnunetv2_federated.flower.deployment.site.consent import (
     Record,
     record_nothing,
 )
+from nnunetv2_federated.flower.deployment.site.evaluation_guard import EvaluationGuard
 from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.membership import Membership
@@ -49,6 +50,7 @@ class GuardedSite:
         self.membership = Membership(here, self.consent, self.ledger, self.pool)
         self.work = WorkGuard(here, self.consent, self.ledger, self.membership, self.meter)
         self.planning = PlanningGuard(here, self.consent)
+        self.evaluation = EvaluationGuard(here, self.consent, self.ledger, self.meter)
 
     def _record_charge(self, server_round: int, epsilon: float, delta: float) -> None:
         self.record("charged", round=server_round + 1, epsilon=epsilon, delta=delta)

@@ -168,6 +168,19 @@ class Ledger:
             before = _spent(content, dataset)
             content["spent"][dataset] = asdict(before) | {"hours": before.hours + hours}
 
+    def count_evaluation(self, dataset: str, limits: Limits, site: str) -> None:
+        """Count an evaluation of a trained model.
+
+        Raises
+        ------
+        SiteError
+            If nothing is left to give.
+        """
+        with self._changing() as content:
+            spent = _spent(content, dataset)
+            limits.check_step(spent, site, is_round=False)
+            content["spent"][dataset] = asdict(spent) | {"evaluations": spent.evaluations + 1}
+
     # How far the site is in a run
 
     def open_run(self, run: str, folder: Path) -> None:

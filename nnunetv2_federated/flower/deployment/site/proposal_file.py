@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.errors import CheckpointError, SiteError
+from nnunetv2_federated.federation.evaluation import EvaluationProposal
 from nnunetv2_federated.federation.files import read_state, write_state
 from nnunetv2_federated.federation.messages import PlanProposal, Proposal
 
 _FORMAT = 2
 _REMEDY = "delete it; the site then has to be asked to join again"
 
-Kind = TypeVar("Kind", Proposal, PlanProposal)
+Kind = TypeVar("Kind", Proposal, PlanProposal, EvaluationProposal)
 
 
 class ProposalFile(Generic[Kind]):
@@ -47,6 +49,7 @@ class ProposalFile(Generic[Kind]):
         if content is None:
             return None
         try:
-            return self._kind(**content.pop("proposal")), content
-        except (KeyError, TypeError, ValueError) as error:
+            proposal = self._kind.from_json(json.dumps(content.pop("proposal")))
+        except (KeyError, TypeError, SiteError) as error:
             raise CheckpointError(f"{self._path} is damaged: {_REMEDY}") from error
+        return proposal, content

@@ -7,6 +7,8 @@ from typing import Any
 
 from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.evaluated_model import ModelDescription
+from nnunetv2_federated.federation.evaluation import EvaluationProposal
 from nnunetv2_federated.federation.messages import PlanProposal, Proposal
 from nnunetv2_federated.federation.package_versions import compare_packages
 from nnunetv2_federated.federation.queue import describe_queue
@@ -22,7 +24,7 @@ def describe_here(agreement: Agreement, dataset: str) -> list[str]:
     Parameters
     ----------
     agreement
-        Proposal of a training or of planning together.
+        Proposal of a training, of planning together or of an evaluation.
     dataset
         Id or name of the site's dataset, whose plans are described if they are those proposed.
     """
@@ -57,6 +59,8 @@ def describe(
     """
     if isinstance(agreement, Proposal):
         lines = [*_training(agreement), *_plans(agreement, plans)]
+    elif isinstance(agreement, EvaluationProposal):
+        lines = _evaluation(agreement)
     else:
         lines = _planning(agreement)
     lines += [f"package {line}" for line in differing]
@@ -128,13 +132,13 @@ def _plans(proposal: Proposal, plans: Mapping[str, Any] | None) -> list[str]:
     if plans is None:
         return [f"{named}: this site has no such plans (yet)"]
     return [
-        f"{named}{f', {name}' if len(proposal.queue) > 1 else ''}: "
-        f"{_configuration(_resolved(plans, name))}"
+        f"{named}{f', {name}' if len(proposal.queue) > 1 else ''}: {_network(plans, name)}"
         for name in proposal.queue
     ]
 
 
-def _configuration(configuration: Mapping[str, Any]) -> str:
+def _network(plans: Mapping[str, Any], name: str) -> str:
+    configuration = _resolved(plans, name)
     architecture = configuration.get("architecture", {})
     return (
         f"network {architecture.get('network_class_name')}, patch "
@@ -172,6 +176,41 @@ def _planning(proposal: PlanProposal) -> list[str]:
         "federation's plans"
         + (" and replaces plans of the same name" if proposal.replace_plans else ""),
     ]
+
+
+def _evaluation(proposal: EvaluationProposal) -> list[str]:
+    cases = "imagesTs" if proposal.subset == "Ts" else "imagesTr"
+    classifies = proposal.models[0].classifies
+    what = "AUROC and the other metrics" if classifies else ", ".join(proposal.metrics)
+    quantiles = ", ".join(f"{q:g}" for q in proposal.quantiles)
+    told = (
+        f"{what} over all its cases, if each class has at least {proposal.min_cases} patients"
+        if classifies
+        else f"count, mean and variance of {what} of each label"
+        f"{', and of their differences' if len(proposal.models) > 1 else ''}, of at least "
+        f"{proposal.min_cases} patients"
+        + (f"; quantiles {quantiles} where enough patients are around each" if quantiles else "")
+    )
+    return [
+        f"evaluation of {len(proposal.models)} trained model{'s' * (len(proposal.models) > 1)}, "
+        "without training",
+        *map(_model, proposal.models),
+        f"this site predicts all cases of {cases} that have a reference, once, and tells {told}; "
+        "no value of a single case, no prediction; field by field in docs/what-leaves-a-site.md",
+        "no noise is added: who chooses the model chooses what such means are about "
+        "(docs/threat-model.md)",
+    ]
+
+
+def _model(model: ModelDescription) -> str:
+    folds = ", ".join(map(str, model.folds))
+    steps = len(model.postprocessing)
+    return (
+        f"model SHA-256 {model.sha256}: {model.trainer}, {model.configuration}, "
+        f"fold{'s' * (len(model.folds) > 1)} {folds}, {model.values} weights each; "
+        f"{_network(model.plans, model.configuration)}"
+        + (f"; {steps} steps of postprocessing" if steps else "")
+    )
 
 
 def _times(numbers: Any) -> str:  # noqa: ANN401  # of plans of others

@@ -10,6 +10,15 @@ from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.evaluation import (
+    EvaluationOffer,
+    EvaluationProposal,
+    MeasureTask,
+    SiteEvaluation,
+    WeightsReceipt,
+    WeightsTask,
+)
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     PlanProposal,
@@ -19,8 +28,10 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.flower.client_app import make_client_app
 from nnunetv2_federated.flower.deployment.site.consent import Agreement, NotApprovedError
+from nnunetv2_federated.flower.deployment.site.evaluation_guard import EvaluationGuard
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.work_guard import EVALUATE_FULLY, WORK
+from nnunetv2_federated.flower.evaluation_app import add_evaluation
 from nnunetv2_federated.flower.records import (
     CONFIG,
     only_array,
@@ -52,6 +63,8 @@ def build_site_app(site: GuardedSite, say: Say, mods: Sequence[Mod] = ()) -> Cli
         [*mods, _guard_planning(site, agree, say), _guard_work(site, say)],
     )
 
+    add_evaluation(app, lambda _: _Evaluating(site.evaluation, agree, say))
+
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
         proposal = Proposal.from_json(unpack_payload(message.content, _READER))
@@ -81,6 +94,29 @@ class _Agreeing:
                 self._say(f"asked to take part in {what}: look at it and approve it with --approve")
             raise
         self._say(f"takes part in {what}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluating:
+    """Evaluates what was approved, and says so at the site's own terminal."""
+
+    guard: EvaluationGuard
+    agree: _Agreeing
+    say: Say
+
+    def offer(self, proposal: EvaluationProposal) -> EvaluationOffer:
+        offers: list[EvaluationOffer] = []
+        self.agree(proposal, lambda: offers.append(self.guard.offer(proposal)))
+        return offers[0]
+
+    def receive(self, task: WeightsTask, vector: Vector) -> WeightsReceipt:
+        return self.guard.receive(task, vector)
+
+    def measure(self, task: MeasureTask) -> SiteEvaluation:
+        self.say(f"evaluation {task.approval[:12]}")
+        answer = self.guard.measure(task)
+        self.say(f"evaluated {answer.cases} cases; means and variances leave this site")
+        return answer
 
 
 def _guard_planning(site: GuardedSite, agree: _Agreeing, say: Say) -> Mod:
