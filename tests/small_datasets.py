@@ -38,8 +38,9 @@ def write_dataset(
     cases: int = 12,
     labels: Mapping[str, int | list[int]] | None = None,
     ignore: int | None = None,
+    first: int = 0,
 ) -> None:
-    """Write an nnU-Net raw dataset of balls: PNG in 2D, NIfTI in 3D."""
+    """Write an nnU-Net raw dataset of balls: PNG in 2D, NIfTI in 3D; ``first`` is a seed."""
     import SimpleITK as sitk  # noqa: N813, PLC0415
     from skimage.io import imsave  # noqa: PLC0415
 
@@ -47,7 +48,7 @@ def write_dataset(
     for folder in ("imagesTr", "labelsTr"):
         (raw / name / folder).mkdir(parents=True)
     for index in range(cases):
-        image, seg = blob_case(index, shape)
+        image, seg = blob_case(first + index, shape)
         if ignore is not None:
             seg[:2] = ignore
         files = {f"imagesTr/case_{index:02d}_0000": image, f"labelsTr/case_{index:02d}": seg}

@@ -223,8 +223,9 @@ def _here(
 
     add_evaluation(app, find)
     grid = InProcessGrid(app, len(sites), {})
+    names = {node: site.name for node, site in zip(grid.get_node_ids(), sites, strict=True)}
     with _naming_cases(sites):
-        offers = ask_for_offers(grid, list(grid.get_node_ids()), evaluation.proposal)
+        offers = ask_for_offers(grid, names, evaluation.proposal)
         check_offers(offers, evaluation)
         answers = evaluate_at_sites(grid, offers, evaluation, say)
     return list(offers.values()), answers
@@ -258,7 +259,7 @@ def _naming_cases(sites: Sequence[EvaluatedSite]) -> Iterator[None]:
         yield
     except SiteError as error:
         notes = [note for site in sites for note in site.notes][:_MOST_NOTES]
-        details = f" Here: {'; '.join(notes)}." if notes else ""
+        details = f". Here: {'; '.join(notes).rstrip('.')}." if notes else ""
         raise SettingsError(f"{error}{details}") from error
     finally:
         log.removeHandler(unheard)

@@ -45,7 +45,7 @@ class EvaluationProposal(Approvable):
     """Asks a site to evaluate one trained model, or two on the same cases."""
 
     what = "evaluation"
-    most_bytes: ClassVar[int] = 40 * _MEGABYTE
+    most_bytes: ClassVar[int] = 16 * _MEGABYTE
 
     models: Annotated[list[ModelDescription], Field(min_length=1, max_length=2)]
     subset: Subset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
@@ -45,18 +45,17 @@ class Evaluation:
 
 def ask_for_offers(
     grid: Grid,
-    nodes: Sequence[int],
+    names: Mapping[int, str],
     proposal: EvaluationProposal,
     answer_deadline: float = _LONGEST,
 ) -> Offers:
-    """Ask each site whether it can evaluate the models, and on how many cases.
+    """Ask each site, known by its node, whether it can evaluate the models, and on how many cases.
 
     Raises
     ------
     SiteError
         If a site cannot, or does not answer within ``answer_deadline`` seconds; names it.
     """
-    names = {node: f"node {node}" for node in nodes}
     content = pack_content(proposal.to_json())
     return ask_sites(
         grid, names, OFFER, EvaluationOffer.from_json, answer_deadline, content=content

@@ -26,6 +26,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.evaluated_model import ModelDescription
+from nnunetv2_federated.federation.evaluation import (
+    EvaluationOffer,
+    EvaluationProposal,
+    MeasureTask,
+    Moments,
+    MomentsOfLabels,
+    SiteEvaluation,
+    WeightsReceipt,
+    WeightsTask,
+)
 from nnunetv2_federated.federation.fingerprint import (
     CaseFingerprint,
     SiteFingerprint,
@@ -71,6 +82,14 @@ CASE = CaseFingerprint(
 )
 HASH = "0" * 64
 
+MEASURED = MomentsOfLabels(
+    {"1": {"Dice": Moments(6, 5, 0.5, 0.1, [0.4]), "HD95": None}}, {"Dice": None, "HD95": None}
+)
+MODEL = ModelDescription(
+    *({"plans_name": "P"}, {"labels": {"a": 1}}, "2d", "nnUNetTrainer", [0, 1], [HASH] * 2, 50),
+    *(HASH, [0, 1], []),
+)
+
 ANSWERS: dict[type, Any] = {
     TrainReport: REPORT,
     Validation: VALIDATION,
@@ -81,6 +100,9 @@ ANSWERS: dict[type, Any] = {
     SiteFingerprint: summarise_cases("bern", [CASE] * 5),
     PrepareReport: PrepareReport("bern", HASH, {"2d": 5}),
     FullValidation: FullValidation("bern", 2, {"Dice": 0.5}, {"1": {"Dice": [0.5, 2]}}),
+    EvaluationOffer: EvaluationOffer("bern", 6, 5, "patient", {"torch": "2"}, "cpu"),
+    WeightsReceipt: WeightsReceipt("bern", HASH),
+    SiteEvaluation: SiteEvaluation("bern", 6, 5, "patient", [MEASURED] * 2, MEASURED, []),
 }
 QUESTIONS: dict[type, Any] = {
     TrainTask: TrainTask(1, 0.01, 1, 5, 0.0, 60.0, "run"),
@@ -100,6 +122,9 @@ QUESTIONS: dict[type, Any] = {
     PlanProposal: PlanProposal("Dataset501_A", {"planner": "P"}, ["2d"], 5, False, False),
     FingerprintTask: FingerprintTask(100, None, False),
     PrepareTask: PrepareTask({"plans_name": "P"}, HASH, {}, {}, ["2d"], False, True),
+    EvaluationProposal: EvaluationProposal([MODEL] * 2, "Tr", ["Dice", "HD95"], 5, [0.25, 0.5]),
+    WeightsTask: WeightsTask(HASH, 1, 0),
+    MeasureTask: MeasureTask(HASH),
 }
 
 HOSTILE: list[Any] = [

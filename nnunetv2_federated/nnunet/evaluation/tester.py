@@ -260,8 +260,7 @@ def images_ts(raw: Path) -> dict[str, list[str]]:
     cases = case_files(folder, ending) if folder.is_dir() else {}
     if not cases:
         raise SettingsError(
-            f"--test-set: {folder} has no images; leave the flag out to test on the validation "
-            "cases of the fold."
+            f"--test-set: {folder} has no images; leave the flag out to test on cases of imagesTr."
         )
     return cases
 
