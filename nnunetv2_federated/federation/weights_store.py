@@ -58,7 +58,7 @@ class WeightsStore:
         try:
             vector: Vector = np.load(path, allow_pickle=False)
             fits = vector.ndim == 1 and hash_vector(vector) == sha256
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise CheckpointError(f"{path} cannot be read: have the model sent again") from error
         if not fits:
             raise CheckpointError(f"{path} was changed: delete it, and have the model sent again")

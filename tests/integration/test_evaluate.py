@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coordinator import Coordinator, refusal
 from flwr.app import Message
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -22,8 +24,25 @@ from small_datasets import write_dataset
 from nnunetv2_federated import evaluate_model
 from nnunetv2_federated.cli.evaluate import main
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.evaluation import (
+    EvaluationOffer,
+    EvaluationProposal,
+    MeasureTask,
+    SiteEvaluation,
+    WeightsTask,
+)
+from nnunetv2_federated.federation.weights_store import WeightsStore
+from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
+from nnunetv2_federated.flower.deployment.site.limits import Limits
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.flower.deployment.site.proposal_text import describe_here
 from nnunetv2_federated.flower.in_process import InProcessGrid
+from nnunetv2_federated.flower.records import unpack_payload
 from nnunetv2_federated.nnunet.environment import environment
+from nnunetv2_federated.nnunet.evaluation.built_model import Machine
+from nnunetv2_federated.nnunet.evaluation.model_files import WhichModel
+from nnunetv2_federated.nnunet.evaluation.read_model import read_model
+from nnunetv2_federated.nnunet.training.weights import load_vector, to_vector
 
 SITES = {"Dataset962_Bern": (32, 36), "Dataset963_Lyon": (36, 32), "Dataset964_Oslo": (40, 32)}
 CASES = {"Dataset962_Bern": 6, "Dataset963_Lyon": 5, "Dataset964_Oslo": 8}
@@ -267,9 +286,6 @@ def test_a_site_of_other_labels_or_channels_is_named(
 
 
 def test_batchnorm_keeps_its_statistics(tmp_path: Path) -> None:
-    from nnunetv2_federated.federation.weights_store import WeightsStore  # noqa: PLC0415
-    from nnunetv2_federated.nnunet.training.weights import load_vector, to_vector  # noqa: PLC0415
-
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     network(torch.randn(4, 1, 8, 8) + 3)
     store = WeightsStore(tmp_path)
@@ -281,3 +297,114 @@ def test_batchnorm_keeps_its_statistics(tmp_path: Path) -> None:
     with torch.no_grad():
         np.testing.assert_array_equal(other.eval()(image), network.eval()(image))
     assert (tmp_path / f"{sent}.npy").stat().st_mode & 0o077 == 0
+
+
+# A hospital that takes part by testing only
+
+
+class Hospital:
+    """One site behind its guards, and what the coordinator asks it for."""
+
+    def __init__(self, model: Path, folder: Path, **limits: int) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        here = LocalSite("bern", "Dataset962_Bern", folder / "work", "cpu", Limits(**limits))
+        self.guarded = GuardedSite(here, record=lambda event, **f: self.events.append((event, f)))
+        self.coordinator = Coordinator(self.guarded)
+        self.sent = WeightsStore(folder / "sent")
+        machine = Machine("cpu")
+        self.model = read_model(model, WhichModel(), self.sent, machine, postprocess=True)
+
+    def proposal(self, **changes: Any) -> EvaluationProposal:
+        content: dict[str, Any] = {
+            "models": [self.model], "subset": "Tr", "metrics": ["Dice"], "min_cases": 5,
+            "quantiles": [0.5],
+        }  # fmt: skip
+        return EvaluationProposal(**content | changes)
+
+    def offer(self, proposal: EvaluationProposal) -> Message:
+        return self.coordinator.ask("query.evaluation", proposal.to_json())
+
+    def send(self, proposal: EvaluationProposal, fold: int, vector: Any) -> Message:
+        task = WeightsTask(proposal.approval(), 0, fold)
+        return self.coordinator.ask("query.weights", task.to_json(), vector)
+
+    def send_all(self, proposal: EvaluationProposal) -> None:
+        for fold, sha256 in enumerate(self.model.weights):
+            assert not self.send(proposal, fold, self.sent.get(sha256)).has_error()
+
+    def measure(self, proposal: EvaluationProposal) -> Message:
+        return self.coordinator.ask("query.measure", MeasureTask(proposal.approval()).to_json())
+
+
+def test_a_hospital_evaluates_what_it_approved_once(
+    stock_model: Path, nnunet_folders: Path, tmp_path: Path
+) -> None:
+    hospital = Hospital(stock_model, tmp_path, max_evaluations=1)
+    asked = hospital.proposal()
+    vectors = [hospital.sent.get(sha256) for sha256 in hospital.model.weights]
+
+    assert "has not approved evaluation" in refusal(hospital.offer(asked))
+    assert "has not agreed to the evaluation" in refusal(hospital.send(asked, 0, vectors[0]))
+    assert "has not agreed to the evaluation" in refusal(hospital.measure(asked))
+    words = "\n".join(describe_here(hospital.guarded.consent.proposed() or asked, "962"))
+    assert hospital.model.sha256 in words
+    assert "tells count, mean and variance of Dice of each label, of at least 5 patients" in words
+    hospital.guarded.consent.approve(asked.approval(), "test")
+    offer = hospital.offer(asked)
+    assert EvaluationOffer.from_json(unpack_payload(offer.content)).cases == 6
+
+    assert "refused weights of another hash" in refusal(hospital.send(asked, 0, vectors[1]))
+    assert "refused weights of a fold" in refusal(hospital.send(asked, 2, vectors[1]))
+    assert "was not sent the weights" in refusal(hospital.measure(asked))
+    assert hospital.guarded.ledger.spent("Dataset962_Bern").evaluations == 0
+    hospital.send_all(asked)
+    text = unpack_payload(hospital.measure(asked).content)
+
+    answer = SiteEvaluation.from_json(text)
+    assert (answer.site, answer.cases, answer.patients) == ("bern", 6, 6)
+    found = answer.models[0].labels["1"]["Dice"]
+    assert found is not None
+    assert found.quantiles is None  # six are too few
+    assert "case_0" not in text
+    assert list((tmp_path / "work" / "evaluated").iterdir()) == []
+    # the same question again is answered as before, even if a patient has come in between
+    raw = nnunet_folders / "raw" / "Dataset962_Bern"
+    hidden = tmp_path / "case_00.png"
+    shutil.move(raw / "imagesTr" / "case_00_0000.png", hidden)
+    try:
+        assert unpack_payload(hospital.measure(asked).content) == text
+    finally:
+        shutil.move(hidden, raw / "imagesTr" / "case_00_0000.png")
+    spent = hospital.guarded.ledger.spent("Dataset962_Bern")
+    assert spent.evaluations == 1
+    assert spent.hours > 0
+    # another question needs another approval, and another evaluation
+    other = hospital.proposal(min_cases=6)
+    hospital.guarded.consent.approve(other.approval(), "test")
+    assert "has given its 1 evaluations" in refusal(hospital.offer(other))
+    hospital.guarded.consent.withdraw(asked.approval(), "test")
+    assert "was withdrawn" in refusal(hospital.measure(asked))
+    kinds = [(event, fields.get("message")) for event, fields in hospital.events]
+    assert ("left", "query.measure") in kinds
+    assert ("proposed", None) in kinds
+    hospital.guarded.close()
+
+
+def test_a_hospital_refuses_a_model_that_names_code_before_it_is_asked(
+    stock_model: Path, tmp_path: Path
+) -> None:
+    hospital = Hospital(stock_model, tmp_path)
+    for bad, words in (
+        ({"trainer": "os"}, "refused|trainer os"),
+        ({"plans": hospital.model.plans | {"experiment_planner_used": "system"}}, "'system' is not"),
+        ({"configuration": "3d_fullres"}, "configuration 3d_fullres is unknown"),
+    ):
+        asked = hospital.proposal(models=[dataclasses.replace(hospital.model, **bad)])
+        assert re.search(words, refusal(hospital.offer(asked)))
+        assert hospital.guarded.consent.proposed() is None
+    labels = {"background": 0, "one": 1}
+    other = hospital.model.dataset_json | {"labels": labels}
+    asked = hospital.proposal(models=[dataclasses.replace(hospital.model, dataset_json=other)])
+    hospital.guarded.consent.approve(asked.approval(), "test")
+    assert "site bern: labels of its dataset.json is" in refusal(hospital.offer(asked))
+    hospital.guarded.close()
