@@ -394,9 +394,10 @@ def test_a_hospital_refuses_a_model_that_names_code_before_it_is_asked(
     stock_model: Path, tmp_path: Path
 ) -> None:
     hospital = Hospital(stock_model, tmp_path)
+    plans = hospital.model.plans | {"experiment_planner_used": "system"}
     for bad, words in (
         ({"trainer": "os"}, "refused|trainer os"),
-        ({"plans": hospital.model.plans | {"experiment_planner_used": "system"}}, "'system' is not"),
+        ({"plans": plans}, "'system' is not an allowed planner"),
         ({"configuration": "3d_fullres"}, "configuration 3d_fullres is unknown"),
     ):
         asked = hospital.proposal(models=[dataclasses.replace(hospital.model, **bad)])

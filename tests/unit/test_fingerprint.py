@@ -13,6 +13,13 @@ import pytest
 
 from nnunetv2_federated.federation.agreement import check_agreement, check_names, hash_plans
 from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.evaluation import (
+    EvaluationOffer,
+    Moments,
+    MomentsOfLabels,
+    SiteEvaluation,
+    WeightsReceipt,
+)
 from nnunetv2_federated.federation.fingerprint import (
     CaseFingerprint,
     SiteFingerprint,
@@ -314,6 +321,8 @@ def test_the_page_lists_every_field() -> None:
     page = (Path(__file__).parents[2] / "docs" / "what-leaves-a-site.md").read_text()
     sent = (SiteSurvey, SiteFingerprint, Channel, PrepareReport, SiteDescription, PrivacyTerms)
 
-    for message in (*sent, TrainReport, Validation, FullValidation):
+    evaluated = (EvaluationOffer, WeightsReceipt, SiteEvaluation, MomentsOfLabels, Moments)
+
+    for message in (*sent, TrainReport, Validation, FullValidation, *evaluated):
         for field in fields(message):
             assert f"`{field.name}`" in page, f"{message.__name__}.{field.name}"
