@@ -51,6 +51,7 @@ class Coordinator:
 def refusal(answer: Message) -> str:
     assert answer.has_error(), "answered"
     reason = answer.error.reason
+    assert reason is not None
     assert "\n" not in reason
     assert "/" not in reason
     return reason

@@ -22,6 +22,7 @@ from nnunetv2_federated.federation.choice import (
     record,
 )
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES, Metric
+from nnunetv2_federated.federation.messages import MOST_CASES
 
 QUANTILES = (0.25, 0.5, 0.75)
 """Quantiles that are told where enough patients are, if none are chosen."""
@@ -78,7 +79,9 @@ class EvaluateChoices(DeviceChoices, SiteDatasets, Networked, Quiet):
     ] = None
     min_cases: Annotated[
         Annotated[
-            int, Field(ge=FEWEST_CASES), Allowed(f"a whole number of at least {FEWEST_CASES}")
+            int,
+            Field(ge=FEWEST_CASES, le=MOST_CASES),
+            Allowed(f"a whole number of at least {FEWEST_CASES}"),
         ],
         Choice("fewest patients behind any number that a site tells", "N"),
     ] = 5

@@ -18,7 +18,7 @@ from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
-from nnunetv2_federated.federation.evaluated_model import ModelDescription
+from nnunetv2_federated.federation.evaluated_model import ModelDescription, hash_vector
 from nnunetv2_federated.federation.evaluation import (
     SURFACE,
     EvaluationOffer,
@@ -150,7 +150,7 @@ class EvaluatedSite:
             )
 
     def receive(
-        self, proposal: EvaluationProposal, task: WeightsTask, vector: Vector | None
+        self, proposal: EvaluationProposal, task: WeightsTask, vector: Vector
     ) -> WeightsReceipt:
         """Keep the weights of one fold, if they are those that were described.
 
@@ -172,10 +172,9 @@ class EvaluatedSite:
         if task.model >= len(models) or task.fold >= len(models[task.model].folds):
             raise SiteError(f"site {self.name}: refused weights of a fold that was not described")
         expected = models[task.model].weights[task.fold]
-        found = self.store.put(vector) if vector is not None else ""
-        if found != expected:
+        if hash_vector(vector) != expected:
             raise SiteError(f"site {self.name}: refused weights of another hash than described")
-        return WeightsReceipt(self.name, found)
+        return WeightsReceipt(self.name, self.store.put(vector))
 
     def check_weights(self, proposal: EvaluationProposal) -> None:
         """Raise ``SiteError`` unless all weights are there."""

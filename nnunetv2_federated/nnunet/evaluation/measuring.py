@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,10 +159,14 @@ class _File:
 
 def _predictions(predictor: Any, cases: Cases, folder: Path) -> Iterator[tuple[str, _File]]:  # noqa: ANN401  # nnU-Net's predictor
     """Predict case by case; each prediction is on the disk only until it was measured."""
-    private_folder(folder)
+    scratch = folder / "predictions"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    private_folder(scratch)
     ending = predictor.dataset_json["file_ending"]
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    try:
         for case, images in cases.images.items():
             with quiet():
-                predictor.predict_from_files_sequential([list(images)], [str(Path(scratch, case))])
-            yield case, _File(Path(scratch, case + ending))
+                predictor.predict_from_files_sequential([list(images)], [str(scratch / case)])
+            yield case, _File(scratch / (case + ending))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

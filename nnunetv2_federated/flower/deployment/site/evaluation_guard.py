@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from nnunetv2_federated.federation.evaluation import (
 from nnunetv2_federated.federation.files import read_state, write_state
 from nnunetv2_federated.federation.weights_store import WeightsStore
 from nnunetv2_federated.flower.deployment.site.consent import Consent
+from nnunetv2_federated.flower.deployment.site.gpu_limit import limit_gpu
 from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
@@ -25,7 +27,9 @@ from nnunetv2_federated.flower.deployment.site.work_guard import WorkMeter
 from nnunetv2_federated.nnunet.evaluation.built_model import Machine
 from nnunetv2_federated.nnunet.evaluation.evaluated_site import EvaluatedSite
 
-EVALUATION_FILE, ANSWERS_FILE = "evaluation.json", "evaluations.json"
+logger = logging.getLogger(__name__)
+
+EVALUATION_FILE, ANSWERS_FILE = "evaluation.json", "evaluation_answers.json"
 _FORMAT = 1
 _REMEDY = "restore it from a backup; it has what this site answered, which is answered only once"
 
@@ -108,6 +112,7 @@ class EvaluationGuard:
             state["begun"] = [*state["begun"], task.approval]
             self._write(state)
         limits.check_hours(self._ledger.spent(dataset), self._here.name)
+        limit_gpu(self._here)
         with self._meter.measuring(dataset, lambda hours: self._check_going_on(proposal, hours)):
             answer = site.measure(proposal)
         state["answers"] = {**state["answers"], task.approval: answer.to_json()}
@@ -139,6 +144,7 @@ class EvaluationGuard:
         try:
             site = EvaluatedSite.open(here.dataset, machine, self._store, here.name)
         except SettingsError as error:
+            logger.exception("no raw dataset")
             raise SiteError(
                 f"site {here.name}: no raw dataset; the site's log says more"
             ) from error

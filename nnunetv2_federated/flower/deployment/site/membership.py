@@ -6,8 +6,6 @@ import contextlib
 import logging
 from pathlib import Path
 
-import torch
-
 from nnunetv2_federated.federation.errors import (
     CheckpointError,
     FederationError,
@@ -18,6 +16,7 @@ from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.messages import Proposal
 from nnunetv2_federated.federation.run import RUN_FILE, read_run
 from nnunetv2_federated.flower.deployment.site.consent import Consent
+from nnunetv2_federated.flower.deployment.site.gpu_limit import limit_gpu
 from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_run import LocalRun, find_dataset
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
@@ -114,7 +113,7 @@ class Membership:
         self._consent.require_still(proposal)
         find_dataset(proposal, self._here)  # the plans may have been replaced since
         self._hold(folder)
-        self._limit_gpu()
+        limit_gpu(self._here)
         try:
             return self._pool.get(read_run(folder), 0, folder)
         except SettingsError as error:  # about this machine: for its log, not for the server
@@ -170,13 +169,6 @@ class Membership:
 
     def _rounds_kept(self, folder: Path) -> list[int]:
         return rounds_on_disk(folder / "sites" / self._here.name)
-
-    def _limit_gpu(self) -> None:
-        most = self._here.limits.max_gpu_gb
-        if most is None or self._here.device != "cuda":
-            return
-        total = torch.cuda.get_device_properties(0).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total))
 
 
 def _is_of(folder: Path, run_id: str) -> bool:
