@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.experiment.choices import BestChoices
+from nnunetv2_federated.experiment.resolve import networked, server_settings, sites_with_keys
+from nnunetv2_federated.experiment.trained_predictions import (
+    find_predictions,
+    large_enough,
+    read_trained,
+)
+from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.best_configuration import (
     METRIC,
     Best,
@@ -18,22 +26,19 @@ from nnunetv2_federated.federation.best_configuration import (
     Summary,
     choose_best,
 )
-from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
-from nnunetv2_federated.federation.text import few
+from nnunetv2_federated.federation.choosing import ChoiceProposal
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.messages import FullValidation
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.flower.deployment.server.serve_choice import Ask, choice_at_sites
 from nnunetv2_federated.nnunet.data.dataset import Dataset, find_trainer, load_dataset
 from nnunetv2_federated.nnunet.evaluation.best_files import Models, write_choice
-from nnunetv2_federated.nnunet.evaluation.site_predictions import (
-    SitePredictions,
-    Starmap,
-    classes_of,
-    labels_of,
-    probabilities_of,
-)
+from nnunetv2_federated.nnunet.evaluation.site_predictions import classes_of, labels_of
 from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
 from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.summary import pool_sites
 from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
+from nnunetv2_federated.nnunet.training.packages import defining_packages
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 
@@ -78,16 +83,15 @@ def find_best_configuration(choices: BestChoices, say: Callable[[str], None]) ->
     configurations = choices.configurations or _trained(models, dataset)
     _check_once(configurations, choices.folds)
     ensembles = len(configurations) > 1 and not choices.disable_ensembling
-    sites = _predictions(models, configurations, choices.plans, ensembles=ensembles)
-    sites = _large_enough(sites, choices.min_cases, say)
     manager = PlansManager(dict(dataset.plans)).get_label_manager(dict(dataset.dataset_json))
     classes = classes_of(manager)
-    with multiprocessing.get_context("spawn").Pool(default_num_processes) as pool:
+    at_sites = _over_network if networked(choices) else _here
+    with at_sites(choices, models, configurations, say, ensembles=ensembles) as ask:
         best = choose_best(
             configurations,
             {str(label): labels_of(label) for label in classes},
             tuple(int(label) for label in manager.foreground_labels),
-            lambda candidate: _score(sites, candidate, pool.starmap, models, say),
+            lambda candidate: _score(ask(candidate), candidate, models, say),
             ensembles=ensembles,
         )
     information = write_choice(models, best, classes, ensembles=ensembles)
@@ -113,120 +117,92 @@ def _trained(models: Models, dataset: Dataset) -> tuple[str, ...]:
     return found
 
 
-def _predictions(
-    models: Models, configurations: Sequence[str], plans: str, *, ensembles: bool
-) -> list[SitePredictions]:
-    """Find the prediction of each validation case of each site, of all folds."""
-    files: dict[str, dict[str, dict[str, Path]]] = {}
-    datasets: dict[str, str] = {}
-    for configuration in configurations:
-        for fold in models.folds:
-            run = _run(models, configuration, fold)
-            for site in run.sites:
-                if datasets.setdefault(site.name, site.dataset) != site.dataset:
-                    raise SettingsError(f"site {site.name} is of another dataset in fold {fold}.")
-                of_site = files.setdefault(site.name, {}).setdefault(configuration, {})
-                for case in site.validation_cases:
-                    if case in of_site:
-                        raise SettingsError(
-                            f"-f {' '.join(map(str, models.folds))}: case {case} is validated in "
-                            "more than one of these folds; leave some out."
-                        )
-                    of_site[case] = _predicted(run, models, site.dataset, case)
-    ending = str(models.dataset_json["file_ending"])
-    for name, by_configuration in files.items():
-        if len({frozenset(cases) for cases in by_configuration.values()}) > 1:
+@contextlib.contextmanager
+def _here(
+    choices: BestChoices,
+    models: Models,
+    configurations: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    ensembles: bool,
+) -> Iterator[Ask]:
+    """Measure the predictions of sites on this machine."""
+    sites = find_predictions(models, configurations, ensembles=ensembles)
+    sites = large_enough(sites, choices.min_cases, say)
+    with multiprocessing.get_context("spawn").Pool(default_num_processes) as pool:
+        yield lambda candidate: [site.score(candidate, pool.starmap) for site in sites]
+
+
+@contextlib.contextmanager
+def _over_network(
+    choices: BestChoices,
+    models: Models,
+    configurations: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    ensembles: bool,
+) -> Iterator[Ask]:
+    """Let sites on other machines measure the predictions that they kept."""
+    runs = {
+        name: [read_trained(models, name, fold) for fold in models.folds] for name in configurations
+    }
+    every = [run for of_configuration in runs.values() for run in of_configuration]
+    _check_remote(every, ensembles=ensembles)
+    known = sites_with_keys(choices)
+    took_part = {name for run in every for name in run.remote_sites}
+    folder = models.folder(configurations[0]).parent / "choice__superlink"
+    proposal = ChoiceProposal(
+        dataset=models.dataset,
+        trainer=choices.trainer,
+        plans_name=models.plans_name,
+        plans_hash=hash_plans(models.plans),
+        queue={name: list(models.folds) for name in configurations},
+        ensembles=ensembles,
+        min_cases=choices.min_cases,
+        run_ids={name: [run.run_id for run in of_one] for name, of_one in runs.items()},
+        packages=defining_packages(models.plans, choices.trainer),
+    )
+    try:
+        with choice_at_sites(
+            folder,
+            server_settings(choices),
+            [name for name in known if name in took_part],
+            proposal,
+            wait_for_sites=choices.wait_for_sites,
+            answer_deadline=choices.answer_deadline,
+            say=say,
+        ) as ask:
+            yield ask
+    except KeyboardInterrupt as stop:
+        raise FederationError("stopped; the same command begins again") from stop
+
+
+def _check_remote(runs: Sequence[Run], *, ensembles: bool) -> None:
+    for run in runs:
+        name = f"{run.configuration} fold {run.fold}"
+        if not run.remote_sites:
             raise SettingsError(
-                f"site {name} has other validation cases in {' and '.join(by_configuration)}: "
-                "train all configurations on the same folds and sites."
+                f"{name} was trained on this machine: leave --server out to choose from it."
             )
-    _check_files(files, ending, ensembles=ensembles)
-    return [
-        SitePredictions(
-            site,
-            by_configuration,
-            load_dataset(datasets[site], plans).folder / "gt_segmentations",
-            models.plans,
-            models.dataset_json,
-        )
-        for site, by_configuration in sorted(files.items())
-    ]
-
-
-def _run(models: Models, configuration: str, fold: int | str) -> Run:
-    folder = models.folder(configuration) / f"fold_{fold}"
-    if not (folder / "federation" / RUN_FILE).is_file():
-        raise SettingsError(
-            f"{configuration} fold {fold} was not trained by a federation: {folder} has no run; "
-            f"nnUNetv2_train_federated {models.dataset} -c {configuration} -f {fold} trains it."
-        )
-    run = read_run(folder / "federation")
-    if run.remote_sites:
-        raise SettingsError(
-            f"{configuration} fold {fold} was trained with sites on other machines, which have its "
-            "predictions: this command chooses from what was trained on this machine."
-        )
-    return run
-
-
-def _predicted(run: Run, models: Models, dataset: str, case: str) -> Path:
-    """Return where :func:`.validation.validate` has put a case's segmentation."""
-    folder = models.folder(run.configuration) / f"fold_{run.fold}" / "validation"
-    if any(site.dataset != run.dataset for site in run.sites):
-        folder = folder / dataset
-    return folder / (case + str(models.dataset_json["file_ending"]))
-
-
-def _check_files(
-    files: dict[str, dict[str, dict[str, Path]]], ending: str, *, ensembles: bool
-) -> None:
-    predicted = [
-        path
-        for by_configuration in files.values()
-        for cases in by_configuration.values()
-        for path in cases.values()
-    ]
-    missing = [path for path in predicted if not path.is_file()]
-    if missing:
-        raise SettingsError(
-            f"{len(missing)} of {len(predicted)} validation cases have no prediction, such as "
-            f"{missing[0]}: validate again (nnUNetv2_train_federated ... --val)."
-        )
-    if not ensembles:
-        return
-    lacking = [path for path in predicted if not probabilities_of(path, ending).is_file()]
-    if lacking:
-        folders = sorted({str(path.parent) for path in lacking})
-        raise SettingsError(
-            f"no softmax outputs in {few(folders)}: ensembles need them; validate again with "
-            "--val --npz, or choose --disable_ensembling."
-        )
-
-
-def _large_enough(
-    sites: Sequence[SitePredictions], fewest: int, say: Callable[[str], None]
-) -> list[SitePredictions]:
-    counts = {site.site: len(next(iter(site.files.values()))) for site in sites}
-    for name, count in counts.items():
-        if count < fewest:
-            say(f"{name} is left out: it has {count} validation cases, --min-cases is {fewest}")
-    kept = [site for site in sites if counts[site.site] >= fewest]
-    if not kept:
-        raise SettingsError(
-            f"--min-cases {fewest}: no site has so many validation cases; the largest has "
-            f"{max(counts.values())}."
-        )
-    return kept
+        if run.settings.withholds:
+            raise SettingsError(
+                f"{name} was trained with --dp-validation withhold: its sites tell nothing of "
+                "their validation cases."
+            )
+        if ensembles and not run.npz:
+            raise SettingsError(
+                f"{name} was trained without --npz, so that its sites have no softmax outputs for "
+                "ensembles: choose --disable_ensembling, or train with --npz."
+            )
 
 
 def _score(
-    sites: Sequence[SitePredictions],
+    answers: Sequence[FullValidation],
     candidate: Candidate,
-    starmap: Starmap,
     models: Models,
     say: Callable[[str], None],
 ) -> Summary:
-    summary = pool_sites([site.score(candidate, starmap) for site in sites])
+    summary = pool_sites(answers)
     say(f"{_describe(candidate, models)}: {METRIC} {summary['foreground_mean'][METRIC]:.4f}")
     return summary
 

@@ -24,6 +24,8 @@ from nnunetv2_federated.federation.choice import (
     record,
 )
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.evaluation import FEWEST_CASES
+from nnunetv2_federated.federation.messages import MOST_CASES
 from nnunetv2_federated.federation.names import read_fold
 from nnunetv2_federated.federation.partition import PartitionSettings
 from nnunetv2_federated.federation.settings import FederationSettings, Strategy, Waits
@@ -308,7 +310,7 @@ class TrainChoices(
 
 
 @record
-class BestChoices(Quiet):
+class BestChoices(Networked, Quiet):
     """Choices of ``nnUNetv2_find_best_configuration_federated``, named as in nnU-Net."""
 
     group: ClassVar[str] = "what to choose from"
@@ -327,7 +329,12 @@ class BestChoices(Quiet):
         Choice("choose a single configuration, never two of them", flag="--disable_ensembling"),
     ] = False
     min_cases: Annotated[
-        Count, Choice("leave out a site with fewer validation cases, by name", "N")
+        Annotated[
+            int,
+            Field(ge=FEWEST_CASES, le=MOST_CASES),
+            Allowed(f"a whole number of at least {FEWEST_CASES}"),
+        ],
+        Choice("leave out a site with fewer validation cases, by name", "N"),
     ] = 5
 
 

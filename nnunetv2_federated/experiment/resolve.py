@@ -82,6 +82,7 @@ def resolve(choices: TrainChoices) -> Run:
         pretrained_weights=weights_file(choices),
         remote_sites=remote,
         run_id=uuid.uuid4().hex if remote else "",
+        npz=bool(remote) and choices.npz,
     )
     if choices.c:
         return _continued(choices, run)

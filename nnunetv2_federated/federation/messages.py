@@ -318,6 +318,8 @@ class Proposal(Approvable):
     """Settings of the federation, see :class:`.settings.FederationSettings`."""
     packages: Packages = field(default_factory=dict)
     """Names and versions of the packages that define what plans, trainer and settings name."""
+    npz: bool = False
+    """Keep the softmax outputs of the full validation at the site."""
 
     def __post_init__(self) -> None:
         try:

@@ -51,6 +51,8 @@ class Run:
     """Names of sites on other machines, with datasets of their own; ``sites`` is empty then."""
     run_id: str = ""
     """Identifier of a run with remote sites; a run that is continued keeps it."""
+    npz: bool = False
+    """Save the softmax outputs of the full validation, where it is done."""
     queue: Mapping[str, Folds] = field(default_factory=dict)
     """Folds by configuration of the trainings that were begun by one command, this one among them;
     empty for a training of its own."""

@@ -215,4 +215,5 @@ class Participants:
             site_index=self.names.index(site),
             settings=asdict(run.settings),
             packages=dict(self._required.packages),
+            npz=run.npz,
         ).to_json()

@@ -568,7 +568,7 @@ def test_the_site_whose_privacy_budget_is_spent_leaves_by_name_and_the_others_go
 
 
 @pytest.mark.slow(60)
-def test_a_queue_is_approved_once_and_goes_on_after_a_kill_between_its_trainings(
+def test_a_queue_is_approved_once_goes_on_after_a_kill_and_is_chosen_from(
     consortium: Consortium,
 ) -> None:
     queue = (*SHORT, "-c", "2d", "-f", "0", "all")
@@ -593,3 +593,19 @@ def test_a_queue_is_approved_once_and_goes_on_after_a_kill_between_its_trainings
     for audit in consortium.folder.rglob("audit.jsonl"):
         assert audit.read_text().count('"approved"') == 1
     assert "the next training of it is 2d, fold all" in consortium.said("bern")
+
+    consortium.start(
+        "server",
+        *("nnunetv2_federated.cli.find_best_configuration", consortium.dataset),
+        *("-c", "2d", "-f", "all", "--server", f"localhost:{consortium.port}", "--min-cases", "4"),
+    )
+    assert consortium.wait_for_server() == 0, consortium.all_said()
+    (information,) = results.rglob("inference_information.json")
+    best = json.loads(information.read_text())["best_model_or_ensemble"]
+    (validated,) = results.glob("*/*/fold_all/validation/summary.json")
+    dice = json.loads(validated.read_text())["foreground_mean"]["Dice"]
+    assert best["result_on_crossval_pre_pp"] == pytest.approx(dice, abs=1e-9)
+    assert best["result_on_crossval_post_pp"] >= dice
+    assert Path(best["postprocessing_file"]).is_file()
+    assert "takes part in choice" in consortium.said("oslo")
+    assert "measured 2d on 4 cases; means leave this site" in consortium.said("oslo")

@@ -25,7 +25,7 @@ from nnunetv2_federated.nnunet.data.folds import fold_split
 from nnunetv2_federated.nnunet.data.site_cases import sites_of_fold
 from nnunetv2_federated.nnunet.environment import environment
 
-FOLDS = (0, 1)
+FOLDS = (0, 1, 2, 3, 4)
 
 
 def predicted(truth: NDArray[np.int8], seed: int, islands: float) -> NDArray[np.float32]:
@@ -44,7 +44,7 @@ def predicted(truth: NDArray[np.int8], seed: int, islands: float) -> NDArray[np.
 def pretend_training(
     dataset: Dataset, results: Path, configuration: str, islands: float, sites: dict[str, list[str]]
 ) -> None:
-    """Write what a validated training of two folds leaves, with predictions drawn at random."""
+    """Write what a validated training of all folds leaves, with predictions drawn at random."""
     preprocessed = "3d_fullres" if (dataset.folder / "nnUNetPlans_3d_fullres").is_dir() else "2d"
     plans = PlansManager(dict(dataset.plans))
     io, manager = (
@@ -105,7 +105,7 @@ def test_the_choice_is_that_of_nnunet_on_pooled_predictions(
     ensembles = islands == (0, 8)
     dataset = load_dataset(dataset_3d)
     cases = fold_split(dataset, "3d_fullres", "all")[0]
-    sites = {"bern": cases[::3], "lyon": cases[1::3], "oslo": cases[2::3]}
+    sites = {"bern": cases[::2], "oslo": cases[1::2]}
     for configuration, count in zip(("2d", "3d_fullres"), islands, strict=True):
         pretend_training(dataset, results, configuration, count, sites)
     models = [
@@ -118,7 +118,7 @@ def test_the_choice_is_that_of_nnunet_on_pooled_predictions(
         expected = of_nnunet(dataset_3d, models, ensembles, 1, folds=FOLDS)
 
     flags = [] if ensembles else ["--disable_ensembling"]
-    main([dataset_3d, "-c", "2d", "3d_fullres", "-f", "0", "1", "--min-cases", "1", *flags])
+    main([dataset_3d, "-c", "2d", "3d_fullres", "--min-cases", "3", *flags])
     said = capsys.readouterr().out
     assert "nnUNetv2_apply_postprocessing" in said
     found = json.loads((results / dataset.name / "inference_information.json").read_text())
@@ -152,13 +152,8 @@ def test_a_small_site_is_left_out_by_name_and_what_is_missing_is_one_line(
 ) -> None:
     dataset = load_dataset(dataset_3d)
     cases = fold_split(dataset, "3d_fullres", "all")[0]
-    later = [case for case in cases if case not in fold_split(dataset, "3d_fullres", 0)[1]]
-    bern = [
-        fold_split(dataset, "3d_fullres", 0)[1][0],
-        *set(later) - set(fold_split(dataset, "3d_fullres", 1)[1]),
-    ]
-    sites = {"bern": bern[:2], "oslo": [case for case in cases if case not in bern[:2]]}
     for configuration in ("2d", "3d_fullres"):
+        sites = {"bern": cases[:2], "oslo": cases[2:]}
         pretend_training(dataset, results, configuration, 2, sites)
 
     def refused(*argv: str) -> str:
@@ -168,15 +163,18 @@ def test_a_small_site_is_left_out_by_name_and_what_is_missing_is_one_line(
         return capsys.readouterr().err
 
     folder = results / dataset.name / "nnUNetTrainerFederated__nnUNetPlans__3d_fullres"
-    assert "fold 2 was not trained by a federation" in refused("-c", "2d", "-f", "0", "2")
-    assert "no site has so many validation cases" in refused(*["-f", "0", "1", "--min-cases", "50"])
+    assert "no site has so many validation cases" in refused("--min-cases", "50")
+    assert "--min-cases 2: must be a whole number of at least 3" in refused("--min-cases", "2")
     assert "-f 0 0: name each once" in refused("-f", "0", "0")
+    assert "--remote-sites: is for --server" in refused("--remote-sites", "bern")
     next((folder / "fold_0" / "validation").glob("*.npz")).unlink()
     assert "no softmax outputs in" in refused("-f", "0", "1")
     next((folder / "fold_1" / "validation").glob("*.nii.gz")).unlink()
-    assert "1 of " in refused("-f", "0", "1")
+    assert "1 of 8 validation cases have no prediction" in refused("-f", "0", "1")
+    shutil.rmtree(folder / "fold_2")
+    assert "3d_fullres fold 2 was not trained by a federation" in refused("-f", "0", "2")
     assert not list(results.rglob("crossval*")) + list(results.rglob("inference*"))
 
-    main([dataset_3d, "-c", "2d", "-f", "0", "1", "--min-cases", "2"])
+    main([dataset_3d, "-c", "2d", "--min-cases", "3"])
     said = capsys.readouterr().out
-    assert "bern is left out: it has 1 validation cases, --min-cases is 2" in said
+    assert "bern is left out: it has 2 validation cases, --min-cases is 3" in said

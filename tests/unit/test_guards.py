@@ -25,6 +25,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunetv2_federated.federation.choosing import ChoiceOffer, ChoiceProposal, ScoreTask
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.evaluated_model import ModelDescription
 from nnunetv2_federated.federation.evaluation import (
@@ -100,6 +101,7 @@ ANSWERS: dict[type, Any] = {
     SiteFingerprint: summarise_cases("bern", [CASE] * 5),
     PrepareReport: PrepareReport("bern", HASH, {"2d": 5}),
     FullValidation: FullValidation("bern", 2, {"Dice": 0.5}, {"1": {"Dice": [0.5, 2]}}),
+    ChoiceOffer: ChoiceOffer("bern", 6),
     EvaluationOffer: EvaluationOffer("bern", 6, 5, "patient", {"torch": "2"}, "cpu"),
     WeightsReceipt: WeightsReceipt("bern", HASH),
     SiteEvaluation: SiteEvaluation("bern", 6, 5, "patient", [MEASURED] * 2, MEASURED, []),
@@ -123,6 +125,10 @@ QUESTIONS: dict[type, Any] = {
     FingerprintTask: FingerprintTask(100, None, False),
     PrepareTask: PrepareTask({"plans_name": "P"}, HASH, {}, {}, ["2d"], False, True),
     EvaluationProposal: EvaluationProposal([MODEL] * 2, "Tr", ["Dice", "HD95"], 5, [0.25, 0.5]),
+    ChoiceProposal: ChoiceProposal(
+        *("Dataset501_A", "T", "P", HASH, {"2d": [0]}, True, 5, {"2d": ["abc"]})
+    ),
+    ScoreTask: ScoreTask(HASH, ["2d"], [[1, 2], [1]]),
     WeightsTask: WeightsTask(HASH, 1, 0),
     MeasureTask: MeasureTask(HASH),
 }

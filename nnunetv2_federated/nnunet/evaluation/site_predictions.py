@@ -48,11 +48,10 @@ class SitePredictions:
         starmap
             Measures the cases.
         """
-        plans = PlansManager(dict(self.plans))
         written = Written(
             str(self.dataset_json["file_ending"]),
-            plans.image_reader_writer_class(),
-            plans.get_label_manager(dict(self.dataset_json)),
+            PlansManager(dict(self.plans)).image_reader_writer_class(),
+            label_manager_of(self),
         )
         cases = [
             (
@@ -66,6 +65,12 @@ class SitePredictions:
         rows = [{"metrics": metrics} for metrics in starmap(measure, cases)]
         summary = join_summaries([{"metric_per_case": rows, "mean": rows[0]["metrics"]}])
         return summarise(self.site, len(rows), summary)
+
+
+def label_manager_of(predictions: SitePredictions) -> LabelManager:
+    """Return nnU-Net's label manager of the dataset."""
+    plans = PlansManager(dict(predictions.plans))
+    return plans.get_label_manager(dict(predictions.dataset_json))
 
 
 class Written(NamedTuple):

@@ -239,7 +239,7 @@ class Site:
             folder_of_site = self.trainer.output_folder_base
             self.trainer.output_folder_base = self._stage_folder
             try:
-                self.trainer.perform_actual_validation()
+                self.trainer.perform_actual_validation(self.run.npz)
             finally:
                 watched.remove()
                 self.trainer.output_folder_base = folder_of_site

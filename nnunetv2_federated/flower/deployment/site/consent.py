@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_federated.federation.choosing import ChoiceProposal
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError, SiteError
 from nnunetv2_federated.federation.evaluation import EvaluationProposal
 from nnunetv2_federated.federation.files import (
@@ -26,9 +27,9 @@ _FORMAT = 2
 _PROPOSED_AGAIN = "delete it; it will be proposed again"
 _REMEDY = "nothing is approved until it is deleted and --approve is run again"
 
-Agreement = Proposal | PlanProposal | EvaluationProposal
+Agreement = Proposal | PlanProposal | EvaluationProposal | ChoiceProposal
 _KINDS: dict[object, type[Agreement]] = {
-    kind.what: kind for kind in (Proposal, PlanProposal, EvaluationProposal)
+    kind.what: kind for kind in (Proposal, PlanProposal, EvaluationProposal, ChoiceProposal)
 }
 
 Record = Callable[..., None]

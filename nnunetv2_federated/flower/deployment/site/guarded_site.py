@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nnunetv2_federated.flower.deployment.site.choice_guard import ChoiceGuard
 from nnunetv2_federated.flower.deployment.site.consent import (
     Agreement,
     Consent,
@@ -51,6 +52,7 @@ class GuardedSite:
         self.work = WorkGuard(here, self.consent, self.ledger, self.membership, self.meter)
         self.planning = PlanningGuard(here, self.consent)
         self.evaluation = EvaluationGuard(here, self.consent, self.ledger, self.meter)
+        self.choice = ChoiceGuard(here, self.consent, self.ledger, self.meter)
 
     def _record_charge(self, server_round: int, epsilon: float, delta: float) -> None:
         self.record("charged", round=server_round + 1, epsilon=epsilon, delta=delta)

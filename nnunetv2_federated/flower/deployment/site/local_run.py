@@ -131,6 +131,7 @@ class LocalRun:
             settings=FederationSettings(**own),
             sites=(SiteCases(self.here.name, dataset.name, tuple(training), tuple(validation)),),
             run_id=proposal.run_id,
+            npz=proposal.npz,
             queue=proposal.folds if proposal.count > 1 else {},
         )
         try:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from nnunetv2_federated.federation.choosing import ChoiceProposal
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.evaluation import EvaluationProposal
 from nnunetv2_federated.federation.files import read_state, write_state
@@ -15,7 +16,7 @@ from nnunetv2_federated.federation.messages import PlanProposal, Proposal
 _FORMAT = 2
 _REMEDY = "delete it; the site then has to be asked to join again"
 
-Kind = TypeVar("Kind", Proposal, PlanProposal, EvaluationProposal)
+Kind = TypeVar("Kind", Proposal, PlanProposal, EvaluationProposal, ChoiceProposal)
 
 
 class ProposalFile(Generic[Kind]):

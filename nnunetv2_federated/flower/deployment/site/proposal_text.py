@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2_federated.federation.agreement import hash_plans
+from nnunetv2_federated.federation.choosing import ChoiceProposal
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.evaluated_model import ModelDescription
 from nnunetv2_federated.federation.evaluation import EvaluationProposal
@@ -61,6 +62,8 @@ def describe(
         lines = [*_training(agreement), *_plans(agreement, plans)]
     elif isinstance(agreement, EvaluationProposal):
         lines = _evaluation(agreement)
+    elif isinstance(agreement, ChoiceProposal):
+        lines = _choice(agreement)
     else:
         lines = _planning(agreement)
     lines += [f"package {line}" for line in differing]
@@ -175,6 +178,20 @@ def _planning(proposal: PlanProposal) -> list[str]:
         f"this site then preprocesses {', '.join(proposal.configurations) or 'nothing'} with the "
         "federation's plans"
         + (" and replaces plans of the same name" if proposal.replace_plans else ""),
+    ]
+
+
+def _choice(proposal: ChoiceProposal) -> list[str]:
+    return [
+        f"choice of the best configuration of {describe_queue(proposal.folds)}, trained with "
+        f"{proposal.trainer} and plans {proposal.plans_name}, SHA-256 {proposal.plans_hash}; the "
+        f"coordinator calls the dataset {proposal.dataset}",
+        "this site measures the predictions that it kept of its validation cases, of each "
+        f"configuration{', of ensembles of two' if proposal.ensembles else ''} and after nnU-Net's "
+        "postprocessing",
+        "it tells means of Dice, IoU and voxel counts of each label over all these cases, if they "
+        f"are at least {proposal.min_cases}; no prediction leaves it; field by field in "
+        "docs/what-leaves-a-site.md",
     ]
 
 

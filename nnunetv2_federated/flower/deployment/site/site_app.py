@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.choosing import ChoiceOffer, ChoiceProposal, ScoreTask
 from nnunetv2_federated.federation.evaluation import (
     EvaluationOffer,
     EvaluationProposal,
@@ -21,12 +22,15 @@ from nnunetv2_federated.federation.evaluation import (
 )
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
+    FullValidation,
     PlanProposal,
     PrepareTask,
     Proposal,
     TrainTask,
 )
+from nnunetv2_federated.flower.choosing_app import add_choosing
 from nnunetv2_federated.flower.client_app import make_client_app
+from nnunetv2_federated.flower.deployment.site.choice_guard import ChoiceGuard
 from nnunetv2_federated.flower.deployment.site.consent import Agreement, NotApprovedError
 from nnunetv2_federated.flower.deployment.site.evaluation_guard import EvaluationGuard
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
@@ -64,6 +68,7 @@ def build_site_app(site: GuardedSite, say: Say, mods: Sequence[Mod] = ()) -> Cli
     )
 
     add_evaluation(app, lambda _: _Evaluating(site.evaluation, agree, say))
+    add_choosing(app, lambda _: _Choosing(site.choice, agree, say))
 
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
@@ -116,6 +121,26 @@ class _Evaluating:
         self.say(f"evaluation {task.approval[:12]}")
         answer = self.guard.measure(task)
         self.say(f"evaluated {answer.cases} cases; means and variances leave this site")
+        return answer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choosing:
+    """Measures what was approved, and says so at the site's own terminal."""
+
+    guard: ChoiceGuard
+    agree: _Agreeing
+    say: Say
+
+    def offer(self, proposal: ChoiceProposal) -> ChoiceOffer:
+        offers: list[ChoiceOffer] = []
+        self.agree(proposal, lambda: offers.append(self.guard.offer(proposal)))
+        return offers[0]
+
+    def score(self, task: ScoreTask) -> FullValidation:
+        answer = self.guard.score(task)
+        what = " and ".join(task.configurations) + ("" if not task.removals else ", postprocessed")
+        self.say(f"measured {what} on {answer.cases} cases; means leave this site")
         return answer
 
 

@@ -1,0 +1,120 @@
+"""The coordinator's side of choosing the best configuration over a network."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from nnunetv2_federated.federation.best_configuration import Candidate
+from nnunetv2_federated.federation.choosing import ChoiceOffer, ChoiceProposal, ScoreTask
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.messages import FullValidation
+from nnunetv2_federated.flower.asking import ask_all
+from nnunetv2_federated.flower.choosing_app import CHOICE, SCORE
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
+from nnunetv2_federated.flower.enrolment import Enrolment
+from nnunetv2_federated.flower.records import pack_content
+
+Ask = Callable[[Candidate], list[FullValidation]]
+"""Returns the means of all sites of a candidate."""
+
+
+@contextmanager
+def choice_at_sites(
+    folder: Path,
+    server: ServerSettings,
+    sites: Sequence[str],
+    proposal: ChoiceProposal,
+    *,
+    wait_for_sites: float,
+    answer_deadline: float,
+    say: Callable[[str], None],
+) -> Iterator[Ask]:
+    """Let sites on other machines measure candidates.
+
+    Parameters
+    ----------
+    folder
+        Folder of the SuperLink's files, which is deleted at the end.
+    server
+        Credentials and address of the server.
+    sites
+        Names of the sites; all are needed.
+    proposal
+        What the sites approve.
+    wait_for_sites
+        Seconds to wait for a site, at the start and when it was lost.
+    answer_deadline
+        Seconds to wait for an answer.
+    say
+        Called with one line about each step.
+
+    Yields
+    ------
+    callable
+        Asks the sites that have enough cases; raises ``SiteError`` if one fails, is silent, or
+        answers for another number of cases than it offered.
+
+    Raises
+    ------
+    RoundError
+        If not all sites are there in time.
+    SettingsError
+        If no site has enough cases.
+    """
+    with open_grid(folder, server, sites, say, patience=wait_for_sites) as grid:
+        enrolment = Enrolment(
+            grid,
+            sites,
+            CHOICE,
+            question=lambda _: proposal.to_json(),
+            read=ChoiceOffer.from_json,
+            say=say,
+        )
+        enrolment.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
+        offers = enrolment.answers
+        for offer in offers.values():
+            if offer.cases < proposal.min_cases:
+                say(
+                    f"{offer.site} is left out: it has {offer.cases} validation cases, --min-cases "
+                    f"is {proposal.min_cases}"
+                )
+        kept = {node: o for node, o in offers.items() if o.cases >= proposal.min_cases}
+        if not kept:
+            raise SettingsError(
+                f"--min-cases {proposal.min_cases}: no site has so many validation cases; the "
+                f"largest has {max(offer.cases for offer in offers.values())}."
+            )
+        yield lambda candidate: _ask(grid, kept, proposal, candidate, answer_deadline)
+    shutil.rmtree(folder)
+
+
+def _ask(
+    grid: Grid,
+    offers: dict[int, ChoiceOffer],
+    proposal: ChoiceProposal,
+    candidate: Candidate,
+    answer_deadline: float,
+) -> list[FullValidation]:
+    task = ScoreTask.of(proposal.approval(), candidate).to_json()
+
+    def refusal(node: int, reason: str) -> str:
+        site = f"site {offers[node].site}"
+        return reason if reason.startswith(site) else f"{site}: {reason}"
+
+    found = ask_all(
+        grid,
+        f"query.{SCORE}",
+        {node: pack_content(task) for node in offers},
+        FullValidation.from_json,
+        answer_deadline,
+        refusal=refusal,
+    )
+    for node, answer in found.items():
+        if (answer.site, answer.cases) != (offers[node].site, offers[node].cases):
+            raise SiteError(f"site {offers[node].site}: answers for other cases than it offered")
+    return [found[node] for node in offers]

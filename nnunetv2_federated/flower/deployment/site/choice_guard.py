@@ -1,0 +1,230 @@
+"""What a site lets a choice of the best configuration measure: what was approved, each once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+from dataclasses import replace
+from typing import Any
+
+from nnunetv2.configuration import default_num_processes
+
+from nnunetv2_federated.federation.best_configuration import Candidate
+from nnunetv2_federated.federation.choosing import ChoiceOffer, ChoiceProposal, ScoreTask
+from nnunetv2_federated.federation.errors import (
+    CheckpointError,
+    FederationError,
+    SettingsError,
+    SiteError,
+)
+from nnunetv2_federated.federation.files import read_state, write_state
+from nnunetv2_federated.federation.messages import FullValidation
+from nnunetv2_federated.federation.queue import trainings_of
+from nnunetv2_federated.federation.run import read_run
+from nnunetv2_federated.flower.deployment.site.consent import Consent
+from nnunetv2_federated.flower.deployment.site.ledger import Ledger
+from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
+from nnunetv2_federated.flower.deployment.site.work_guard import WorkMeter
+from nnunetv2_federated.nnunet.data.dataset import Dataset, load_dataset
+from nnunetv2_federated.nnunet.evaluation.site_predictions import (
+    SitePredictions,
+    classes_of,
+    label_manager_of,
+    labels_of,
+    probabilities_of,
+)
+
+logger = logging.getLogger(__name__)
+
+CHOICE_FILE, SCORES_FILE = "choice.json", "choice_answers.json"
+_FORMAT = 1
+_REMEDY = "restore it from a backup; it has what this site answered, which is answered only once"
+
+
+class ChoiceGuard:
+    """Compares what a choice asks of a site with what its engineer approved.
+
+    Only candidates that nnU-Net's rules come to are measured, and no more of them than these rules
+    need. The same candidate again gets the same answer.
+
+    Parameters
+    ----------
+    here
+        What the hospital offers.
+    consent
+        What its engineer has approved.
+    ledger
+        What the site has given, and where its trainings are.
+    meter
+        Counts the time of work.
+    """
+
+    def __init__(self, here: LocalSite, consent: Consent, ledger: Ledger, meter: WorkMeter) -> None:
+        self._here = here
+        self._consent = consent
+        self._ledger = ledger
+        self._meter = meter
+        self._joined = ProposalFile(here.folder / CHOICE_FILE, ChoiceProposal)
+
+    def offer(self, proposal: ChoiceProposal) -> ChoiceOffer:
+        """Agree to a choice that was approved, if all predictions are there.
+
+        Raises
+        ------
+        SiteError
+            If it is not approved, predictions are missing, or the site has given all it gives.
+        """
+        site, dataset = self._here.name, self._here.dataset_name()
+        if _key(proposal) not in self._read():
+            spent = self._ledger.spent(dataset)
+            self._here.limits.check_step(spent, site, is_round=False)
+        self._consent.require(proposal)
+        cases = len(next(iter(self._predictions(proposal).files.values())))
+        self._joined.write(proposal, dataset=dataset)
+        return ChoiceOffer(site, cases)
+
+    def score(self, task: ScoreTask) -> FullValidation:
+        """Measure a candidate, or give the answer that was given before.
+
+        Raises
+        ------
+        SiteError
+            If it is not approved any more, is none of nnU-Net's candidates, of too few cases, or
+            nothing is left to give.
+        """
+        proposal = self._approved(task.approval)
+        predictions = self._predictions(proposal)
+        self._check(task.candidate, proposal, predictions)
+        state, key = self._read(), _key(proposal)
+        answers = state.get(key)
+        question = hashlib.sha256(task.to_json().encode()).hexdigest()
+        if answers is not None and question in answers:
+            return FullValidation.from_json(answers[question])
+        classes = len(classes_of(label_manager_of(predictions)))
+        if answers is not None and len(answers) >= proposal.most_questions(classes):
+            raise SiteError(f"site {self._here.name}: has measured all candidates of this choice")
+        dataset, limits = self._here.dataset_name(), self._here.limits
+        if answers is None:
+            self._ledger.count_evaluation(dataset, limits, self._here.name)
+        limits.check_hours(self._ledger.spent(dataset), self._here.name)
+        with (
+            self._meter.measuring(dataset, lambda hours: self._check_going_on(proposal, hours)),
+            multiprocessing.get_context("spawn").Pool(default_num_processes) as pool,
+        ):
+            answer = predictions.score(task.candidate, pool.starmap)
+        state[key] = {**(answers or {}), question: answer.to_json()}
+        write_state(self._here.folder / SCORES_FILE, {"answers": state}, _FORMAT)
+        return answer
+
+    def _check(
+        self, candidate: Candidate, proposal: ChoiceProposal, predictions: SitePredictions
+    ) -> None:
+        """Refuse what nnU-Net's rules do not come to."""
+        site = self._here.name
+        configurations = list(proposal.queue)
+        unknown = [name for name in candidate.configurations if name not in configurations]
+        pair = len(candidate.configurations) > 1
+        if unknown or (pair and not proposal.ensembles):
+            raise SiteError(f"site {site}: refused a candidate that was not approved")
+        cases = len(predictions.files[candidate.configurations[0]])
+        if cases < proposal.min_cases:
+            raise SiteError(
+                f"site {site}: has {cases} validation cases, fewer than the {proposal.min_cases} "
+                "approved"
+            )
+        manager = label_manager_of(predictions)
+        foreground = tuple(int(label) for label in manager.foreground_labels)
+        allowed = [foreground, *(labels_of(label) for label in classes_of(manager))]
+        left = iter(allowed)
+        if not all(labels in left for labels in candidate.removals):  # in this order
+            raise SiteError(f"site {site}: refused a postprocessing that nnU-Net does not try")
+
+    def _check_going_on(self, proposal: ChoiceProposal, hours: float) -> None:
+        self._consent.require_still(proposal)
+        spent = self._ledger.spent(self._here.dataset_name())
+        self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
+
+    def _approved(self, approval: str) -> ChoiceProposal:
+        joined, site = self._joined.read(), self._here.name
+        if joined is None or joined[0].approval() != approval:
+            raise SiteError(f"site {site} has not agreed to the choice {approval[:12]}")
+        proposal, notes = joined
+        if notes.get("dataset") != self._here.dataset_name():
+            raise SiteError(
+                f"site {site} serves another dataset than the one it agreed with; it has to be "
+                "asked again"
+            )
+        self._consent.require_still(proposal)
+        return proposal
+
+    def _predictions(self, proposal: ChoiceProposal) -> SitePredictions:
+        """Find the predictions of the trainings that the proposal names.
+
+        Raises
+        ------
+        SiteError
+            If one is missing; in the same words whatever it is, which only the site's log says.
+        """
+        site = self._here.name
+        try:
+            dataset = load_dataset(self._here.dataset, proposal.plans_name)
+            if dataset.plans_hash != proposal.plans_hash:
+                raise SettingsError(f"the plans here have SHA-256 {dataset.plans_hash}")
+            return self._find(proposal, dataset)
+        except FederationError as error:
+            logger.error("no predictions to choose from: %s", error)  # noqa: TRY400  # it says all
+            raise SiteError(
+                f"site {site}: lacks predictions of the trainings named, or softmax outputs "
+                "(train with --npz); the site's log says more"
+            ) from error
+
+    def _find(self, proposal: ChoiceProposal, dataset: Dataset) -> SitePredictions:
+        ending = str(dataset.dataset_json["file_ending"])
+        ids = {
+            training: run_id
+            for name, folds in proposal.folds.items()
+            for training, run_id in zip(
+                trainings_of({name: folds}), proposal.run_ids[name], strict=True
+            )
+        }
+        files: dict[str, dict[str, Any]] = {}
+        for (configuration, fold), run_id in ids.items():
+            folder = self._ledger.folder_of(run_id)
+            run = read_run(folder)
+            if (run.dataset, run.configuration, run.fold) != (dataset.name, configuration, fold):
+                raise SettingsError(f"{folder} has another training than {configuration} {fold}")
+            of_configuration = files.setdefault(configuration, {})
+            validation = folder / "sites" / self._here.name / "validation"
+            for case in run.sites[0].validation_cases:
+                path = validation / (case + ending)
+                needed = [path, *([probabilities_of(path, ending)] if proposal.ensembles else [])]
+                missing = [file for file in needed if not file.is_file()]
+                if missing or case in of_configuration:
+                    raise SettingsError(f"{missing or case}: missing, or in two of the folds")
+                of_configuration[case] = path
+        if len({frozenset(cases) for cases in files.values()}) > 1:
+            raise SettingsError("the configurations have other validation cases")
+        return SitePredictions(
+            self._here.name,
+            files,
+            dataset.folder / "gt_segmentations",
+            dataset.plans,
+            dataset.dataset_json,
+        )
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        path = self._here.folder / SCORES_FILE
+        content = read_state(path, _FORMAT, _REMEDY)
+        answers = {} if content is None else content.get("answers")
+        if not isinstance(answers, dict) or not all(isinstance(a, dict) for a in answers.values()):
+            raise CheckpointError(f"{path} is damaged: {_REMEDY}")
+        return answers
+
+
+def _key(proposal: ChoiceProposal) -> str:
+    """Return a name for a choice between these trainings."""
+    content = [proposal.approval(), proposal.run_ids]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
