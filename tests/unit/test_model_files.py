@@ -18,6 +18,7 @@ from nnunetv2.postprocessing.remove_connected_components import (
     apply_postprocessing,
     remove_all_but_largest_component_from_segmentation,
 )
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError, SiteError
 from nnunetv2_federated.federation.evaluated_model import Postprocessing, of_dataset
@@ -221,12 +222,25 @@ def test_postprocessing_becomes_json_and_does_the_same(tmp_path: Path) -> None:
     assert (expected != segmentation).any()
 
 
+def test_the_labels_of_nnunets_own_files_are_numpys() -> None:
+    manager = LabelManager({"background": 0, "one": 1, "two": 2}, None)
+    labels = manager.foreground_labels
+    assert isinstance(labels[0], np.integer)
+    for given, expected in ((labels, [1, 2]), (labels[1], [2])):
+        content = pickle.dumps(([KEEP_LARGEST], [{"labels_or_regions": given}]))
+        (step,) = read_postprocessing(content, "postprocessing.pkl")
+        assert step.labels == expected
+        assert type(step.labels[0]) is int
+
+
 def test_no_code_of_a_postprocessing_runs(tmp_path: Path) -> None:
     for hostile in (
         ([Command(tmp_path / "ran")], [{"labels_or_regions": 1}]),
         ([os.system], [{"command": "true"}]),
         ([KEEP_LARGEST], [{"labels_or_regions": 1, "another": 2}]),
         ([KEEP_LARGEST], [{"labels_or_regions": "all"}]),
+        ([KEEP_LARGEST], [{"labels_or_regions": np.float64(1)}]),
+        ([KEEP_LARGEST], [{"labels_or_regions": np.array([1, 2])}]),
         ([KEEP_LARGEST, KEEP_LARGEST], [{"labels_or_regions": 1}]),
         "nothing",
     ):

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from nnunetv2.postprocessing.remove_connected_components import (
     load_postprocess_save,
     remove_all_but_largest_component_from_segmentation,
@@ -18,16 +19,29 @@ from nnunetv2_federated.federation.text import clean
 
 _FUNCTION = remove_all_but_largest_component_from_segmentation
 _NAME = _FUNCTION.__name__
+_OF_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+"""Where NumPy 1 and 2 have the function by which they pickle a number."""
 LONGEST = 2**20
 """Most bytes of a ``postprocessing.pkl``."""
 
 
+def _integer(dtype: np.dtype[Any], raw: bytes) -> int:
+    """Return a label that NumPy has pickled, as those of nnU-Net's label manager are."""
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "iu":
+        raise pickle.UnpicklingError("a label is no integer")
+    return int(np.frombuffer(raw, dtype, count=1)[0])
+
+
 class _OnlyOurs(pickle.Unpickler):
-    """Knows one function of nnU-Net's; no other name in a pickle is looked up."""
+    """Knows one function of nnU-Net's and integers; no other name in a pickle is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  # a class or function
         if (module, name) == (_FUNCTION.__module__, _NAME):
             return _FUNCTION
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        if name == "scalar" and module in _OF_NUMPY:
+            return _integer
         raise pickle.UnpicklingError(f"it names code, {module}.{name}")
 
 
