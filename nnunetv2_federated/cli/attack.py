@@ -84,7 +84,7 @@ class CanaryChoices(Choices):
     group: ClassVar[str] = "canaries"
 
     canaries: Annotated[
-        Annotated[int, Field(ge=2), Allowed("a whole number of at least 2")] | None,
+        Annotated[int, Field(ge=2, le=100_000), Allowed("a whole number from 2 to 100000")] | None,
         Choice("number of canaries, each in the training or not by a coin", "N", unset="none"),
     ] = None
     steps: Annotated[Count, Choice("steps of the training", "N")] = 1

@@ -40,10 +40,16 @@ class PrivacyChoices(Choices):
     group: ClassVar[str] = "differential privacy"
 
     dp_epsilon: Annotated[
-        _Above0 | None,
+        Annotated[
+            float,
+            Field(gt=0, le=LARGEST_EPSILON),
+            Allowed(f"above 0 and at most {LARGEST_EPSILON:g}, which already protects nobody"),
+        ]
+        | None,
         Choice(
             "train with differential privacy: each site makes its noise so large that this "
-            "training costs each of its patients at most this epsilon",
+            "training, or all of -c and -f together, costs each of its patients at most this "
+            "epsilon",
             "X",
             unset="none",
         ),

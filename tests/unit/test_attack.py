@@ -173,7 +173,7 @@ def test_canaries_alone_are_printed_beside_the_accountant(
         (["901", "--canaries", "9"], "give DATASET CONFIGURATION FOLD"),
         (["901", "2d", "0", "--noise", "2"], "--noise 2.0: needs --canaries"),
         (["--canaries", "9", "--site", "bern"], "--site bern: is of a finished model"),
-        (["--canaries", "1"], "--canaries 1: must be a whole number of at least 2"),
+        (["--canaries", "1"], "--canaries 1: must be a whole number from 2 to 100000"),
         (["--canaries", "9", "--probability", "0"], "--probability 0.0: must be above 0 and at"),
         (["--canaries", "9", "--delta", "1"], "--delta 1.0: must be above 0 and below 1"),
         (["--canaries", "9", "--clip", "nan"], "--clip nan: must be a number above 0"),
