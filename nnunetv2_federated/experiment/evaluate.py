@@ -7,25 +7,28 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from nnunetv2_federated.experiment.evaluate_choices import QUANTILES, EvaluateChoices
+from nnunetv2_federated.experiment.evaluate_choices import EvaluateChoices
 from nnunetv2_federated.experiment.evaluation_files import check_new, write_evaluation
+from nnunetv2_federated.experiment.evaluation_plan import (
+    check_sites,
+    chosen_metrics,
+    open_sites,
+    propose,
+    read_models,
+)
 from nnunetv2_federated.experiment.resolve import networked, server_settings, sites_with_keys
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
-from nnunetv2_federated.federation.evaluated_model import ModelDescription
 from nnunetv2_federated.federation.evaluation import (
-    SURFACE,
     EvaluationOffer,
     EvaluationProposal,
     MeasureTask,
-    Metric,
     SiteEvaluation,
     WeightsReceipt,
     WeightsTask,
@@ -43,10 +46,7 @@ from nnunetv2_federated.flower.model_evaluation import (
 from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.evaluation.built_model import Machine, label_keys
 from nnunetv2_federated.nnunet.evaluation.evaluated_site import EvaluatedSite
-from nnunetv2_federated.nnunet.evaluation.model_files import WhichModel
-from nnunetv2_federated.nnunet.evaluation.read_model import read_model
 from nnunetv2_federated.nnunet.process import prepare_process
-from nnunetv2_federated.nnunet.training.packages import defining_packages
 
 _MOST_NOTES = 5
 
@@ -85,14 +85,14 @@ def evaluate(choices: EvaluateChoices, say: Callable[[str], None]) -> Evaluation
     prepare_process()
     check_new(choices.output)
     over_network = networked(choices)
-    _check_sites(choices, over_network=over_network)
-    metrics = _metrics(choices)
+    check_sites(choices, over_network=over_network)
+    metrics = chosen_metrics(choices, over_network=over_network)
     machine = Machine(choose_device(choices.device), None, choices.allowed_modules)
     with tempfile.TemporaryDirectory() as scratch:
         store = WeightsStore(Path(scratch, "weights"))
-        sites = [EvaluatedSite.open(name, machine, store) for name in choices.site_datasets or ()]
-        models = _models(choices, store, machine, say)
-        proposal = _proposal(choices, models, metrics)
+        sites = open_sites(choices, machine, store)
+        models = read_models(choices, store, machine, say)
+        proposal = propose(choices, models, metrics)
         labels = () if models[0].classifies else tuple(label_keys(models[0]))
         evaluation = Evaluation(proposal, labels, store, choices.quantiles is not None)
         run = _over_network if over_network else _here
@@ -109,99 +109,6 @@ def _write(
     names = [path.name for path in (choices.model, choices.against) if path is not None]
     written = write_evaluation(choices.output, evaluation.proposal, names, offers, answers)
     return EvaluationResult(choices.output, written.summary, written.report)
-
-
-def _check_sites(choices: EvaluateChoices, *, over_network: bool) -> None:
-    chosen = choices.site_datasets or ()
-    if over_network and chosen:
-        raise SettingsError(
-            "--site-datasets with --server: sites on other machines name their own."
-        )
-    if not over_network and not chosen:
-        raise SettingsError(
-            "no sites: give --site-datasets DATASET..., one for each site, or --server HOST[:PORT] "
-            "for sites on other machines."
-        )
-    if len(set(chosen)) < len(chosen):
-        raise SettingsError(f"--site-datasets {' '.join(chosen)}: a dataset is named twice.")
-
-
-def _metrics(choices: EvaluateChoices) -> tuple[Metric, ...]:
-    monai = find_spec("monai") is not None
-    if choices.metrics is None:
-        return ("Dice", *SURFACE) if monai else ("Dice",)
-    lacking = [name for name in choices.metrics if name in SURFACE]
-    if lacking and not monai:
-        raise SettingsError(
-            f"--metrics {' '.join(choices.metrics)}: {lacking[0]} needs MONAI: pip install "
-            '"nnunetv2-federated[surface]", or leave it out.'
-        )
-    return tuple(dict.fromkeys(choices.metrics))
-
-
-def _models(
-    choices: EvaluateChoices, store: WeightsStore, machine: Machine, say: Callable[[str], None]
-) -> list[ModelDescription]:
-    which = WhichModel(choices.folds, choices.checkpoint, choices.configuration)
-    models = []
-    for path in (choices.model, choices.against):
-        if path is None:
-            continue
-        model = read_model(path, which, store, machine, postprocess=choices.postprocessing)
-        models.append(model)
-        folds = ", ".join(map(str, model.folds))
-        say(
-            f"{path.name}: {model.trainer}, {model.configuration}, folds {folds}, "
-            f"{model.values} weights each, SHA-256 {model.sha256[:12]}"
-        )
-    return models
-
-
-def _proposal(
-    choices: EvaluateChoices, models: list[ModelDescription], metrics: Sequence[Metric]
-) -> EvaluationProposal:
-    """Return what the sites are asked.
-
-    Raises
-    ------
-    SettingsError
-        If the two models do not fit each other, or metrics are chosen for a classifier.
-    """
-    first = models[0]
-    if first.classifies:
-        _check_classifier(choices)
-    if not _comparable(first, models[-1]):
-        raise SettingsError(
-            f"--against {choices.against}: is of other labels than {choices.model}; paired "
-            "differences need the same."
-        )
-    packages: dict[str, str] = {}
-    for model in models:
-        packages |= defining_packages(model.plans, model.trainer)
-    return EvaluationProposal(
-        models=models,
-        subset="Ts" if choices.test_set else "Tr",
-        metrics=[] if first.classifies else list(metrics),
-        min_cases=choices.min_cases,
-        quantiles=[] if first.classifies else sorted(set(choices.quantiles or QUANTILES)),
-        packages=packages,
-    )
-
-
-def _check_classifier(choices: EvaluateChoices) -> None:
-    if choices.metrics is not None:
-        raise SettingsError(
-            f"--metrics {' '.join(choices.metrics)}: all metrics of a classifier are told; leave "
-            "the flag out."
-        )
-    if choices.quantiles is not None:
-        raise SettingsError("--quantiles: a classifier has no metric of a single case.")
-
-
-def _comparable(first: ModelDescription, other: ModelDescription) -> bool:
-    if first.classifies or other.classifies:
-        return first.dataset_json.get("classes") == other.dataset_json.get("classes")
-    return label_keys(first) == label_keys(other)
 
 
 _Answers = tuple[Sequence[EvaluationOffer], Sequence[SiteEvaluation]]

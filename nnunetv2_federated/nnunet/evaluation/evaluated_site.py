@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.paths import nnUNet_raw
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
-from nnunetv2_federated.federation.evaluated_model import ModelDescription, hash_vector
+from nnunetv2_federated.federation.evaluated_model import hash_vector
 from nnunetv2_federated.federation.evaluation import (
     SURFACE,
     EvaluationOffer,
     EvaluationProposal,
     SiteEvaluation,
-    Subset,
     WeightsReceipt,
     WeightsTask,
 )
@@ -32,26 +28,20 @@ from nnunetv2_federated.federation.moments import units_of
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.federation.weights_store import WeightsStore
 from nnunetv2_federated.nnunet.data.dataset import (
-    Dataset,
     check_environment,
     find_name,
-    read_json,
 )
-from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
-from nnunetv2_federated.nnunet.data.raw_files import channel_gap
 from nnunetv2_federated.nnunet.evaluation.built_model import (
     Architecture,
     Machine,
     check_architecture,
 )
-from nnunetv2_federated.nnunet.evaluation.measuring import Cases, Measurement
-from nnunetv2_federated.nnunet.evaluation.tester import images_tr, images_ts, tester_of
+from nnunetv2_federated.nnunet.evaluation.measuring import Measurement
+from nnunetv2_federated.nnunet.evaluation.raw_cases import Cases, RawCases
+from nnunetv2_federated.nnunet.evaluation.tester import tester_of
 from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
-from nnunetv2_federated.nnunet.privacy.patients import Patients, patients_of_site
 
 logger = logging.getLogger(__name__)
-
-_WHY = "what is told of an evaluation stands for patients"
 
 
 @dataclass(frozen=True)
@@ -128,13 +118,13 @@ class EvaluatedSite:
         self.check_models(proposal)
         with self._without_details():
             for model in proposal.models:
-                self._check_declared(model)
+                self._raw.check_declared(model)
             if set(SURFACE) & set(proposal.metrics) and find_spec("monai") is None:
                 raise SiteError(
                     f"site {self.name}: {' and '.join(SURFACE)} need MONAI: "
                     'pip install "nnunetv2-federated[surface]" there, or choose other --metrics'
                 )
-            patients = self._patients(self._cases(proposal.models[0], proposal.subset).images)
+            patients = self._raw.patients(self._cases(proposal).images)
             if len(patients.cases) < proposal.min_cases:
                 raise SiteError(
                     f"site {self.name}: has {len(patients.cases)} {patients.unit}s to evaluate on; "
@@ -192,8 +182,8 @@ class EvaluatedSite:
         """
         self.check_weights(proposal)
         with self._without_details():
-            cases = self._cases(proposal.models[0], proposal.subset)
-            patients = self._patients(cases.images)
+            cases = self._cases(proposal)
+            patients = self._raw.patients(cases.images)
             patient_of = {case: p for p, own in patients.cases.items() for case in own}
             units = units_of([patient_of[case] for case in cases.images])
             measurement = Measurement(
@@ -208,60 +198,12 @@ class EvaluatedSite:
             )
 
     @property
-    def _raw(self) -> Path:
-        return Path(nnUNet_raw.require()) / self.dataset
+    def _raw(self) -> RawCases:
+        return RawCases(self.dataset, self.name)
 
-    def _check_declared(self, model: ModelDescription) -> None:
-        ours, theirs = (
-            {k: v for k, v in declared_of(content).items() if k != "classes" or model.classifies}
-            for content in (self._dataset_json(), model.dataset_json)
-        )
-        difference = find_difference(ours, theirs)
-        if difference is not None:
-            reason = f"; {difference.hint}" if difference.hint else ""
-            raise SiteError(
-                f"site {self.name}: {difference.field} of its dataset.json is "
-                f"{clean(difference.ours, 80)}, of the model {clean(difference.theirs, 80)}{reason}"
-            )
-        reader = PlansManager(dict(model.plans)).image_reader_writer_class
-        endings = reader.supported_file_endings
-        if self._dataset_json()["file_ending"] not in endings:
-            raise SiteError(
-                f"site {self.name}: its images are {clean(self._dataset_json()['file_ending'], 20)}"
-                f" files, the model's reader {reader.__name__} reads {', '.join(endings)}"
-            )
-
-    def _dataset_json(self) -> dict[str, Any]:
-        content = read_json(self._raw / "dataset.json")
-        check_declaration(content, f"site {self.name}: dataset.json")
-        return dict(content)
-
-    def _cases(self, model: ModelDescription, subset: Subset) -> Cases:
-        """Return the cases of the subset, in alphabetical order."""
-        declared, raw = self._dataset_json(), self._raw
-        found = images_tr(raw) if subset == "Tr" else images_ts(raw)
-        images = {case: found[case] for case in sorted(found)}
-        channels = len(declared_of(declared)["channel_names"])
-        wrong = [c for c, files in images.items() if len(files) != channels or channel_gap(files)]
-        if wrong:
-            self._note(f"{self.name}: {wrong[0]} has not the {channels} images of its channels")
-            raise SiteError(
-                f"site {self.name}: {len(wrong)} of {len(images)} cases lack a channel; the site's "
-                "log names one"
-            )
-        tester = tester_of(check_trainer(model.trainer, self.machine.allowed_modules))
-        references = tester.references(raw, declared, subset, list(images))
-        return Cases(images, references)
-
-    def _patients(self, images: Mapping[str, list[str]]) -> Patients:
-        preprocessed = nnUNet_preprocessed.get()  # a case table may be there, too
-        folder = Path(preprocessed) / self.dataset if preprocessed else self._raw
-        dataset = Dataset(self.dataset, folder, {}, self._dataset_json())
-        return patients_of_site(dataset, list(images), _WHY)
-
-    def _note(self, text: str) -> None:
-        logger.error("%s", text)
-        self.notes.append(text)
+    def _cases(self, proposal: EvaluationProposal) -> Cases:
+        trainer = check_trainer(proposal.models[0].trainer, self.machine.allowed_modules)
+        return self._raw.cases(proposal.subset, tester_of(trainer))
 
     @contextlib.contextmanager
     def _without_details(self) -> Iterator[None]:

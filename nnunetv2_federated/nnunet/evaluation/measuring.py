@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,9 @@ from nnunetv2_federated.nnunet.evaluation.built_model import (
 )
 from nnunetv2_federated.nnunet.evaluation.case_metrics import metrics_of_case
 from nnunetv2_federated.nnunet.evaluation.postprocessing import postprocess
+from nnunetv2_federated.nnunet.evaluation.raw_cases import Cases
 from nnunetv2_federated.nnunet.evaluation.tester import tester_of
 from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Raw cases with their references."""
-
-    images: Mapping[str, list[str]]
-    """Image files of each case, by channel."""
-    references: Mapping[str, Any]
-    """Reference of each case: its segmentation's file, or the index of its class."""
 
 
 @dataclass(frozen=True)
