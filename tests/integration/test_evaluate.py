@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from consortium import Consortium
 from coordinator import Coordinator, refusal
 from flwr.app import Message
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
@@ -410,3 +411,43 @@ def test_a_hospital_refuses_a_model_that_names_code_before_it_is_asked(
     hospital.guarded.consent.approve(asked.approval(), "test")
     assert "site bern: labels of its dataset.json is" in refusal(hospital.offer(asked))
     hospital.guarded.close()
+
+
+@pytest.mark.deployment(20)
+def test_hospitals_without_plans_evaluate_over_a_network(
+    stock_model: Path, nnunet_folders: Path, tmp_path: Path
+) -> None:
+    raw = nnunet_folders / "raw" / "Dataset962_Bern"
+    cases = [f"case_{number:02d}" for number in range(6)]
+    sites = {"bern": cases[:3], "oslo": cases[3:]}
+    consortium = Consortium(tmp_path, raw, sites, raw=raw)
+    credentials = tmp_path / "credentials" / "server"
+    (tmp_path / "server").mkdir()
+    try:
+        consortium.start(
+            "server",
+            *("nnunetv2_federated.cli.evaluate", str(stock_model), "--metrics", "Dice"),
+            *("--server", f"localhost:{consortium.port}", "--credentials", str(credentials)),
+            *("--min-cases", "3", "-device", "cpu", "-o", str(tmp_path / "out")),
+        )
+        for site in sites:
+            consortium.start_site(site)
+        for site in sites:
+            consortium.approve(site, "evaluation")
+        assert consortium.wait_for_server() == 0, consortium.all_said()
+    finally:
+        consortium.stop()
+
+    here = evaluate_model(
+        stock_model, site_datasets=["962"], device="cpu", metrics=["Dice"], output=tmp_path / "here"
+    )
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for label in ("1", "2"):
+        expected = here.summary["mean"][label]["Dice"]
+        assert found["mean"][label]["Dice"] == pytest.approx(expected, abs=1e-9)
+    assert not (tmp_path / "bern" / "preprocessed").exists()
+    log = next((tmp_path / "credentials" / "sites" / "bern").rglob("audit.jsonl")).read_text()
+    events = [json.loads(line) for line in log.splitlines()]
+    left = [event["message"] for event in events if event["event"] == "left"]
+    assert left == ["query.evaluation", "query.weights", "query.weights", "query.measure"]
+    assert "case_0" not in log
