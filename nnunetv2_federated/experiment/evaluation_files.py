@@ -27,7 +27,7 @@ from nnunetv2_federated.report.evaluation import EvaluationReport, ReportedModel
 FORMAT = 1
 """Number of the format of ``evaluation.json``."""
 EVALUATION = "evaluation.json"
-_FILES = ("summary.json", EVALUATION, "report.md", "report.html")
+_FILES = ("summary.json", "summary_2.json", EVALUATION, "report.md", "report.html")
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,15 @@ def write_evaluation(
         settings=content["settings"],
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for number, summary in enumerate(summaries):
-        name = "summary.json" if number == 0 else f"summary_{number + 1}.json"
-        write_atomically(folder / name, _json(summary))
-    write_atomically(folder / EVALUATION, _json(content))
-    return Written(summaries[0], write_pages(report, folder))
+    try:
+        for name, summary in zip(_FILES, summaries, strict=False):
+            write_atomically(folder / name, _json(summary))
+        write_atomically(folder / EVALUATION, _json(content))
+        return Written(summaries[0], write_pages(report, folder))
+    except BaseException:  # a full disk, Ctrl-C: leave none, as there was none before
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
