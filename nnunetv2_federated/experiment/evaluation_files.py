@@ -22,7 +22,8 @@ from nnunetv2_federated.federation.pooled_evaluation import (
     pool_labels,
     summary_of,
 )
-from nnunetv2_federated.report.evaluation import EvaluationReport, ReportedModel, write_pages
+from nnunetv2_federated.report.evaluation import write_pages
+from nnunetv2_federated.report.evaluation_rows import EvaluationReport, ReportedModel
 
 FORMAT = 1
 """Number of the format of ``evaluation.json``."""

@@ -29,11 +29,11 @@ class Pooled:
 
     mean: float
     """Over all cases, as if they were in one place."""
-    std: float | None
+    std: float
     """Standard deviation over patients, with ``patients - 1`` in the denominator."""
-    low: float | None
+    low: float
     """Lower end of the 95 % interval of the mean, for these sites and other patients."""
-    high: float | None
+    high: float
     cases: int
     patients: int
     sites: int

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2_federated.federation.evaluated_model import ModelDescription
+from nnunetv2_federated.federation.evaluation import EvaluationProposal
 from nnunetv2_federated.federation.messages import PlanProposal, Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
@@ -24,6 +26,11 @@ PACKAGES = ("nnunetv2_federated", "nnunetv2_cls")
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nnunetv2_federated"
 HEAVY = ("torch", "nnunetv2", "timm", "scipy", "matplotlib")
+MODEL = ModelDescription(
+    *({"plans_name": "P", "configurations": {"2d": {}}}, {"labels": {"a": 1}}, "2d"),
+    *("nnUNetTrainer", [0], ["0" * 64], 50, "0" * 64, [0, 1], []),
+)
+EVALUATION = EvaluationProposal([MODEL], "Ts", ["Dice"], 5, [0.5])
 PLANNING = PlanProposal(
     "Dataset901_Balls", {"planner": "ExperimentPlanner"}, ["2d"], 5, False, False
 )
@@ -113,7 +120,7 @@ def test_a_key_is_made_without_torch_nnunet_or_flower(tmp_path: Path) -> None:
     assert said.endswith("\n[]\n")
 
 
-@pytest.mark.parametrize("agreement", [TRAINING, PLANNING], ids=["training", "planning"])
+@pytest.mark.parametrize("agreement", [TRAINING, PLANNING, EVALUATION], ids=lambda a: a.what)
 def test_an_approval_reads_files_and_imports_no_framework(
     tmp_path: Path, agreement: Agreement
 ) -> None:
@@ -132,7 +139,8 @@ def test_an_approval_reads_files_and_imports_no_framework(
     said = run_python(program).splitlines()
 
     # in words first, then the decision
-    assert said[0].startswith(("training of 2d, fold 0, with", "planning together; the coord"))
+    begins = ("training of 2d, fold 0, with", "planning together; the coord", "evaluation of 1 tr")
+    assert said[0].startswith(begins)
     decided = said.index(f"approved {agreement.approval()[:12]}")
     assert said[decided - 1] == f"approval hash: {agreement.approval()}"
     assert said[decided + 1 :] == [
