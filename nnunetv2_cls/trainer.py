@@ -28,6 +28,7 @@ from nnunetv2_cls.inference import Classifier, Fold
 from nnunetv2_cls.loader import ImageLoader
 from nnunetv2_cls.metrics import auroc
 from nnunetv2_cls.network import build_network
+from nnunetv2_cls.onnx_file import ClsOnnxWriter
 from nnunetv2_cls.planning import adapted_plans
 from nnunetv2_cls.plots import plot_progress
 from nnunetv2_cls.splits import SPLITS_FILE, check_folds_of_nnunet, patients_of
@@ -78,6 +79,8 @@ class nnUNetTrainerCls(nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling
     """Mirror left and right, in training, validation and prediction."""
     tester = ClsTester()
     """Tester of the models in a comparison of federations."""
+    onnx = ClsOnnxWriter()
+    """Writer of the models' ONNX files in a release."""
 
     def __init__(
         self,

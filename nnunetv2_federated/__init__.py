@@ -4,9 +4,9 @@
 ``create_run`` makes every choice of a training, ``train`` trains it (``create_queue`` and
 ``train_queue`` several folds and configurations), ``evaluate`` validates it again,
 ``find_best_configuration`` chooses among them, ``evaluate_model`` tests any trained model at every
-site, and ``compare`` sets federated models beside local and centralised ones. ``federate`` makes
-the federated sibling of any nnU-Net
-trainer. Bad input raises ``SettingsError``, a failed federation another ``FederationError``.
+site, and ``compare`` sets federated models beside local and centralised ones. ``release`` writes a
+model for a hospital, and ``verify_release`` checks it there. ``federate`` makes the federated
+sibling of any nnU-Net trainer. Bad input raises ``SettingsError``, a failed federation another ``FederationError``.
 
 A name is imported when it is first used: the package itself imports neither PyTorch, nor nnU-Net,
 nor Flower.
@@ -26,13 +26,17 @@ if TYPE_CHECKING:
         find_best_configuration,
         partition,
         plan,
+        release,
         train,
         train_queue,
+        verify_release,
     )
     from nnunetv2_federated.experiment.compare import ComparisonResult
     from nnunetv2_federated.experiment.evaluate import EvaluationResult
     from nnunetv2_federated.experiment.partition import Partition
+    from nnunetv2_federated.experiment.release import Release
     from nnunetv2_federated.experiment.train import TrainedModel, evaluate
+    from nnunetv2_federated.experiment.verify_release import VerifiedRelease
     from nnunetv2_federated.federation.errors import (
         CheckpointError,
         FederationError,
@@ -57,6 +61,7 @@ __all__ = [
     "History",
     "Observer",
     "Partition",
+    "Release",
     "RoundError",
     "RoundRecord",
     "Run",
@@ -64,6 +69,7 @@ __all__ = [
     "SiteCases",
     "SiteError",
     "TrainedModel",
+    "VerifiedRelease",
     "compare",
     "create_queue",
     "create_run",
@@ -73,8 +79,10 @@ __all__ = [
     "find_best_configuration",
     "partition",
     "plan",
+    "release",
     "train",
     "train_queue",
+    "verify_release",
 ]
 
 # No module directly below this package may have one of these names: its import would replace it.
@@ -86,12 +94,16 @@ _MODULES = {
     "find_best_configuration": "api",
     "partition": "api",
     "plan": "api",
+    "release": "api",
     "train": "api",
     "train_queue": "api",
+    "verify_release": "api",
     "ComparisonResult": "experiment.compare",
     "EvaluationResult": "experiment.evaluate",
     "Partition": "experiment.partition",
     "TrainedModel": "experiment.train",
+    "Release": "experiment.release",
+    "VerifiedRelease": "experiment.verify_release",
     "evaluate": "experiment.train",
     "CheckpointError": "federation.errors",
     "FederationError": "federation.errors",

@@ -20,8 +20,10 @@ from nnunetv2_federated.experiment import evaluate as evaluating
 from nnunetv2_federated.experiment import partition as dealing
 from nnunetv2_federated.experiment import plan as planning
 from nnunetv2_federated.experiment import queue as queueing
+from nnunetv2_federated.experiment import release as releasing
 from nnunetv2_federated.experiment import train as training
 from nnunetv2_federated.experiment import train_queue as queue_training
+from nnunetv2_federated.experiment import verify_release as verifying
 from nnunetv2_federated.experiment.best_configuration import Chosen
 from nnunetv2_federated.experiment.choices import (
     BestChoices,
@@ -35,9 +37,12 @@ from nnunetv2_federated.experiment.evaluate import EvaluationResult
 from nnunetv2_federated.experiment.evaluate_choices import EvaluateChoices
 from nnunetv2_federated.experiment.partition import Partition
 from nnunetv2_federated.experiment.queue import Training
+from nnunetv2_federated.experiment.release import Release
+from nnunetv2_federated.experiment.release_choices import ReleaseChoices
 from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.train import TrainedModel
 from nnunetv2_federated.experiment.train_queue import HowToTrain
+from nnunetv2_federated.experiment.verify_release import VerifiedRelease
 from nnunetv2_federated.federation.choice import Choices, hints_of, names_of, parts_of, spell_key
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
@@ -302,6 +307,62 @@ def evaluate_model(
         If the model is none, names code, or does not fit a site.
     """
     return evaluating.evaluate(_choose(EvaluateChoices, model=model, **choices), say)
+
+
+def release(
+    dataset: int | str,
+    configurations: Sequence[str],
+    folds: Sequence[int | str],
+    output: str | Path,
+    *,
+    say: Callable[[str], None] = say,
+    **choices: object,
+) -> Release:
+    """Write trained folds as one zip or folder to hand to a hospital.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of the dataset.
+    configurations, folds
+        What was trained.
+    output
+        Zip, or folder, to write; it must not exist.
+    say
+        Receives what happens, one line each.
+    **choices
+        Choices of ``nnUNetv2_federated_release``: ``purpose="...", monai=False``.
+
+    Raises
+    ------
+    SettingsError
+        If the model is not complete, or a file would hold the name of a case.
+    """
+    target = {
+        "dataset": str(dataset),
+        "configurations": list(configurations),
+        "folds": list(folds),
+        "output": output,
+    }
+    return releasing.release(_choose(ReleaseChoices, **target, **choices), say)
+
+
+def verify_release(path: str | Path, key: str | Path | None = None) -> VerifiedRelease:
+    """Check a release that somebody else made; nothing is unpacked or installed.
+
+    Parameters
+    ----------
+    path
+        Zip or folder.
+    key
+        The coordinator's public key, whose signature it must have; ``None`` to compare files only.
+
+    Raises
+    ------
+    SettingsError
+        If a file was changed, is missing or was added, or the signature is missing or another's.
+    """
+    return verifying.verify_release(Path(path), None if key is None else Path(key))
 
 
 def _choose(record: type[C], **values: object) -> C:

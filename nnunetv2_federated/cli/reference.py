@@ -18,6 +18,7 @@ from nnunetv2_federated.cli import (
     plan,
     privacy,
     provision,
+    release,
     server,
     site,
     status,
@@ -27,6 +28,7 @@ from nnunetv2_federated.cli.flags import default_text, flag_names, spell
 from nnunetv2_federated.cli.site_choices import SiteCommandChoices
 from nnunetv2_federated.experiment import choices
 from nnunetv2_federated.experiment.evaluate_choices import EvaluateChoices
+from nnunetv2_federated.experiment.release_choices import ReleaseChoices
 from nnunetv2_federated.federation.choice import (
     Choices,
     allowed_by,
@@ -77,6 +79,7 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
     ("nnUNetv2_federated_audit", audit.DESCRIPTION, audit.AuditChoices, ()),
     ("nnUNetv2_federated_check", check.DESCRIPTION, check.CheckChoices, ()),
     ("nnUNetv2_federated_privacy", privacy.DESCRIPTION, privacy.CalculatorChoices, ()),
+    ("nnUNetv2_federated_release", release.DESCRIPTION, ReleaseChoices, ()),
     ("nnUNetv2_federated_status", status.DESCRIPTION, status.StatusChoices, ()),
 )
 

@@ -69,7 +69,7 @@ def test_a_command_that_only_reads_and_writes_files_is_there_at_once(command: st
 @pytest.mark.parametrize(
     "command",
     [
-        *("attack", "audit", "check", "evaluate", "privacy", "site", "status"),
+        *("attack", "audit", "check", "evaluate", "privacy", "release", "site", "status"),
         "trainer_folder",
         *("train", "server", "compare", "partition", "plan"),
     ],

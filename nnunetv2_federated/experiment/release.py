@@ -1,0 +1,198 @@
+"""Write a finished model as a folder or zip that a hospital can use, and check it first."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2_federated.experiment.release_card import gather_card
+from nnunetv2_federated.experiment.release_choices import ReleaseChoices
+from nnunetv2_federated.experiment.release_names import check_release, names_to_hide
+from nnunetv2_federated.experiment.release_results import read_results
+from nnunetv2_federated.experiment.release_signature import sign_checksums
+from nnunetv2_federated.experiment.verify_release import SIGNATURE_FILE
+from nnunetv2_federated.federation.checksums import CHECKSUMS_FILE, hash_file, write_checksums
+from nnunetv2_federated.federation.disk import naming_the_disk
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.files import sync
+from nnunetv2_federated.federation.model_card import (
+    CARD_FILE,
+    MARKDOWN_FILE,
+    ModelCard,
+    OnnxRecord,
+    write_card,
+)
+from nnunetv2_federated.federation.release_files import write_zip
+from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.nnunet.data.dataset import find_trainer
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.release.export import export_model
+from nnunetv2_federated.nnunet.release.finished_model import FinishedModel, find_finished_model
+from nnunetv2_federated.nnunet.release.monai_bundle import check_monai, write_bundle
+from nnunetv2_federated.nnunet.release.onnx_writer import OnnxWriter, onnx_writer_of
+from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
+from nnunetv2_federated.report.model_card import card_as_markdown
+
+_BUNDLES, _ONNX = "monai", "onnx"
+"""Folders of a release besides those of nnU-Net."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release that was written."""
+
+    path: Path
+    card: ModelCard
+    files: int
+    """Number of files with a checksum."""
+    signed: bool
+
+
+def release(choices: ReleaseChoices, say: Callable[[str], None]) -> Release:
+    """Write a release; it is there with all its files or not at all.
+
+    Parameters
+    ----------
+    choices
+        What is released, and how.
+    say
+        Receives what happens, one line each.
+
+    Raises
+    ------
+    SettingsError
+        If the model is not complete, a part needs a package that is not installed, or a file would
+        hold the name of a case.
+    """
+    output = _check(choices)
+    model = find_finished_model(
+        choices.dataset or "",
+        choices.configurations or (),
+        choices.folds,
+        trainer=choices.trainer,
+        plans=choices.plans,
+        checkpoints=choices.checkpoints,
+    )
+    classifies = "classes" in model.dataset_json(model.configurations[0])
+    bundles = choices.monai and not classifies
+    if bundles:
+        check_monai()
+    writer = onnx_writer_of(_trainer_class(model)) if classifies and choices.onnx else None
+    tests = [test for folder in choices.results for test in read_results(folder)]
+    hidden = names_to_hide(model)
+    for flag in ("purpose", "licence", "contact"):
+        found = hidden.stands_in(getattr(choices, flag) or "")
+        if found is not None:
+            raise SettingsError(f"--{flag}: holds {found}; leave it out.")
+    with (
+        naming_the_disk(output.parent),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch,
+    ):
+        target = Path(scratch, "release")
+        copy = Path(scratch, "copy")
+        for folder in (target, copy):
+            folder.mkdir()
+        say(f"exporting {len(model.configurations) * len(model.folds)} trained folds")
+        trainer = export_model(model, copy, target)
+        top = target / model.dataset
+        card = gather_card(model, trainer, tests)
+        if bundles:
+            say("writing MONAI bundles")
+            card = _with_bundles(model, copy, top, card)
+        if writer is not None:
+            say("writing ONNX files and comparing them with PyTorch")
+            card = _with_onnx(model, writer, copy, top, card)
+        card = dataclasses.replace(
+            card, purpose=choices.purpose, licence=choices.licence, contact=choices.contact
+        )
+        (top / CARD_FILE).write_text(write_card(card), encoding="utf-8")
+        (top / MARKDOWN_FILE).write_text(card_as_markdown(card), encoding="utf-8")
+        say("looking for names of cases")
+        check_release(top, hidden)
+        files = _write_checksums(top, choices.sign)
+        _publish(target, model.dataset, output)
+    return Release(output, card, files, choices.sign is not None)
+
+
+def _check(choices: ReleaseChoices) -> Path:
+    """Check what can be checked without the model; return where to write."""
+    for flag, value in (
+        ("DATASET", choices.dataset),
+        ("-c", choices.configurations),
+        ("-o", choices.output),
+    ):
+        if not value:
+            raise SettingsError(f"{flag} is missing: see --help.")
+    output = Path(os.path.abspath(choices.output or ""))  # noqa: PTH100  # keeps links
+    if output.exists() or output.is_symlink():
+        raise SettingsError(
+            f"-o {choices.output}: exists already; give another name, or delete it first."
+        )
+    if not output.parent.is_dir():
+        raise SettingsError(f"-o {choices.output}: there is no folder {output.parent}.")
+    if choices.sign is not None:
+        sign_checksums(b"", choices.sign)  # says now whether the key can be used
+    return output
+
+
+def _with_bundles(model: FinishedModel, copy: Path, top: Path, card: ModelCard) -> ModelCard:
+    names = [f"{_BUNDLES}/{configuration}" for configuration in model.configurations]
+    with quiet():
+        for configuration, name in zip(model.configurations, names, strict=True):
+            write_bundle(model, copy, configuration, top / name)
+    return dataclasses.replace(card, bundles=tuple(names))
+
+
+def _trainer_class(model: FinishedModel) -> type:
+    return find_trainer(model.trainer.removesuffix(SUFFIX))
+
+
+def _with_onnx(
+    model: FinishedModel, writer: OnnxWriter, copy: Path, top: Path, card: ModelCard
+) -> ModelCard:
+    (top / _ONNX).mkdir()
+    records = []
+    for configuration in model.configurations:
+        name = f"{_ONNX}/{configuration}.onnx"
+        trained = copy / model.dataset / model.name_of(configuration)
+        with quiet():
+            try:
+                found = writer.write(
+                    trained, configuration, model.folds, model.checkpoints[0], top / name
+                )
+            except ValueError as error:
+                raise SettingsError(f"-c {configuration}: {clean(error)}") from error
+        records.append(
+            OnnxRecord(file=name, configuration=configuration, folds=model.folds, **found)
+        )
+    return dataclasses.replace(card, onnx=tuple(records))
+
+
+def _write_checksums(top: Path, sign: Path | None) -> int:
+    hashes = {}
+    for path in sorted(path for path in top.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            hashes[path.relative_to(top).as_posix()] = hash_file(file)
+    text = write_checksums(hashes)
+    (top / CHECKSUMS_FILE).write_text(text, encoding="utf-8")
+    if sign is not None:
+        (top / SIGNATURE_FILE).write_bytes(sign_checksums(text.encode(), sign))
+    return len(hashes)
+
+
+def _publish(target: Path, dataset: str, output: Path) -> None:
+    """Put the finished release in its place, after it is on the disk."""
+    finished = target
+    if output.suffix == ".zip":
+        finished = target.with_name("release.zip")
+        write_zip(target / dataset, finished)
+        sync(finished)
+    else:
+        for path in sorted(target.rglob("*"), reverse=True):
+            sync(path)
+    finished.rename(output)
+    sync(output.parent)

@@ -1,0 +1,70 @@
+"""Gather the model card of a release from what the trainings have left."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+
+from nnunetv2_federated.experiment.release_results import site_scores, validation_scores
+from nnunetv2_federated.federation.declared import declared_of
+from nnunetv2_federated.federation.history import HISTORY_FILE, read_history
+from nnunetv2_federated.federation.model_card import STOCK, FoldRecord, ModelCard, TestResult
+from nnunetv2_federated.federation.package_versions import NO_PACKAGE, installed_version
+from nnunetv2_federated.nnunet.release.export import needs
+from nnunetv2_federated.nnunet.release.finished_model import FinishedModel
+
+_PACKAGES = ("nnunetv2-federated", "nnunetv2", "torch", "monai", "onnx", "onnxruntime")
+
+
+def gather_card(model: FinishedModel, trainer: str, tests: Sequence[TestResult] = ()) -> ModelCard:
+    """Describe a model: sites, cases, rounds, promises of privacy, results and software.
+
+    Parameters
+    ----------
+    model
+        Model that is released.
+    trainer
+        Trainer that its checkpoints name.
+    tests
+        Results on other cases.
+
+    Raises
+    ------
+    SettingsError
+        If the record of a training cannot be read.
+    """
+    trained_with: dict[str, str] = {}
+    folds = []
+    for configuration, fold, folder in model.fold_folders():
+        history = read_history(folder) if (folder / HISTORY_FILE).is_file() else None
+        if history is not None:
+            trained_with |= history.versions
+        folds.append(
+            FoldRecord(
+                configuration=configuration,
+                fold=fold,
+                rounds=None if history is None else len(history.rounds),
+                settings={} if history is None else dict(history.settings),
+                sites={} if history is None else dict(history.sites),
+                validation=validation_scores(folder),
+                site_validation=site_scores(folder),
+            )
+        )
+    versions = {name: installed_version(name) for name in _PACKAGES}
+    lacking = needs(trainer)
+    return ModelCard(
+        dataset=model.dataset,
+        trainer=model.trainer,
+        plans_name=model.plans_name,
+        plans_hash=model.plans_hash,
+        checkpoints=model.checkpoints,
+        runs_with=STOCK if lacking is None else f"{STOCK} and {lacking}",
+        declared=declared_of(model.dataset_json(model.configurations[0])),
+        folds=tuple(folds),
+        tests=tuple(tests),
+        trained_with=trained_with,
+        released_with={
+            "Python": platform.python_version(),
+            **{name: version for name, version in versions.items() if version != NO_PACKAGE},
+        },
+    )

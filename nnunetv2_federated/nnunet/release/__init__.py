@@ -1,0 +1,1 @@
+"""A finished model as others may have it: what inference needs, and nothing that tells cases."""

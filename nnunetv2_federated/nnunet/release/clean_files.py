@@ -1,0 +1,88 @@
+"""nnU-Net's files of a finished model, cut down to what inference needs.
+
+nnU-Net's own name cases and folders: checkpoints have the whole ``dataset.json``, fingerprints a
+size for each case, summaries a path. What stays is listed here; all else is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.nnunet.training.checkpoint_file import unreadable
+
+OF_DATASET = (
+    *("channel_names", "modality", "labels", "regions_class_order", "classes"),
+    *("file_ending", "overwrite_image_reader_writer"),
+)
+"""Keys of ``dataset.json`` that inference reads."""
+OF_SUMMARY = ("foreground_mean", "mean", "threshold")
+"""Keys of ``summary.json`` without cases; a classifier's threshold is used to predict."""
+_PER_CASE = ("spacings", "shapes_after_crop")
+_NEW_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY = [
+    *((_NEW_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")),
+]
+"""What stock nnU-Net's logs have besides plain values."""
+
+
+def clean_dataset_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what inference reads of a ``dataset.json``."""
+    return {key: content[key] for key in OF_DATASET if key in content}
+
+
+def clean_fingerprint(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fingerprint without what it has of each case."""
+    return {key: value for key, value in content.items() if key not in _PER_CASE}
+
+
+def clean_summary(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the means of a ``summary.json``."""
+    return {key: content[key] for key in OF_SUMMARY if key in content}
+
+
+def clean_checkpoint(path: Path, configuration: str, fold: int | str) -> dict[str, Any]:
+    """Read a checkpoint without running code, and return what inference needs of it.
+
+    Parameters
+    ----------
+    path
+        Checkpoint of nnU-Net.
+    configuration, fold
+        What it should be of.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be read, is of another configuration, or has weights that are not finite.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        weights = content["network_weights"]
+        trainer, trained = content["trainer_name"], content["init_args"]["configuration"]
+        mirroring = content["inference_allowed_mirroring_axes"]
+    except Exception as error:  # torch.load raises a dozen unrelated types
+        raise SettingsError(f"{path}: {unreadable(path, error)}") from error
+    if trained != configuration:
+        raise SettingsError(
+            f"{path}: is of the configuration {trained}, not {configuration}: put back the one "
+            "that was trained there."
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise SettingsError(
+            f"{path}: has weights that are not finite: its training diverged; release another fold."
+        )
+    return {
+        "network_weights": weights,
+        "trainer_name": str(trainer),
+        "init_args": {"configuration": configuration, "fold": fold},
+        "inference_allowed_mirroring_axes": mirroring,
+    }
