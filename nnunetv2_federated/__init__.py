@@ -6,7 +6,8 @@
 ``find_best_configuration`` chooses among them, ``evaluate_model`` tests any trained model at every
 site, and ``compare`` sets federated models beside local and centralised ones. ``release`` writes a
 model for a hospital, and ``verify_release`` checks it there. ``federate`` makes the federated
-sibling of any nnU-Net trainer. Bad input raises ``SettingsError``, a failed federation another ``FederationError``.
+sibling of any nnU-Net trainer. Bad input raises ``SettingsError``, a failed federation another
+``FederationError``.
 
 A name is imported when it is first used: the package itself imports neither PyTorch, nor nnU-Net,
 nor Flower.

@@ -119,8 +119,8 @@ class _Zip:
             raise SettingsError(f"{path} has {len(members)} files: it is no release.")
         if sum(member.file_size for member in members) > _MOST_TIMES * path.stat().st_size:
             raise SettingsError(
-                f"{path} says that its files are more than {_MOST_TIMES} times as large as the zip: "
-                "it is no release."
+                f"{path} says that its files are more than {_MOST_TIMES} times as large as the "
+                "zip: it is no release."
             )
         for member in members:
             if member.is_dir() or stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):

@@ -15,6 +15,7 @@ from typing import IO
 
 _CHUNK = 2**24
 _RUN = re.compile(rb"[\x20-\x7e]{6,}")
+_LAST_RUN = re.compile(rb"[\x20-\x7e]*\Z")
 _LONGEST_RUN = 4096
 _TEXTS = (".md", ".txt", "SHA256SUMS")
 
@@ -76,12 +77,9 @@ def _of_bytes(file: IO[bytes]) -> Iterator[str]:
     rest = b""
     while chunk := file.read(_CHUNK):
         block = rest + chunk
-        end = 0
-        for match in _RUN.finditer(block):
-            if match.end() == len(block) and len(match[0]) < _LONGEST_RUN:
-                break
-            end = match.end()
-            yield match[0].decode("utf-8", "replace")
-        rest = block[end:]
-    if rest:
-        yield rest.decode("utf-8", "replace")
+        cut = len(block) - len(_LAST_RUN.findall(block[-_LONGEST_RUN:])[0])
+        for run in _RUN.finditer(block, 0, cut):
+            yield run[0].decode("ascii")
+        rest = block[cut:]
+    for run in _RUN.finditer(rest):
+        yield run[0].decode("ascii")

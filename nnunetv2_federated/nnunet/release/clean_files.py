@@ -24,8 +24,8 @@ OF_DATASET = (
 OF_SUMMARY = ("foreground_mean", "mean", "threshold")
 """Keys of ``summary.json`` without cases; a classifier's threshold is used to predict."""
 _PER_CASE = ("spacings", "shapes_after_crop")
-_NEW_SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY = [
+_NEW_SCALAR: Any = np.float64(0).__reduce__()[0]
+_NUMPY: list[Any] = [
     *((_NEW_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")),
