@@ -12,33 +12,27 @@ from pathlib import Path
 from nnunetv2_federated.experiment.release_card import gather_card
 from nnunetv2_federated.experiment.release_choices import ReleaseChoices
 from nnunetv2_federated.experiment.release_names import check_release, names_to_hide
-from nnunetv2_federated.experiment.release_results import read_results
-from nnunetv2_federated.experiment.release_signature import sign_checksums
+from nnunetv2_federated.experiment.release_parts import Part, bundles, onnx_files
+from nnunetv2_federated.experiment.release_signature import coordinators_key
+from nnunetv2_federated.experiment.release_tests import read_results
 from nnunetv2_federated.experiment.verify_release import SIGNATURE_FILE
 from nnunetv2_federated.federation.checksums import CHECKSUMS_FILE, hash_file, write_checksums
 from nnunetv2_federated.federation.disk import naming_the_disk
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import sync
+from nnunetv2_federated.federation.identifying_names import IdentifyingNames
 from nnunetv2_federated.federation.model_card import (
     CARD_FILE,
     MARKDOWN_FILE,
     ModelCard,
-    OnnxRecord,
     write_card,
 )
 from nnunetv2_federated.federation.release_files import write_zip
-from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer
-from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.release.export import export_model
 from nnunetv2_federated.nnunet.release.finished_model import FinishedModel, find_finished_model
-from nnunetv2_federated.nnunet.release.monai_bundle import check_monai, write_bundle
-from nnunetv2_federated.nnunet.release.onnx_writer import OnnxWriter, onnx_writer_of
 from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
 from nnunetv2_federated.report.model_card import card_as_markdown
-
-_BUNDLES, _ONNX = "monai", "onnx"
-"""Folders of a release besides those of nnU-Net."""
 
 
 @dataclass(frozen=True)
@@ -69,46 +63,28 @@ def release(choices: ReleaseChoices, say: Callable[[str], None]) -> Release:
         hold the name of a case.
     """
     output = _check(choices)
-    model = find_finished_model(
-        choices.dataset or "",
-        choices.configurations or (),
-        choices.folds,
-        trainer=choices.trainer,
-        plans=choices.plans,
-        checkpoints=choices.checkpoints,
-    )
-    classifies = "classes" in model.dataset_json(model.configurations[0])
-    bundles = choices.monai and not classifies
-    if bundles:
-        check_monai()
-    writer = onnx_writer_of(_trainer_class(model)) if classifies and choices.onnx else None
+    model = _find(choices)
+    parts = _parts(choices, model)
     tests = [test for folder in choices.results for test in read_results(folder)]
     hidden = names_to_hide(model)
-    for flag in ("purpose", "licence", "contact"):
-        found = hidden.stands_in(getattr(choices, flag) or "")
-        if found is not None:
-            raise SettingsError(f"--{flag}: holds {found}; leave it out.")
+    _check_texts(choices, hidden)
     with (
         naming_the_disk(output.parent),
         tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch,
     ):
-        target = Path(scratch, "release")
-        copy = Path(scratch, "copy")
+        target, copy = Path(scratch, "release"), Path(scratch, "copy")
         for folder in (target, copy):
             folder.mkdir()
         say(f"exporting {len(model.configurations) * len(model.folds)} trained folds")
         trainer = export_model(model, copy, target)
         top = target / model.dataset
         card = gather_card(model, trainer, tests)
-        if bundles:
-            say("writing MONAI bundles")
-            card = _with_bundles(model, copy, top, card)
-        if writer is not None:
-            say("writing ONNX files and comparing them with PyTorch")
-            card = _with_onnx(model, writer, copy, top, card)
         card = dataclasses.replace(
             card, purpose=choices.purpose, licence=choices.licence, contact=choices.contact
         )
+        for part in parts:
+            say(part.doing)
+            card = part.add(model, copy, top, card)
         (top / CARD_FILE).write_text(write_card(card), encoding="utf-8")
         (top / MARKDOWN_FILE).write_text(card_as_markdown(card), encoding="utf-8")
         say("looking for names of cases")
@@ -135,41 +111,34 @@ def _check(choices: ReleaseChoices) -> Path:
     if not output.parent.is_dir():
         raise SettingsError(f"-o {choices.output}: there is no folder {output.parent}.")
     if choices.sign is not None:
-        sign_checksums(b"", choices.sign)  # says now whether the key can be used
+        coordinators_key(choices.sign)  # says now whether it can be used
     return output
 
 
-def _with_bundles(model: FinishedModel, copy: Path, top: Path, card: ModelCard) -> ModelCard:
-    names = [f"{_BUNDLES}/{configuration}" for configuration in model.configurations]
-    with quiet():
-        for configuration, name in zip(model.configurations, names, strict=True):
-            write_bundle(model, copy, configuration, top / name)
-    return dataclasses.replace(card, bundles=tuple(names))
+def _find(choices: ReleaseChoices) -> FinishedModel:
+    return find_finished_model(
+        choices.dataset or "",
+        choices.configurations or (),
+        choices.folds,
+        trainer=choices.trainer,
+        plans=choices.plans,
+        checkpoints=choices.checkpoints,
+    )
 
 
-def _trainer_class(model: FinishedModel) -> type:
-    return find_trainer(model.trainer.removesuffix(SUFFIX))
+def _parts(choices: ReleaseChoices, model: FinishedModel) -> list[Part]:
+    """Return the other forms that a model has, after checking that they can be written."""
+    if "classes" not in model.dataset_json(model.configurations[0]):
+        return [bundles()] if choices.monai else []
+    trainer = find_trainer(model.trainer.removesuffix(SUFFIX))
+    return [onnx_files(trainer)] if choices.onnx else []
 
 
-def _with_onnx(
-    model: FinishedModel, writer: OnnxWriter, copy: Path, top: Path, card: ModelCard
-) -> ModelCard:
-    (top / _ONNX).mkdir()
-    records = []
-    for configuration in model.configurations:
-        name = f"{_ONNX}/{configuration}.onnx"
-        trained = copy / model.dataset / model.name_of(configuration)
-        with quiet():
-            try:
-                found = writer.write(
-                    trained, configuration, model.folds, model.checkpoints[0], top / name
-                )
-            except ValueError as error:
-                raise SettingsError(f"-c {configuration}: {clean(error)}") from error
-        records.append(
-            OnnxRecord(file=name, configuration=configuration, folds=model.folds, **found)
-        )
-    return dataclasses.replace(card, onnx=tuple(records))
+def _check_texts(choices: ReleaseChoices, hidden: IdentifyingNames) -> None:
+    for flag in ("purpose", "licence", "contact"):
+        found = hidden.stands_in(getattr(choices, flag) or "")
+        if found is not None:
+            raise SettingsError(f"--{flag}: holds {found}; leave it out.")
 
 
 def _write_checksums(top: Path, sign: Path | None) -> int:
@@ -180,7 +149,7 @@ def _write_checksums(top: Path, sign: Path | None) -> int:
     text = write_checksums(hashes)
     (top / CHECKSUMS_FILE).write_text(text, encoding="utf-8")
     if sign is not None:
-        (top / SIGNATURE_FILE).write_bytes(sign_checksums(text.encode(), sign))
+        (top / SIGNATURE_FILE).write_bytes(coordinators_key(sign).sign(text.encode()))
     return len(hashes)
 
 

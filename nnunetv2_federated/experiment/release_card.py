@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nnunetv2_federated.experiment.release_results import site_scores, validation_scores
 from nnunetv2_federated.federation.declared import declared_of
@@ -36,20 +37,22 @@ def gather_card(model: FinishedModel, trainer: str, tests: Sequence[TestResult] 
     trained_with: dict[str, str] = {}
     folds = []
     for configuration, fold, folder in model.fold_folders():
-        history = read_history(folder) if (folder / HISTORY_FILE).is_file() else None
-        if history is not None:
-            trained_with |= history.versions
-        folds.append(
-            FoldRecord(
-                configuration=configuration,
-                fold=fold,
-                rounds=None if history is None else len(history.rounds),
-                settings={} if history is None else dict(history.settings),
-                sites={} if history is None else dict(history.sites),
-                validation=validation_scores(folder),
-                site_validation=site_scores(folder),
-            )
+        record = FoldRecord(
+            configuration=configuration,
+            fold=fold,
+            validation=validation_scores(folder),
+            site_validation=site_scores(folder),
         )
+        if (folder / HISTORY_FILE).is_file():
+            history = read_history(folder)
+            trained_with |= history.versions
+            record = replace(
+                record,
+                rounds=len(history.rounds),
+                settings=dict(history.settings),
+                sites=dict(history.sites),
+            )
+        folds.append(record)
     versions = {name: installed_version(name) for name in _PACKAGES}
     lacking = needs(trainer)
     return ModelCard(

@@ -1,24 +1,17 @@
-"""How a model did, for its card: means over several cases of validations and tests."""
+"""Validations of a model, for its card: means over several cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_federated.experiment.comparison import COMPARISON_FILE, Comparison
-from nnunetv2_federated.experiment.comparison_models import TESTS_FILE
-from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.model_card import FEWEST_CASES, Metrics, Scores, TestResult
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.model_card import FEWEST_CASES, Metrics, Scores
 from nnunetv2_federated.federation.run import RUN_FILE, SiteCases, read_run
-from nnunetv2_federated.federation.tested_case import TestedCase, read_tested_cases
-from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.nnunet.data.dataset import find_trainer, read_json
-from nnunetv2_federated.nnunet.evaluation.tester import tester_of
+from nnunetv2_federated.nnunet.data.dataset import read_json
 from nnunetv2_federated.nnunet.summary import join_summaries
-from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
-from nnunetv2_federated.report.statistics import ALL_SITES, in_group, table
 
 SUMMARY_FILE = "summary.json"
 _VOXELS = ("FN", "FP", "TN", "TP", "n_pred", "n_ref")
@@ -85,17 +78,25 @@ def site_scores(fold: Path) -> dict[str, Scores]:
         name: scores_of(int(site["cases"]), site["foreground_mean"])
         for name, site in summary.get("sites", {}).items()
     }
-    rows = [row for row in summary.get("metric_per_case", []) if "metrics" in row]
-    if rows and (fold / "federation" / RUN_FILE).is_file():
-        sites = read_run(fold / "federation").sites
-        several = len({site.dataset for site in sites}) > 1
-        for site in sites:
-            own = [row for row in rows if _is_of(row, site, several=several)]
-            if own:
-                joined = join_summaries([{"metric_per_case": own, "mean": summary["mean"]}])
-                found[site.name] = scores_of(len(own), joined["foreground_mean"])
+    if (fold / "federation" / RUN_FILE).is_file():
+        found |= _of_own_cases(summary, read_run(fold / "federation").sites)
     shown = {name: scores for name, scores in found.items() if scores is not None}
     return without_remainder(shown, _cases_of(summary))
+
+
+def _of_own_cases(
+    summary: Mapping[str, Any], sites: Sequence[SiteCases]
+) -> dict[str, Scores | None]:
+    """Return the means of each site of this machine that has cases in a summary."""
+    rows = [row for row in summary.get("metric_per_case", []) if "metrics" in row]
+    several = len({site.dataset for site in sites}) > 1
+    found = {}
+    for site in sites:
+        own = [row for row in rows if _is_of(row, site, several=several)]
+        if own:
+            joined = join_summaries([{"metric_per_case": own, "mean": summary["mean"]}])
+            found[site.name] = scores_of(len(own), joined["foreground_mean"])
+    return found
 
 
 def _cases_of(summary: Mapping[str, Any]) -> int:
@@ -127,71 +128,3 @@ def _is_of(row: Mapping[str, Any], site: SiteCases, *, several: bool) -> bool:
     """Whether a row is of a site's case; datasets of several sites may have cases of one name."""
     there = site.dataset in Path(str(row.get("reference_file", ""))).parts
     return case_of(row) in site.validation_cases and (there or not several)
-
-
-def read_results(folder: Path) -> tuple[TestResult, ...]:
-    """Read the tests of a comparison, or of an evaluation by nnU-Net.
-
-    Parameters
-    ----------
-    folder
-        Folder of ``nnUNetv2_federated_compare``, or one with the ``summary.json`` of
-        ``nnUNetv2_evaluate_folder``.
-
-    Raises
-    ------
-    SettingsError
-        If the folder has neither, or one of its files cannot be read.
-    """
-    try:
-        if (folder / COMPARISON_FILE).is_file():
-            results = tuple(_of_comparison(folder))
-        elif (folder / SUMMARY_FILE).is_file():
-            results = _of_evaluation(folder)
-        else:
-            raise SettingsError(f"it has no {COMPARISON_FILE} and no {SUMMARY_FILE}")
-    except (FederationError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SettingsError(
-            f"--results {folder}: cannot be read ({clean(error, 200).rstrip('.')}); give the "
-            "folder of a comparison that is tested, or of nnUNetv2_evaluate_folder."
-        ) from error
-    if not results:
-        raise SettingsError(
-            f"--results {folder}: has no test of at least {FEWEST_CASES} cases; leave it out."
-        )
-    return results
-
-
-def _of_evaluation(folder: Path) -> tuple[TestResult, ...]:
-    summary = read_summary(folder / SUMMARY_FILE)
-    cases = len(summary.get("metric_per_case", []))
-    scores = scores_of(cases, summary["foreground_mean"])
-    name = clean(folder.resolve().name)
-    return () if scores is None else (TestResult(name, "", name, True, scores),)
-
-
-def _of_comparison(folder: Path) -> Iterator[TestResult]:
-    comparison = Comparison.from_json((folder / COMPARISON_FILE).read_text("utf-8"))
-    measure = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX))).measure
-    tested: dict[str, dict[tuple[int, int | str], Sequence[TestedCase]]] = {}
-    for model in comparison.models():
-        path = folder / model.folder / TESTS_FILE
-        if path.is_file():
-            tested.setdefault(model.arm, {})[model.seed, model.fold] = read_tested_cases(path)
-    external = list(comparison.external)
-    for arm, runs in tested.items():
-        first = next(iter(runs.values()))
-        groups = [*dict.fromkeys(case.site for case in first if case.site not in external)]
-        groups += [ALL_SITES, *(site for site in external if site in {c.site for c in first})]
-        for group, means in table(runs, groups, external, measure).items():
-            cases = len(in_group(first, group, external))
-            scores = scores_of(cases, {name: spread.mean for name, spread in means.items()})
-            if scores is not None:
-                yield TestResult(
-                    source=clean(folder.resolve().name),
-                    model=arm,
-                    group=group,
-                    external=group in external,
-                    scores=scores,
-                    runs=len(runs),
-                )

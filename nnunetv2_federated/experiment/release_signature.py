@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.flower.deployment.keyfiles import fingerprint
@@ -16,13 +17,11 @@ from nnunetv2_federated.flower.deployment.server.credentials import COORDINATOR_
 from nnunetv2_federated.flower.deployment.signing import load_signing_key, load_verifying_key
 
 
-def sign_checksums(content: bytes, server: Path) -> bytes:
-    """Sign ``SHA256SUMS``.
+def coordinators_key(server: Path) -> Ed25519PrivateKey:
+    """Return the key that signs ``SHA256SUMS``.
 
     Parameters
     ----------
-    content
-        Content of the file.
     server
         Folder ``server`` that ``nnUNetv2_federated_provision`` made.
 
@@ -31,7 +30,7 @@ def sign_checksums(content: bytes, server: Path) -> bytes:
     SettingsError
         If the coordinator's key is not there, or others can read it.
     """
-    return load_signing_key(server / COORDINATOR_KEY).sign(content)
+    return load_signing_key(server / COORDINATOR_KEY)
 
 
 def check_signature(content: bytes, signature: bytes | None, key: Path) -> str:

@@ -156,9 +156,7 @@ class _Folder:
 def _only_folder(path: Path, names: list[str]) -> str:
     """Return the folder that holds all files; refuse names that lead elsewhere, or double ones."""
     for name in names:
-        parts = PurePosixPath(name).parts
-        plain = name == "/".join(parts) and clean(name) == name and "\\" not in name
-        if not plain or ".." in parts or name.startswith("/"):
+        if not _stays_below(name):
             raise _refused(path, name, "has a name that leads elsewhere")
     if len({name.casefold() for name in names}) < len(names):
         raise SettingsError(f"{path}: two of its files have the same name: it is no release.")
@@ -169,6 +167,13 @@ def _only_folder(path: Path, names: list[str]) -> str:
             "of nnUNetv2_federated_release."
         )
     return check_dataset_name(tops.pop())
+
+
+def _stays_below(name: str) -> bool:
+    """Whether the name of a file is a plain path below the folder it is put in."""
+    parts = PurePosixPath(name).parts
+    written_alike = name == "/".join(parts) and clean(name) == name
+    return written_alike and ".." not in parts and not any(sign in name for sign in "\\:")
 
 
 def _refused(path: Path, name: str, what: str) -> SettingsError:

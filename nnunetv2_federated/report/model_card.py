@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from nnunetv2_federated.federation.checksums import CHECKSUMS_FILE
+from nnunetv2_federated.federation.messages import PrivacyTerms
 from nnunetv2_federated.federation.model_card import (
     CARD_FILE,
     STOCK,
@@ -169,20 +170,19 @@ def _site_rows(card: ModelCard) -> tuple[list[str], list[list[str]]]:
 
 
 def _privacy(card: ModelCard) -> list[str]:
-    promised = {
-        " ".join(("fold", str(fold.fold), fold.configuration)): [
-            (name, site.privacy) for name, site in fold.sites.items() if site.privacy is not None
-        ]
-        for fold in card.folds
-    }
-    without = [fold for fold in card.folds if any(s.privacy is None for s in fold.sites.values())]
-    parts = []
-    if any(promised.values()):
-        parts = [markdown_table(*privacy_rows(promised)), PROMISED]
-        parts += [_SEVERAL] if len(card.folds) > 1 else []
-    if without or not any(promised.values()):
-        parts.append(_NO_PRIVACY if not parts else f"Sites that are not listed: {_NO_PRIVACY}")
+    promised = {f"{fold.configuration}, fold {fold.fold}": _promises(fold) for fold in card.folds}
+    if not any(promised.values()):
+        return [_NO_PRIVACY]
+    parts = [markdown_table(*privacy_rows(promised)), PROMISED]
+    parts += [_SEVERAL] if len(card.folds) > 1 else []
+    if any(len(_promises(fold)) < max(len(fold.sites), 1) for fold in card.folds):
+        parts.append(f"Folds and sites that are not listed: {_NO_PRIVACY}")
     return parts
+
+
+def _promises(fold: FoldRecord) -> list[tuple[str, PrivacyTerms]]:
+    sites = fold.sites.items()
+    return [(name, site.privacy) for name, site in sites if site.privacy is not None]
 
 
 def _validation_rows(card: ModelCard) -> tuple[list[str], list[list[str]]]:

@@ -22,7 +22,7 @@ from nnunetv2_federated.cli.release import main
 from nnunetv2_federated.cli.train import main as train
 from nnunetv2_federated.experiment import release as releasing
 from nnunetv2_federated.experiment.comparison import Arm, Comparison
-from nnunetv2_federated.experiment.release_results import read_results
+from nnunetv2_federated.experiment.release_tests import read_results
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.model_card import ModelCard, read_card
 from nnunetv2_federated.federation.tested_case import TestedCase, write_tested_cases

@@ -9,6 +9,7 @@ import subprocess
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ from nnunetv2_federated.cli.release import main
 from nnunetv2_federated.experiment.release import _write_checksums
 from nnunetv2_federated.experiment.verify_release import verify_release
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.model_card import CARD_FILE, FoldRecord, ModelCard, write_card
+from nnunetv2_federated.federation.history import SiteSummary
+from nnunetv2_federated.federation.messages import PrivacyTerms
+from nnunetv2_federated.federation.model_card import (
+    CARD_FILE,
+    FoldRecord,
+    ModelCard,
+    read_card,
+    write_card,
+)
 from nnunetv2_federated.federation.release_files import write_zip
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.credentials import provision
@@ -232,3 +241,34 @@ def test_the_text_of_a_card_is_no_markup() -> None:
     assert r"for \[hearts\](http\://evil) \<script\>" in page
     assert "nnU-Net alone runs it" in page
     assert "without differential privacy" in page
+
+
+def test_a_card_says_what_each_site_promised_in_each_fold() -> None:
+    terms = PrivacyTerms(
+        unit="patient",
+        patients=120,
+        probability=0.25,
+        noise_multiplier=1.5,
+        clip=1.0,
+        iterations=4000,
+        delta=1e-5,
+        epsilon=7.25,
+        epsilon_replace_one=15.5,
+        epsilon_spent=9.75,
+        max_epsilon=10.0,
+        accountant="dp-accounting 0.6.0",
+        told_of_validation="withhold",
+    )
+    sites = {
+        "bern": SiteSummary(training_cases=130, validation_cases=30, privacy=terms),
+        "lyon": SiteSummary(training_cases=9),
+    }
+    folds = tuple(FoldRecord(configuration="2d", fold=n, rounds=3, sites=sites) for n in (0, 1))
+    card = replace(a_card(), folds=folds)
+    assert read_card(write_card(card).encode()) == card
+    page = card_as_markdown(card)
+    row = next(line for line in page.splitlines() if line.startswith("| 2d, fold 1 | bern"))
+    for shown in ("120 patients", "7.25", "15.50", "1e-05", "9.75 of 10", "4000", "nothing"):
+        assert shown in row
+    assert "Each fold is a training of its own" in page
+    assert "sites that are not listed: Trained without differential privacy" in page
