@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nnunetv2_federated.experiment.release_card import gather_card
 from nnunetv2_federated.experiment.release_choices import ReleaseChoices
-from nnunetv2_federated.experiment.release_names import check_release, names_to_hide
+from nnunetv2_federated.experiment.release_names import check_release, check_texts, names_to_hide
 from nnunetv2_federated.experiment.release_parts import Part, bundles, onnx_files
 from nnunetv2_federated.experiment.release_signature import coordinators_key
 from nnunetv2_federated.experiment.release_tests import read_results
@@ -28,6 +28,7 @@ from nnunetv2_federated.federation.model_card import (
     write_card,
 )
 from nnunetv2_federated.federation.release_files import write_zip
+from nnunetv2_federated.federation.strings_inside import strings_in_json
 from nnunetv2_federated.nnunet.data.dataset import find_trainer
 from nnunetv2_federated.nnunet.release.export import export_model
 from nnunetv2_federated.nnunet.release.finished_model import FinishedModel, find_finished_model
@@ -67,7 +68,7 @@ def release(choices: ReleaseChoices, say: Callable[[str], None]) -> Release:
     parts = _parts(choices, model)
     tests = [test for folder in choices.results for test in read_results(folder)]
     hidden = names_to_hide(model)
-    _check_texts(choices, hidden)
+    _check_texts(choices, model, hidden)
     with (
         naming_the_disk(output.parent),
         tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch,
@@ -134,11 +135,17 @@ def _parts(choices: ReleaseChoices, model: FinishedModel) -> list[Part]:
     return [onnx_files(trainer)] if choices.onnx else []
 
 
-def _check_texts(choices: ReleaseChoices, hidden: IdentifyingNames) -> None:
+def _check_texts(choices: ReleaseChoices, model: FinishedModel, hidden: IdentifyingNames) -> None:
     for flag in ("purpose", "licence", "contact"):
         found = hidden.stands_in(getattr(choices, flag) or "")
         if found is not None:
             raise SettingsError(f"--{flag}: holds {found}; leave it out.")
+    for configuration in model.configurations:  # now, and not after minutes of exporting
+        check_texts(
+            f"{model.folder(configuration)}/plans.json",
+            strings_in_json(model.plans(configuration)),
+            hidden,
+        )
 
 
 def _write_checksums(top: Path, sign: Path | None) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,33 @@ def check_release(folder: Path, hidden: IdentifyingNames) -> None:
     """
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        for text in (name, *strings_inside(path)):
-            found = hidden.stands_in(text)
-            if found is not None:
-                raise SettingsError(
-                    f"{name} would hold {found}: nothing was released; remove it from the model's "
-                    "files (plans.json, dataset.json) or from what you gave for the card."
-                )
+        check_texts(name, itertools.chain([name], strings_inside(path)), hidden)
+
+
+def check_texts(name: str, texts: Iterable[str], hidden: IdentifyingNames) -> None:
+    """Look through the texts of one file.
+
+    Parameters
+    ----------
+    name
+        Name of the file, for the message.
+    texts
+        Its texts.
+    hidden
+        What must not be in them.
+
+    Raises
+    ------
+    SettingsError
+        If some of it is.
+    """
+    for text in texts:
+        found = hidden.stands_in(text)
+        if found is not None:
+            raise SettingsError(
+                f"{name} holds {found}: nothing was released; remove it from that file, or from "
+                "what you gave for the card."
+            )
 
 
 def _folders(datasets: set[str]) -> Iterator[Path]:

@@ -156,18 +156,25 @@ def test_stock_nnunet_and_monai_run_a_release_that_names_no_case(
     assert first.validation.metrics["Dice"] == summary["foreground_mean"]["Dice"]
 
 
-def spoilt_plans(folder: Path) -> None:
+def named_in_plans(folder: Path) -> None:
     path = folder / "plans.json"
     plans = json.loads(path.read_text())
     plans["configurations"]["2d"]["seen"] = "imagesTr/case_03_0000.png"
     path.write_text(json.dumps(plans))
 
 
-def another_path(folder: Path) -> None:
+def path_in_plans(folder: Path) -> None:
     path = folder / "plans.json"
     plans = json.loads(path.read_text())
     plans["configurations"]["2d"]["made_at"] = f"{folder}/here"
     path.write_text(json.dumps(plans))
+
+
+def named_in_weights(folder: Path) -> None:
+    path = folder / "fold_1" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["network_weights"]["case_03"] = torch.zeros(1)
+    torch.save(checkpoint, path)
 
 
 def no_checkpoint(folder: Path) -> None:
@@ -200,8 +207,9 @@ USUAL = ["-c", "2d"]
 @pytest.mark.parametrize(
     "case",
     [
-        (spoilt_plans, USUAL, "plans.json would hold the name of a case or a patient: nothing was"),
-        (another_path, USUAL, "plans.json would hold a path of this machine"),
+        (named_in_plans, USUAL, "plans.json holds the name of a case or a patient: nothing was re"),
+        (path_in_plans, USUAL, "plans.json holds a path of this machine"),
+        (named_in_weights, USUAL, "fold_1/checkpoint_final.pth holds the name of a case"),
         (no_checkpoint, USUAL, "-c 2d -f 1: "),
         (code_in_a_checkpoint, USUAL, "fold_1/checkpoint_final.pth: cannot be read (Unpickl"),
         (diverged, USUAL, "has weights that are not finite"),
@@ -210,7 +218,7 @@ USUAL = ["-c", "2d"]
         (str, ["-c", "3d"], "-c 3d: "),
         (str, [*USUAL, "-tr", "nnUNetTrainerAdam"], "nnUNetTrainerAdam has trained no 2d"),
         (str, [*USUAL, "--results", "nowhere"], "--results nowhere: cannot be read (it has no"),
-        (str, [*USUAL, "--sign", "nowhere"], "the folder nowhere cannot be read"),
+        (str, [*USUAL, "--sign", "nowhere"], "nowhere cannot be read: No such file"),
     ],
 )
 def test_what_cannot_be_released_is_one_line_and_leaves_nothing(

@@ -130,13 +130,13 @@ def _clean_summary(path: Path) -> dict[str, Any]:
 
 def _remove_placeholders(target: Path) -> None:
     """Remove what is only there because nnU-Net's export insists on it."""
-    for picture in target.rglob(_PICTURE):
+    for picture in list(target.rglob(_PICTURE)):
         picture.unlink()
-    for summary in target.rglob(_SUMMARY.name):
+    for summary in list(target.rglob(_SUMMARY.name)):
         if read_json(summary) == {}:
             summary.unlink()
             summary.parent.rmdir()
-    for fingerprint in target.rglob("dataset_fingerprint.json"):
+    for fingerprint in list(target.rglob("dataset_fingerprint.json")):
         if read_json(fingerprint) == {}:
             fingerprint.unlink()
 
