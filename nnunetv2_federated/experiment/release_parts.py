@@ -78,7 +78,7 @@ def _add_onnx(
     records = []
     for configuration in model.configurations:
         name = f"{_ONNX}/{configuration}.onnx"
-        trained = copy / model.dataset / model.name_of(configuration)
+        trained = top / model.name_of(configuration)  # as a hospital will have it
         with quiet():
             try:
                 found = writer.write(

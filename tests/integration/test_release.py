@@ -370,18 +370,20 @@ def classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_classifier_says_what_it_needs(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = api.release(971, ["2d_cls"], ["all"], classifier / "a.zip", onnx=False, say=len)
+    made = api.release(
+        "Dataset971_Skin", ["2d_cls"], ["all"], classifier / "a.zip", onnx=False, say=len
+    )
     assert made.card.runs_with == "nnU-Net and nnunetv2-federated"
     assert made.card.onnx == made.card.bundles == ()
     monkeypatch.setattr(onnx_writer, "find_spec", {}.get)
     with pytest.raises(SettingsError, match="an ONNX file needs onnx: pip install"):
-        api.release(971, ["2d_cls"], ["all"], classifier / "b.zip", say=len)
+        api.release("Dataset971_Skin", ["2d_cls"], ["all"], classifier / "b.zip", say=len)
 
 
 def test_an_onnx_file_of_a_classifier_computes_the_same(classifier: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    made = api.release(971, ["2d_cls"], ["all"], classifier / "a", say=len)
+    made = api.release("Dataset971_Skin", ["2d_cls"], ["all"], classifier / "a", say=len)
     (record,) = made.card.onnx
     assert record.input_shape == (1, 32, 32)
     assert record.difference < 1e-5
