@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_federated.experiment.release_card import gather_card
+from nnunetv2_federated.experiment.release_card import gather_card, sites_of
 from nnunetv2_federated.experiment.release_choices import ReleaseChoices
 from nnunetv2_federated.experiment.release_names import check_release, check_texts, names_to_hide
 from nnunetv2_federated.experiment.release_parts import Part, bundles, onnx_files
@@ -66,7 +66,8 @@ def release(choices: ReleaseChoices, say: Callable[[str], None]) -> Release:
     output = _check(choices)
     model = _find(choices)
     parts = _parts(choices, model)
-    tests = [test for folder in choices.results for test in read_results(folder)]
+    sites = sites_of(model)
+    tests = [test for folder in choices.results for test in read_results(folder, sites)]
     hidden = names_to_hide(model)
     _check_texts(choices, model, hidden)
     with (

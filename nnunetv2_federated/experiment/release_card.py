@@ -17,6 +17,12 @@ from nnunetv2_federated.nnunet.release.finished_model import FinishedModel
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "torch", "monai", "onnx", "onnxruntime")
 
 
+def sites_of(model: FinishedModel) -> set[str]:
+    """Return the sites that took part in the training of any fold."""
+    folders = [folder for *_, folder in model.fold_folders() if (folder / HISTORY_FILE).is_file()]
+    return {site for folder in folders for site in read_history(folder).sites}
+
+
 def gather_card(model: FinishedModel, trainer: str, tests: Sequence[TestResult] = ()) -> ModelCard:
     """Describe a model: sites, cases, rounds, promises of privacy, results and software.
 

@@ -65,8 +65,8 @@ class CardChoices(Choices):
     results: Annotated[
         Annotated[tuple[Path, ...], FromList, Allowed("a list of paths")],
         Choice(
-            "folders of nnUNetv2_federated_compare or nnUNetv2_evaluate_folder, whose means the "
-            "card shows",
+            "folders of nnUNetv2_federated_compare, nnUNetv2_federated_evaluate or "
+            "nnUNetv2_evaluate_folder, whose means the card shows",
             "FOLDER",
             unset="none",
         ),

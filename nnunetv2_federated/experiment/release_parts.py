@@ -74,11 +74,12 @@ def _add_bundles(model: FinishedModel, copy: Path, top: Path, card: ModelCard) -
 def _add_onnx(
     writer: OnnxWriter, model: FinishedModel, copy: Path, top: Path, card: ModelCard
 ) -> ModelCard:
+    del copy  # what is tried is what a hospital will have
     (top / _ONNX).mkdir()
     records = []
     for configuration in model.configurations:
         name = f"{_ONNX}/{configuration}.onnx"
-        trained = top / model.name_of(configuration)  # as a hospital will have it
+        trained = top / model.name_of(configuration)
         with quiet():
             try:
                 found = writer.write(

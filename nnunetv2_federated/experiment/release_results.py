@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.model_card import FEWEST_CASES, Metrics, Scores
+from nnunetv2_federated.federation.evaluation import FEWEST_CASES
+from nnunetv2_federated.federation.model_card import Metrics, Scores
 from nnunetv2_federated.federation.run import RUN_FILE, SiteCases, read_run
 from nnunetv2_federated.nnunet.data.dataset import read_json
 from nnunetv2_federated.nnunet.summary import join_summaries
@@ -109,7 +110,7 @@ def without_remainder(sites: Mapping[str, Scores], cases: int) -> dict[str, Scor
     """Leave out sites until those left out have several cases, or none is left out.
 
     The mean of all cases is known, too: what the sites that are shown leave of it must not be the
-    score of a single case.
+    score of so few cases.
 
     Parameters
     ----------

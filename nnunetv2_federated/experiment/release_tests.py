@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from nnunetv2_federated.experiment.comparison import COMPARISON_FILE, Comparison
 from nnunetv2_federated.experiment.comparison_models import TESTS_FILE
+from nnunetv2_federated.experiment.evaluation_files import EVALUATION, FORMAT
 from nnunetv2_federated.experiment.release_results import (
     SUMMARY_FILE,
     read_summary,
@@ -14,7 +17,9 @@ from nnunetv2_federated.experiment.release_results import (
     without_remainder,
 )
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.model_card import FEWEST_CASES, Scores, TestResult
+from nnunetv2_federated.federation.evaluation import FEWEST_CASES, SiteEvaluation
+from nnunetv2_federated.federation.files import format_problem
+from nnunetv2_federated.federation.model_card import Scores, TestResult
 from nnunetv2_federated.federation.tested_case import TestedCase, read_tested_cases
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer
@@ -26,14 +31,16 @@ Runs = dict[Key, Sequence[TestedCase]]
 """Tested cases of the runs of an arm."""
 
 
-def read_results(folder: Path) -> tuple[TestResult, ...]:
-    """Read the tests of a comparison, or of an evaluation by nnU-Net.
+def read_results(folder: Path, trained: Collection[str] = ()) -> tuple[TestResult, ...]:
+    """Read the tests of a comparison, or of an evaluation.
 
     Parameters
     ----------
     folder
-        Folder of ``nnUNetv2_federated_compare``, or one with the ``summary.json`` of
-        ``nnUNetv2_evaluate_folder``.
+        Folder of ``nnUNetv2_federated_compare`` or ``nnUNetv2_federated_evaluate``, or one with the
+        ``summary.json`` of ``nnUNetv2_evaluate_folder``.
+    trained
+        Sites that the model was trained at; others are external in an evaluation.
 
     Raises
     ------
@@ -43,14 +50,16 @@ def read_results(folder: Path) -> tuple[TestResult, ...]:
     try:
         if (folder / COMPARISON_FILE).is_file():
             results = tuple(_of_comparison(folder))
+        elif (folder / EVALUATION).is_file():
+            results = tuple(_of_sites(folder, trained))
         elif (folder / SUMMARY_FILE).is_file():
             results = _of_evaluation(folder)
         else:
-            raise SettingsError(f"it has no {COMPARISON_FILE} and no {SUMMARY_FILE}")
+            raise SettingsError(f"it has no {COMPARISON_FILE}, {EVALUATION} or {SUMMARY_FILE}")
     except (FederationError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise SettingsError(
             f"--results {folder}: cannot be read ({clean(error, 200).rstrip('.')}); give the "
-            "folder of a comparison that is tested, or of nnUNetv2_evaluate_folder."
+            "folder of a comparison that is tested, or of an evaluation."
         ) from error
     if not results:
         raise SettingsError(
@@ -65,6 +74,36 @@ def _of_evaluation(folder: Path) -> tuple[TestResult, ...]:
     scores = scores_of(cases, summary["foreground_mean"])
     name = clean(folder.resolve().name)
     return () if scores is None else (TestResult(name, "", name, True, scores),)
+
+
+def _of_sites(folder: Path, trained: Collection[str]) -> Iterator[TestResult]:
+    """Yield what each site answered of each model; a site has left out what is of too few."""
+    content = json.loads((folder / EVALUATION).read_text("utf-8"))
+    if content["format"] != FORMAT:
+        problem = format_problem(int(content["format"]), FORMAT, "this installation")
+        raise SettingsError(f"{EVALUATION} has {problem}")
+    names = {field.name for field in fields(SiteEvaluation)}
+    for site, told in content["sites"].items():
+        own = {name: value for name, value in told.items() if name in names}
+        answer = SiteEvaluation.from_json(json.dumps(own))
+        for number, model in enumerate(content["models"]):
+            scores = _of_answer(answer, number)
+            if scores is not None:
+                yield TestResult(
+                    source=clean(folder.resolve().name),
+                    model=clean(model["name"]),
+                    group=clean(site),
+                    external=site not in trained,
+                    scores=scores,
+                )
+
+
+def _of_answer(answer: SiteEvaluation, number: int) -> Scores | None:
+    if answer.scores:
+        return scores_of(answer.cases, answer.scores[number] or {})
+    told = {name: found for name, found in answer.models[number].foreground.items() if found}
+    cases = min((found.cases for found in told.values()), default=0)
+    return scores_of(cases, {name: found.mean for name, found in told.items()})
 
 
 def _of_comparison(folder: Path) -> Iterator[TestResult]:

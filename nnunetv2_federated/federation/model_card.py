@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.files import format_problem
 from nnunetv2_federated.federation.history import Count, SiteSummary
 from nnunetv2_federated.federation.messages import first_problem
@@ -22,8 +23,6 @@ CARD_FILE = "model_card.json"
 MARKDOWN_FILE = "MODEL_CARD.md"
 FORMAT = 1
 """Number of the format of ``model_card.json``."""
-FEWEST_CASES = 2
-"""Fewest cases of a mean: that of one would be the number of a case."""
 STOCK = "nnU-Net"
 """What runs a model that needs nothing else."""
 

@@ -61,7 +61,7 @@ def card_as_markdown(card: ModelCard) -> str:
         *_privacy(card),
         "## Validation",
         "Mean over the validation cases of a fold, which the model was not trained on. Means of "
-        "fewer than two cases are left out.",
+        "too few cases are left out.",
         markdown_table(*_validation_rows(card)),
         "## Tests",
         markdown_table(*_test_rows(card)),

@@ -211,7 +211,7 @@ USUAL = ["-c", "2d"]
         (path_in_plans, USUAL, "plans.json holds a path of this machine"),
         (named_in_weights, USUAL, "fold_1/checkpoint_final.pth holds the name of a case"),
         (no_checkpoint, USUAL, "-c 2d -f 1: "),
-        (code_in_a_checkpoint, USUAL, "fold_1/checkpoint_final.pth: cannot be read (Unpickl"),
+        (code_in_a_checkpoint, USUAL, "fold_1/checkpoint_final.pth: names code, pathlib"),
         (diverged, USUAL, "has weights that are not finite"),
         (other_labels, LARGE, "-c 2d_large: was trained with other labels than 2d"),
         (str, [*USUAL, "--purpose", "as case_03 shows"], "--purpose: holds the name of a case"),
@@ -276,11 +276,11 @@ def summary(folder: Path, cases: int) -> Path:
 
 
 def test_results_are_means_over_several_cases(tmp_path: Path) -> None:
-    (found,) = read_results(summary(tmp_path / "rome", 2))
-    assert (found.group, found.external, found.scores.cases) == ("rome", True, 2)
+    (found,) = read_results(summary(tmp_path / "rome", 3))
+    assert (found.group, found.external, found.scores.cases) == ("rome", True, 3)
     assert found.scores.metrics == {"Dice": 0.75}
-    with pytest.raises(SettingsError, match="has no test of at least 2 cases"):
-        read_results(summary(tmp_path / "oslo", 1))
+    with pytest.raises(SettingsError, match="has no test of at least 3 cases"):
+        read_results(summary(tmp_path / "oslo", 2))
 
     comparison = Comparison(
         dataset="Dataset901_Balls",
@@ -291,7 +291,7 @@ def test_results_are_means_over_several_cases(tmp_path: Path) -> None:
         folds=[0],
         seeds=[1],
         sites={1: {"bern": CASES[:3], "lyon": CASES[3:4]}},
-        external={"rome": CASES[4:6]},
+        external={"rome": CASES[4:7]},
         arms=[Arm("centralised", {})],
         test_set=False,
         test_sites={},
@@ -300,7 +300,7 @@ def test_results_are_means_over_several_cases(tmp_path: Path) -> None:
     folder = tmp_path / "comparison"
     (folder / model.folder).mkdir(parents=True)
     (folder / "comparison.json").write_text(comparison.to_json())
-    sites = {"bern": CASES[:3], "lyon": CASES[3:4], "rome": CASES[4:6]}
+    sites = {"bern": CASES[:3], "lyon": CASES[3:4], "rome": CASES[4:7]}
     rows: list[dict[str, Any]] = [
         {
             "case": case,
@@ -318,9 +318,37 @@ def test_results_are_means_over_several_cases(tmp_path: Path) -> None:
     found_groups = {(r.group, r.external): r.scores for r in read_results(folder)}
     assert {key: scores.cases for key, scores in found_groups.items()} == {
         ("all sites", False): 4,
-        ("rome", True): 2,
+        ("rome", True): 3,
     }  # lyon has one case, which bern's mean would tell
     assert found_groups["rome", True].metrics["Dice"] == pytest.approx(0.6)
+
+
+def test_an_evaluation_at_sites_tells_who_was_not_trained_at(tmp_path: Path) -> None:
+    def answer(site: str, mean: float | None) -> dict[str, Any]:
+        told = mean and {
+            "cases": 4,
+            "patients": 4,
+            "mean": mean,
+            "variance": 0.1,
+            "quantiles": None,
+        }
+        moments = {"labels": {"1": {"Dice": told}}, "foreground": {"Dice": told}}
+        counts = {"site": site, "cases": 4, "patients": 4, "unit": "case"}
+        others = {"difference": None, "scores": [], "versions": {}, "device": "cpu"}
+        return {**counts, "models": [moments], **others}
+
+    sites = {
+        "bern": answer("bern", 0.75),
+        "rome": answer("rome", 0.5),
+        "oslo": answer("oslo", None),
+    }
+    content = {"format": 1, "models": [{"name": "fold_0"}], "sites": sites}
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    found = {r.group: (r.external, r.scores.metrics) for r in read_results(tmp_path, {"bern"})}
+    assert found == {"bern": (False, {"Dice": 0.75}), "rome": (True, {"Dice": 0.5})}
+    (tmp_path / "evaluation.json").write_text(json.dumps(content | {"format": 2}))
+    with pytest.raises(SettingsError, match="evaluation.json has format 2, this installation know"):
+        read_results(tmp_path)
 
 
 PLANS = {

@@ -79,13 +79,13 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cases", "shown", "left"),
     [
-        (6, {"a": 2, "b": 4}, {"a", "b"}),
-        (8, {"a": 2, "b": 4}, {"a", "b"}),  # two cases elsewhere: their mean may be worked out
-        (7, {"a": 2, "b": 4}, {"b"}),  # one: a's two cases hide it
-        (3, {"a": 2}, set()),
+        (7, {"a": 3, "b": 4}, {"a", "b"}),
+        (10, {"a": 3, "b": 4}, {"a", "b"}),  # three elsewhere: their mean may be worked out
+        (9, {"a": 3, "b": 4}, {"b"}),  # two: a's three cases hide them
+        (4, {"a": 3}, set()),
     ],
 )
-def test_no_single_case_is_what_others_leave_of_the_mean(
+def test_no_few_cases_are_what_others_leave_of_the_mean(
     cases: int, shown: dict[str, int], left: set[str]
 ) -> None:
     sites = {name: Scores(cases=count, metrics={"Dice": 0.5}) for name, count in shown.items()}

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.nnunet.training.checkpoint_file import unreadable
+from nnunetv2_federated.nnunet.training.safe_checkpoint import read_checkpoint
 
 OF_DATASET = (
     *("channel_names", "modality", "labels", "regions_class_order", "classes"),
@@ -24,13 +21,6 @@ OF_DATASET = (
 OF_SUMMARY = ("foreground_mean", "mean", "threshold")
 """Keys of ``summary.json`` without cases; a classifier's threshold is used to predict."""
 _PER_CASE = ("spacings", "shapes_after_crop")
-_NEW_SCALAR: Any = np.float64(0).__reduce__()[0]
-_NUMPY: list[Any] = [
-    *((_NEW_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")),
-]
-"""What stock nnU-Net's logs have besides plain values."""
 
 
 def clean_dataset_json(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,26 +53,19 @@ def clean_checkpoint(path: Path, configuration: str, fold: int | str) -> dict[st
     SettingsError
         If it cannot be read, is of another configuration, or has weights that are not finite.
     """
-    try:
-        with torch.serialization.safe_globals(_NUMPY):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        weights = content["network_weights"]
-        trainer, trained = content["trainer_name"], content["init_args"]["configuration"]
-        mirroring = content["inference_allowed_mirroring_axes"]
-    except Exception as error:  # torch.load raises a dozen unrelated types
-        raise SettingsError(f"{path}: {unreadable(path, error)}") from error
-    if trained != configuration:
+    checkpoint = read_checkpoint(path)
+    if checkpoint.configuration != configuration:
         raise SettingsError(
-            f"{path}: is of the configuration {trained}, not {configuration}: put back the one "
-            "that was trained there."
+            f"{path}: is of the configuration {checkpoint.configuration}, not {configuration}: put "
+            "back the one that was trained there."
         )
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+    if not all(bool(tensor.isfinite().all()) for tensor in checkpoint.weights.values()):
         raise SettingsError(
             f"{path}: has weights that are not finite: its training diverged; release another fold."
         )
     return {
-        "network_weights": weights,
-        "trainer_name": str(trainer),
+        "network_weights": checkpoint.weights,
+        "trainer_name": checkpoint.trainer,
         "init_args": {"configuration": configuration, "fold": fold},
-        "inference_allowed_mirroring_axes": mirroring,
+        "inference_allowed_mirroring_axes": checkpoint.mirroring_axes or None,
     }

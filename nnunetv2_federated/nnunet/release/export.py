@@ -10,7 +10,7 @@ from nnunetv2.model_sharing.model_export import export_pretrained_model
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.model_card import FEWEST_CASES
+from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, read_json
 from nnunetv2_federated.nnunet.environment import environment, quiet
@@ -121,9 +121,9 @@ def _write_clean_copy(model: FinishedModel, scratch: Path) -> set[str]:
 
 
 def _clean_summary(path: Path) -> dict[str, Any]:
-    """Return the means of a validation; nothing if there is none, or of a single case."""
+    """Return the means of a validation; none of too few cases."""
     summary = read_json(path) if path.is_file() else {}
-    if len(summary.get("metric_per_case", ())) == FEWEST_CASES - 1:
+    if 0 < len(summary.get("metric_per_case", ())) < FEWEST_CASES:
         return {key: summary[key] for key in ("threshold",) if key in summary}
     return clean_summary(summary)
 
