@@ -347,7 +347,7 @@ def test_an_evaluation_at_sites_tells_who_was_not_trained_at(tmp_path: Path) -> 
     found = {r.group: (r.external, r.scores.metrics) for r in read_results(tmp_path, {"bern"})}
     assert found == {"bern": (False, {"Dice": 0.75}), "rome": (True, {"Dice": 0.5})}
     (tmp_path / "evaluation.json").write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(SettingsError, match="evaluation.json has format 2, this installation know"):
+    with pytest.raises(SettingsError, match=r"evaluation\.json has format 2, this installation"):
         read_results(tmp_path)
 
 
