@@ -11,6 +11,7 @@ from nnunetv2_federated.federation.declared import declared_of
 from nnunetv2_federated.federation.history import HISTORY_FILE, read_history
 from nnunetv2_federated.federation.model_card import STOCK, FoldRecord, ModelCard, TestResult
 from nnunetv2_federated.federation.package_versions import NO_PACKAGE, installed_version
+from nnunetv2_federated.federation.run import RUN_FILE, read_run
 from nnunetv2_federated.nnunet.release.export import needs
 from nnunetv2_federated.nnunet.release.finished_model import FinishedModel
 
@@ -18,9 +19,17 @@ _PACKAGES = ("nnunetv2-federated", "nnunetv2", "torch", "monai", "onnx", "onnxru
 
 
 def sites_of(model: FinishedModel) -> set[str]:
-    """Return the sites that took part in the training of any fold."""
-    folders = [folder for *_, folder in model.fold_folders() if (folder / HISTORY_FILE).is_file()]
-    return {site for folder in folders for site in read_history(folder).sites}
+    """Return the sites that took part in the training of any fold, and their datasets.
+
+    On one machine a site may be called after its dataset.
+    """
+    names = {model.dataset}
+    for *_, folder in model.fold_folders():
+        if (folder / HISTORY_FILE).is_file():
+            names |= set(read_history(folder).sites)
+        if (folder / "federation" / RUN_FILE).is_file():
+            names |= {site.dataset for site in read_run(folder / "federation").sites}
+    return names
 
 
 def gather_card(model: FinishedModel, trainer: str, tests: Sequence[TestResult] = ()) -> ModelCard:

@@ -40,7 +40,8 @@ def read_results(folder: Path, trained: Collection[str] = ()) -> tuple[TestResul
         Folder of ``nnUNetv2_federated_compare`` or ``nnUNetv2_federated_evaluate``, or one with the
         ``summary.json`` of ``nnUNetv2_evaluate_folder``.
     trained
-        Sites that the model was trained at; others are external in an evaluation.
+        Sites and datasets that the model was trained with; sites of other names are external in an
+        evaluation.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def _of_evaluation(folder: Path) -> tuple[TestResult, ...]:
     cases = len(summary.get("metric_per_case", []))
     scores = scores_of(cases, summary["foreground_mean"])
     name = clean(folder.resolve().name)
-    return () if scores is None else (TestResult(name, "", name, True, scores),)
+    return () if scores is None else (TestResult(name, "", name, None, scores),)
 
 
 def _of_sites(folder: Path, trained: Collection[str]) -> Iterator[TestResult]:

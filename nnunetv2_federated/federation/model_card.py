@@ -70,8 +70,8 @@ class TestResult:
     """Model, as the comparison names it; empty of an evaluation."""
     group: str
     """Site, or all of them together."""
-    external: bool
-    """Whether the group took no part in the training."""
+    external: bool | None
+    """Whether the group took no part in the training; ``None`` if that is not known."""
     scores: Scores
     runs: Count = 1
     """Number of trainings that the mean is over."""
