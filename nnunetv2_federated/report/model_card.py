@@ -114,7 +114,8 @@ def _use(card: ModelCard) -> list[str]:
         parts.append(_CLASSIFY)
     if card.bundles:
         parts.append(
-            "As a MONAI bundle: `python -m monai.bundle run --config_file configs/inference.json "
+            "As a MONAI bundle (`pip install nnunetv2 monai fire`): `python -m monai.bundle run "
+            "--config_file configs/inference.json "
             "--bundle_root . --input_dir IN --output_dir OUT` in "
             + " or ".join(f"`{bundle}`" for bundle in card.bundles)
             + "."
