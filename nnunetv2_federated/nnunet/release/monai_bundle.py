@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,15 +71,23 @@ def write_bundle(model: FinishedModel, copy: Path, configuration: str, bundle: P
         place = folder / f"fold_{fold}"
         place.mkdir(parents=True)
         for name in (_FINAL, _BEST):  # the converter wants both; the second is not kept
-            os.link(source / place.name / model.checkpoints[0], place / name)
+            _link(source / place.name / model.checkpoints[0], place / name)
     for name in ("plans.json", "dataset.json"):
-        os.link(source / name, folder / name)
+        _link(source / name, folder / name)
     with environment(nnUNet_results=str(results)):
         for fold in model.folds:
             convert_nnunet_to_monai_bundle(chosen, str(bundle), fold)
             (bundle / "models" / f"fold_{fold}" / "best_model.pt").unlink()
     _write(bundle / "configs" / "inference.json", inference(configuration, model.folds))
     _write(bundle / "configs" / "metadata.json", _metadata(bundle, model.dataset, configuration))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def inference(configuration: str, folds: Sequence[int | str]) -> dict[str, Any]:
