@@ -70,14 +70,7 @@ def read_target(values: Values) -> Values:
     target = list(values.pop("target", []))
     datasets = list(values.get("site_datasets", []))
     if of_queue(values):
-        target = target or datasets[:1]
-        if len(target) != 1:
-            got = " ".join(map(str, target)) or "nothing"
-            raise SettingsError(
-                f"expected DATASET alone beside -c and -f, got {got}; for example: "
-                "nnUNetv2_train_federated 501 -c 2d -f 0 1 2 3 4"
-            )
-        return values | first_of_queue(values) | {"dataset": target[0]}
+        return values | first_of_queue(values) | {"dataset": _alone(target or datasets[:1])}
     if datasets and len(target) < 2 and len(datasets) > 2:
         target += datasets[-2:]
         values["site_datasets"] = datasets = datasets[:-2]
@@ -89,6 +82,16 @@ def read_target(values: Values) -> Values:
             "for example: nnUNetv2_train_federated 501 2d 0"
         )
     return values | dict(zip(("dataset", "configuration", "fold"), target, strict=True))
+
+
+def _alone(target: Sequence[object]) -> object:
+    """Return the dataset of several trainings, beside which nothing is named."""
+    if len(target) != 1:
+        raise SettingsError(
+            f"expected DATASET alone beside -c and -f, got {' '.join(map(str, target)) or 'nothing'}; "
+            "for example: nnUNetv2_train_federated 501 -c 2d -f 0 1 2 3 4"
+        )
+    return target[0]
 
 
 def of_queue(values: Values) -> bool:

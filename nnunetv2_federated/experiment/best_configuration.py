@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,25 +144,16 @@ def _over_network(
     ensembles: bool,
 ) -> Iterator[Ask]:
     """Let sites on other machines measure the predictions that they kept."""
-    runs = {
-        name: [read_trained(models, name, fold) for fold in models.folds] for name in configurations
-    }
-    every = [run for of_configuration in runs.values() for run in of_configuration]
-    _check_remote(every, ensembles=ensembles)
+    runs = [
+        read_trained(models, name, fold)
+        for name, fold in itertools.product(configurations, models.folds)
+    ]
+    for run in runs:
+        _check_remote(run, ensembles=ensembles)
     known = sites_with_keys(choices)
-    took_part = {name for run in every for name in run.remote_sites}
+    took_part = {name for run in runs for name in run.remote_sites}
     folder = models.folder(configurations[0]).parent / "choice__superlink"
-    proposal = ChoiceProposal(
-        dataset=models.dataset,
-        trainer=choices.trainer,
-        plans_name=models.plans_name,
-        plans_hash=hash_plans(models.plans),
-        queue={name: list(models.folds) for name in configurations},
-        ensembles=ensembles,
-        min_cases=choices.min_cases,
-        run_ids={name: [run.run_id for run in of_one] for name, of_one in runs.items()},
-        packages=defining_packages(models.plans, choices.trainer),
-    )
+    proposal = _proposal(choices, models, runs, ensembles=ensembles)
     try:
         with choice_at_sites(
             folder,
@@ -177,23 +169,41 @@ def _over_network(
         raise FederationError("stopped; the same command begins again") from stop
 
 
-def _check_remote(runs: Sequence[Run], *, ensembles: bool) -> None:
+def _proposal(
+    choices: BestChoices, models: Models, runs: Sequence[Run], *, ensembles: bool
+) -> ChoiceProposal:
+    run_ids: dict[str, list[str]] = {}
     for run in runs:
-        name = f"{run.configuration} fold {run.fold}"
-        if not run.remote_sites:
-            raise SettingsError(
-                f"{name} was trained on this machine: leave --server out to choose from it."
-            )
-        if run.settings.withholds:
-            raise SettingsError(
-                f"{name} was trained with --dp-validation withhold: its sites tell nothing of "
-                "their validation cases."
-            )
-        if ensembles and not run.npz:
-            raise SettingsError(
-                f"{name} was trained without --npz, so that its sites have no softmax outputs for "
-                "ensembles: choose --disable_ensembling, or train with --npz."
-            )
+        run_ids.setdefault(run.configuration, []).append(run.run_id)
+    return ChoiceProposal(
+        dataset=models.dataset,
+        trainer=choices.trainer,
+        plans_name=models.plans_name,
+        plans_hash=hash_plans(models.plans),
+        queue={name: list(models.folds) for name in run_ids},
+        ensembles=ensembles,
+        min_cases=choices.min_cases,
+        run_ids=run_ids,
+        packages=defining_packages(models.plans, choices.trainer),
+    )
+
+
+def _check_remote(run: Run, *, ensembles: bool) -> None:
+    name = f"{run.configuration} fold {run.fold}"
+    if not run.remote_sites:
+        raise SettingsError(
+            f"{name} was trained on this machine: leave --server out to choose from it."
+        )
+    if run.settings.withholds:
+        raise SettingsError(
+            f"{name} was trained with --dp-validation withhold: its sites tell nothing of their "
+            "validation cases."
+        )
+    if ensembles and not run.npz:
+        raise SettingsError(
+            f"{name} was trained without --npz, so that its sites have no softmax outputs for "
+            "ensembles: choose --disable_ensembling, or train with --npz."
+        )
 
 
 def _score(

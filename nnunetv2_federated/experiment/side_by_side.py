@@ -44,13 +44,22 @@ class Job:
         return f"{self.run.configuration}__fold_{self.run.fold}"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     job: Job
     slot: int
     place: Path
     process: subprocess.Popen[bytes]
     followed: contextlib.ExitStack
+
+    def close(self) -> str | None:
+        """Tell that the process has ended; return why it failed, if it did."""
+        self.followed.close()
+        if self.process.returncode == 0:
+            self.job.ended()
+            return None
+        reason = reason_of_failure(self.place, self.process.returncode)
+        return f"{self.job.name}: {reason}; its log is {self.place / LOG_FILE}"
 
 
 def train_side_by_side(jobs: Sequence[Job], at_a_time: int, folder: Path) -> None:
@@ -75,18 +84,13 @@ def train_side_by_side(jobs: Sequence[Job], at_a_time: int, folder: Path) -> Non
     failures = list[str]()
     try:
         while running or (waiting and not failures):
-            while waiting and len(running) < at_a_time and not failures:
-                free = set(range(at_a_time)) - {one.slot for one in running}
-                running.append(_start(waiting.pop(0), min(free), at_a_time, folder))
+            free = sorted(set(range(at_a_time)) - {one.slot for one in running})
+            for slot in [] if failures else free[: len(waiting)]:
+                running.append(_start(waiting.pop(0), slot, at_a_time, folder))
             time.sleep(_LOOK_SECONDS)
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                one.followed.close()
-                if one.process.returncode == 0:
-                    one.job.ended()
-                    continue
-                reason = reason_of_failure(one.place, one.process.returncode)
-                failures.append(f"{one.job.name}: {reason}; its log is {one.place / LOG_FILE}")
+            ended = [one for one in running if one.process.poll() is not None]
+            running = [one for one in running if one not in ended]
+            failures += [reason for one in ended if (reason := one.close()) is not None]
     finally:
         for one in running:
             one.process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from nnunetv2_federated.nnunet.evaluation.site_predictions import (
     SitePredictions,
     probabilities_of,
 )
+
+Files = dict[str, dict[str, dict[str, Path]]]
+"""Segmentations by site, configuration and case."""
 
 
 def find_predictions(
@@ -35,35 +39,21 @@ def find_predictions(
     SettingsError
         If a fold is not trained, or a prediction is missing.
     """
-    files: dict[str, dict[str, dict[str, Path]]] = {}
+    files: Files = {}
     datasets: dict[str, str] = {}
-    for configuration in configurations:
-        for fold in models.folds:
-            run = read_trained(models, configuration, fold)
-            if run.remote_sites:
-                raise SettingsError(
-                    f"{configuration} fold {fold} was trained with sites on other machines, which "
-                    "have its predictions: add --server."
-                )
-            for site in run.sites:
-                if datasets.setdefault(site.name, site.dataset) != site.dataset:
-                    raise SettingsError(f"site {site.name} is of another dataset in fold {fold}.")
-                of_site = files.setdefault(site.name, {}).setdefault(configuration, {})
-                for case in site.validation_cases:
-                    if case in of_site:
-                        raise SettingsError(
-                            f"-f {' '.join(map(str, models.folds))}: case {case} is validated in "
-                            "more than one of these folds; leave some out."
-                        )
-                    of_site[case] = _predicted(run, models, site.dataset, case)
-    ending = str(models.dataset_json["file_ending"])
-    for name, by_configuration in files.items():
-        if len({frozenset(cases) for cases in by_configuration.values()}) > 1:
+    for configuration, fold in itertools.product(configurations, models.folds):
+        run = read_trained(models, configuration, fold)
+        if run.remote_sites:
             raise SettingsError(
-                f"site {name} has other validation cases in {' and '.join(by_configuration)}: "
-                "train all configurations on the same folds and sites."
+                f"{configuration} fold {fold} was trained with sites on other machines, which "
+                "have its predictions: add --server."
             )
-    _check_files(files, ending, ensembles=ensembles)
+        _add(files, run, models)
+        for site in run.sites:
+            if datasets.setdefault(site.name, site.dataset) != site.dataset:
+                raise SettingsError(f"site {site.name} is of another dataset in fold {fold}.")
+    _check_same_cases(files)
+    _check_files(files, str(models.dataset_json["file_ending"]), ensembles=ensembles)
     return [
         SitePredictions(
             site,
@@ -74,6 +64,28 @@ def find_predictions(
         )
         for site, by_configuration in sorted(files.items())
     ]
+
+
+def _add(files: Files, run: Run, models: Models) -> None:
+    """Add the predictions of a fold."""
+    for site in run.sites:
+        of_site = files.setdefault(site.name, {}).setdefault(run.configuration, {})
+        for case in site.validation_cases:
+            if case in of_site:
+                raise SettingsError(
+                    f"-f {' '.join(map(str, models.folds))}: case {case} is validated in more than "
+                    "one of these folds; leave some out."
+                )
+            of_site[case] = _predicted(run, models, site.dataset, case)
+
+
+def _check_same_cases(files: Files) -> None:
+    for name, by_configuration in files.items():
+        if len({frozenset(cases) for cases in by_configuration.values()}) > 1:
+            raise SettingsError(
+                f"site {name} has other validation cases in {' and '.join(by_configuration)}: "
+                "train all configurations on the same folds and sites."
+            )
 
 
 def read_trained(models: Models, configuration: str, fold: int | str) -> Run:
@@ -101,25 +113,17 @@ def _predicted(run: Run, models: Models, dataset: str, case: str) -> Path:
     return folder / (case + str(models.dataset_json["file_ending"]))
 
 
-def _check_files(
-    files: dict[str, dict[str, dict[str, Path]]], ending: str, *, ensembles: bool
-) -> None:
-    predicted = [
-        path
-        for by_configuration in files.values()
-        for cases in by_configuration.values()
-        for path in cases.values()
-    ]
+def _check_files(files: Files, ending: str, *, ensembles: bool) -> None:
+    cases = [found for of_site in files.values() for found in of_site.values()]
+    predicted = [path for found in cases for path in found.values()]
     missing = [path for path in predicted if not path.is_file()]
     if missing:
         raise SettingsError(
             f"{len(missing)} of {len(predicted)} validation cases have no prediction, such as "
             f"{missing[0]}: validate again (nnUNetv2_train_federated ... --val)."
         )
-    if not ensembles:
-        return
     lacking = [path for path in predicted if not probabilities_of(path, ending).is_file()]
-    if lacking:
+    if ensembles and lacking:
         folders = sorted({str(path.parent) for path in lacking})
         raise SettingsError(
             f"no softmax outputs in {few(folders)}: ensembles need them; validate again with "

@@ -52,12 +52,7 @@ def check_stages(run: Run, coming: Mapping[str, Collection[str]] | None = None) 
         before = manager.previous_stage_name
         if before is None:
             continue
-        cases = {
-            case
-            for site in run.sites
-            if site.dataset == name
-            for case in (*site.training_cases, *site.validation_cases)
-        }
+        cases = _cases(run, name)
         folder = stage_folder(run, dataset, before) / "predicted_next_stage" / run.configuration
         missing = _missing(folder, sorted(cases - set((coming or {}).get(name, ()))))
         if missing:
@@ -66,6 +61,12 @@ def check_stages(run: Run, coming: Mapping[str, Collection[str]] | None = None) 
                 f"{missing[0]}, have no prediction of {before} in {folder}: train {before} first, "
                 "with the same trainer, plans and sites, on fold all or on every fold."
             )
+
+
+def _cases(run: Run, dataset: str) -> set[str]:
+    """Return the cases of all sites of a dataset."""
+    sites = [site for site in run.sites if site.dataset == dataset]
+    return {case for site in sites for case in (*site.training_cases, *site.validation_cases)}
 
 
 def _missing(folder: Path, cases: Sequence[str]) -> list[str]:

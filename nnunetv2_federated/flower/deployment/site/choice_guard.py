@@ -7,11 +7,11 @@ import json
 import logging
 import multiprocessing
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 from nnunetv2.configuration import default_num_processes
 
-from nnunetv2_federated.federation.best_configuration import Candidate
+from nnunetv2_federated.federation.best_configuration import Candidate, candidates
 from nnunetv2_federated.federation.choosing import ChoiceOffer, ChoiceProposal, ScoreTask
 from nnunetv2_federated.federation.errors import (
     CheckpointError,
@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.errors import (
 from nnunetv2_federated.federation.files import read_state, write_state
 from nnunetv2_federated.federation.messages import FullValidation
 from nnunetv2_federated.federation.queue import trainings_of
-from nnunetv2_federated.federation.run import read_run
+from nnunetv2_federated.federation.run import Run, read_run
 from nnunetv2_federated.flower.deployment.site.consent import Consent
 from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
@@ -124,10 +124,9 @@ class ChoiceGuard:
     ) -> None:
         """Refuse what nnU-Net's rules do not come to."""
         site = self._here.name
-        configurations = list(proposal.queue)
-        unknown = [name for name in candidate.configurations if name not in configurations]
-        pair = len(candidate.configurations) > 1
-        if unknown or (pair and not proposal.ensembles):
+        if candidate.configurations not in candidates(
+            list(proposal.queue), ensembles=proposal.ensembles
+        ):
             raise SiteError(f"site {site}: refused a candidate that was not approved")
         cases = len(predictions.files[candidate.configurations[0]])
         if cases < proposal.min_cases:
@@ -183,28 +182,17 @@ class ChoiceGuard:
 
     def _find(self, proposal: ChoiceProposal, dataset: Dataset) -> SitePredictions:
         ending = str(dataset.dataset_json["file_ending"])
-        ids = {
-            training: run_id
-            for name, folds in proposal.folds.items()
-            for training, run_id in zip(
-                trainings_of({name: folds}), proposal.run_ids[name], strict=True
-            )
-        }
-        files: dict[str, dict[str, Any]] = {}
-        for (configuration, fold), run_id in ids.items():
+        ids = [run_id for name in proposal.queue for run_id in proposal.run_ids[name]]
+        files: dict[str, dict[str, Path]] = {}
+        for (name, fold), run_id in zip(trainings_of(proposal.folds), ids, strict=True):
             folder = self._ledger.folder_of(run_id)
             run = read_run(folder)
-            if (run.dataset, run.configuration, run.fold) != (dataset.name, configuration, fold):
-                raise SettingsError(f"{folder} has another training than {configuration} {fold}")
-            of_configuration = files.setdefault(configuration, {})
-            validation = folder / "sites" / self._here.name / "validation"
-            for case in run.sites[0].validation_cases:
-                path = validation / (case + ending)
-                needed = [path, *([probabilities_of(path, ending)] if proposal.ensembles else [])]
-                missing = [file for file in needed if not file.is_file()]
-                if missing or case in of_configuration:
-                    raise SettingsError(f"{missing or case}: missing, or in two of the folds")
-                of_configuration[case] = path
+            if (run.dataset, run.configuration, run.fold) != (dataset.name, name, fold):
+                raise SettingsError(f"{folder} has another training than {name} fold {fold}")
+            found = self._kept(run, folder, ending, npz=proposal.ensembles)
+            if twice := files.setdefault(name, {}).keys() & found.keys():
+                raise SettingsError(f"{name}: {min(twice)} is in two of the folds")
+            files[name] |= found
         if len({frozenset(cases) for cases in files.values()}) > 1:
             raise SettingsError("the configurations have other validation cases")
         return SitePredictions(
@@ -214,6 +202,15 @@ class ChoiceGuard:
             dataset.plans,
             dataset.dataset_json,
         )
+
+    def _kept(self, run: Run, folder: Path, ending: str, *, npz: bool) -> dict[str, Path]:
+        """Return the predictions that the full validation of a training has left, by case."""
+        validation = folder / "sites" / self._here.name / "validation"
+        found = {case: validation / (case + ending) for case in run.sites[0].validation_cases}
+        needed = [*found.values(), *(probabilities_of(p, ending) for p in found.values() if npz)]
+        if missing := [path for path in needed if not path.is_file()]:
+            raise SettingsError(f"{missing[0]} is missing")
+        return found
 
     def _read(self) -> dict[str, dict[str, str]]:
         path = self._here.folder / SCORES_FILE
