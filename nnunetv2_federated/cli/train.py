@@ -87,9 +87,10 @@ def read_target(values: Values) -> Values:
 def _alone(target: Sequence[object]) -> object:
     """Return the dataset of several trainings, beside which nothing is named."""
     if len(target) != 1:
+        got = " ".join(map(str, target)) or "nothing"
         raise SettingsError(
-            f"expected DATASET alone beside -c and -f, got {' '.join(map(str, target)) or 'nothing'}; "
-            "for example: nnUNetv2_train_federated 501 -c 2d -f 0 1 2 3 4"
+            f"expected DATASET alone beside -c and -f, got {got}; for example: "
+            "nnUNetv2_train_federated 501 -c 2d -f 0 1 2 3 4"
         )
     return target[0]
 

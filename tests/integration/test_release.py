@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from commands import Command
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.postprocessing.remove_connected_components import (
+    remove_all_but_largest_component_from_segmentation,
+)
 from skimage.io import imread
 
 from nnunetv2_federated import api
@@ -47,6 +51,13 @@ def trained(
         train([dataset_2d, "2d", "0", *short])
         fold = next(results.glob("*/*/fold_0"))
         shutil.copytree(fold, fold.with_name("fold_1"))
+        chosen = fold.with_name("crossval_results_folds_0_1")
+        chosen.mkdir()  # as nnUNetv2_find_best_configuration leaves it
+        summary = json.loads((fold / "validation" / "summary.json").read_text())
+        (chosen / "summary.json").write_text(json.dumps(summary))
+        keep = remove_all_but_largest_component_from_segmentation
+        labels = [np.int64(1), np.int64(2)]
+        save_pickle(([keep], [{"labels_or_regions": labels}]), str(chosen / "postprocessing.pkl"))
         yield results
 
 
@@ -95,6 +106,10 @@ if __name__ == "__main__":  # the workers are nnU-Net's
     model = "results/Dataset901_Balls/nnUNetTrainerFederated__nnUNetPlans__2d"
     sys.argv = f"p -i {images} -o {out} -m {model} -f 0 1 -device cpu -npp 1 -nps 1".split()
     predict_entry_point_modelfolder()
+    from nnunetv2.postprocessing.remove_connected_components import entry_point_apply_postprocessing
+    chosen = f"{model}/crossval_results_folds_0_1/postprocessing.pkl"
+    sys.argv = f"a -i {out} -o {out}_pp -pp_pkl_file {chosen} -np 1".split()
+    entry_point_apply_postprocessing()
     import monai.bundle
     root = "results/Dataset901_Balls/monai/2d"
     monai.bundle.run(
@@ -111,7 +126,7 @@ def test_stock_nnunet_and_monai_run_a_release_that_names_no_case(
     released = tmp_path / "model.zip"
     flags = ["901", "-c", "2d", "-f", "0", "1", "-o"]
     main([*flags, str(released), "--purpose", "find balls"])
-    assert "16 files, not signed, no name of a case found" in capsys.readouterr().out
+    assert "18 files, not signed, no name of a case found" in capsys.readouterr().out
 
     # nothing of the machine and of its cases
     names = [*CASES, str(trained), str(nnunet_folders), str(Path.home()) + "/"]
@@ -144,6 +159,8 @@ def test_stock_nnunet_and_monai_run_a_release_that_names_no_case(
     assert len(np.unique(ours)) > 1
     for folder in ("out", "out_monai"):
         assert np.array_equal(imread(hospital / folder / "new.png"), ours)
+    kept = remove_all_but_largest_component_from_segmentation(ours, [1, 2])
+    assert np.array_equal(imread(hospital / "out_pp" / "new.png"), kept)
 
     card = card_of(released)
     assert (card.purpose, card.licence, card.runs_with) == ("find balls", None, "nnU-Net")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.postprocessing.remove_connected_components import (
     load_postprocess_save,
     remove_all_but_largest_component_from_segmentation,
@@ -101,12 +103,20 @@ def postprocess(file: str, steps: Sequence[Postprocessing], reader: Any) -> None
     reader
         nnU-Net's reader/writer for the file.
     """
-    arguments = [
+    if steps:
+        load_postprocess_save(file, file, reader, [_FUNCTION] * len(steps), _arguments(steps))
+
+
+def write_postprocessing(path: Path, steps: Sequence[Postprocessing]) -> None:
+    """Write a ``postprocessing.pkl`` for ``nnUNetv2_apply_postprocessing``."""
+    save_pickle(([_FUNCTION] * len(steps), _arguments(steps)), str(path))
+
+
+def _arguments(steps: Sequence[Postprocessing]) -> list[dict[str, Any]]:
+    return [
         {
             "labels_or_regions": [tuple(x) if isinstance(x, list) else x for x in step.labels],
             "background_label": step.background,
         }
         for step in steps
     ]
-    if steps:
-        load_postprocess_save(file, file, reader, [_FUNCTION] * len(steps), arguments)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.model_sharing.model_export import export_pretrained_model
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string, get_ensemble_name
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, read_json
 from nnunetv2_federated.nnunet.environment import environment, quiet
+from nnunetv2_federated.nnunet.evaluation.postprocessing import (
+    read_postprocessing,
+    write_postprocessing,
+)
 from nnunetv2_federated.nnunet.release.clean_files import (
     clean_checkpoint,
     clean_dataset_json,
@@ -23,6 +29,7 @@ from nnunetv2_federated.nnunet.release.clean_files import (
 from nnunetv2_federated.nnunet.release.finished_model import FinishedModel
 from nnunetv2_federated.nnunet.training.torch_file import write_torch
 
+POSTPROCESSING = "postprocessing.pkl"
 _PICTURE = "progress.png"
 _SUMMARY = Path("validation", "summary.json")
 
@@ -108,6 +115,8 @@ def _write_clean_copy(model: FinishedModel, scratch: Path) -> set[str]:
         _write(copy / "dataset.json", clean_dataset_json(model.dataset_json(configuration)))
         known = read_json(fingerprint) if fingerprint.is_file() else {}
         _write(copy / fingerprint.name, clean_fingerprint(known))
+    for folder in _chosen(model):
+        _write_postprocessing(folder, scratch / folder.relative_to(model.results.parent))
     for configuration, fold, folder in model.fold_folders():
         copy = scratch / model.dataset / folder.parent.name / folder.name
         (copy / _SUMMARY).parent.mkdir(parents=True)
@@ -118,6 +127,28 @@ def _write_clean_copy(model: FinishedModel, scratch: Path) -> set[str]:
             trainers.add(str(checkpoint["trainer_name"]))
             write_torch(copy / name, checkpoint)
     return trainers
+
+
+def _chosen(model: FinishedModel) -> list[Path]:
+    """Return the folders that have the postprocessing of these folds and configurations."""
+    folds = folds_tuple_to_string(list(model.folds))
+    folders = [model.folder(name) for name in model.configurations]
+    ensembles = [
+        model.results / "ensembles" / get_ensemble_name(str(one), str(other), model.folds)
+        for one, other in itertools.combinations(folders, 2)
+    ]
+    singles = [folder / f"crossval_results_folds_{folds}" for folder in folders]
+    return [f for f in (*singles, *ensembles) if (f / POSTPROCESSING).is_file()]
+
+
+def _write_postprocessing(folder: Path, copy: Path) -> None:
+    copy.mkdir(parents=True)
+    path = folder / POSTPROCESSING
+    steps = read_postprocessing(path.read_bytes(), str(path))
+    write_postprocessing(copy / POSTPROCESSING, steps)
+    summary = folder / _SUMMARY.name
+    if summary.is_file():
+        _write(copy / summary.name, _clean_summary(summary))
 
 
 def _clean_summary(path: Path) -> dict[str, Any]:
@@ -135,7 +166,8 @@ def _remove_placeholders(target: Path) -> None:
     for summary in list(target.rglob(_SUMMARY.name)):
         if read_json(summary) == {}:
             summary.unlink()
-            summary.parent.rmdir()
+            if not any(summary.parent.iterdir()):
+                summary.parent.rmdir()
     for fingerprint in list(target.rglob("dataset_fingerprint.json")):
         if read_json(fingerprint) == {}:
             fingerprint.unlink()
