@@ -52,6 +52,12 @@ class _Running:
     process: subprocess.Popen[bytes]
     followed: contextlib.ExitStack
 
+    def kill(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        self.followed.close()
+
     def close(self) -> str | None:
         """Tell that the process has ended; return why it failed, if it did."""
         self.followed.close()
@@ -84,20 +90,27 @@ def train_side_by_side(jobs: Sequence[Job], at_a_time: int, folder: Path) -> Non
     failures = list[str]()
     try:
         while running or (waiting and not failures):
-            free = sorted(set(range(at_a_time)) - {one.slot for one in running})
-            for slot in [] if failures else free[: len(waiting)]:
+            for slot in [] if failures else _free_slots(running, at_a_time)[: len(waiting)]:
                 running.append(_start(waiting.pop(0), slot, at_a_time, folder))
             time.sleep(_LOOK_SECONDS)
-            ended = [one for one in running if one.process.poll() is not None]
-            running = [one for one in running if one not in ended]
-            failures += [reason for one in ended if (reason := one.close()) is not None]
+            failures += _take_out_ended(running)
     finally:
         for one in running:
-            one.process.kill()
-            one.process.wait()
-            one.followed.close()
+            one.kill()
     if failures:
         raise FederationError(f"{failures[0]}. The same command with --c goes on.")
+
+
+def _free_slots(running: Sequence[_Running], at_a_time: int) -> list[int]:
+    return sorted(set(range(at_a_time)) - {one.slot for one in running})
+
+
+def _take_out_ended(running: list[_Running]) -> list[str]:
+    """Take out what has ended; return why those failed that did."""
+    ended = [one for one in running if one.process.poll() is not None]
+    for one in ended:
+        running.remove(one)
+    return [reason for one in ended if (reason := one.close()) is not None]
 
 
 def _start(job: Job, slot: int, slots: int, folder: Path) -> _Running:

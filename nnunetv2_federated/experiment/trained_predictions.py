@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_federated.federation.errors import SettingsError
@@ -113,17 +113,25 @@ def _predicted(run: Run, models: Models, dataset: str, case: str) -> Path:
     return folder / (case + str(models.dataset_json["file_ending"]))
 
 
+def _paths(of_site: Mapping[str, Mapping[str, Path]]) -> list[Path]:
+    return [path for found in of_site.values() for path in found.values()]
+
+
 def _check_files(files: Files, ending: str, *, ensembles: bool) -> None:
-    cases = [found for of_site in files.values() for found in of_site.values()]
-    predicted = [path for found in cases for path in found.values()]
+    predicted = [path for of_site in files.values() for path in _paths(of_site)]
     missing = [path for path in predicted if not path.is_file()]
     if missing:
         raise SettingsError(
             f"{len(missing)} of {len(predicted)} validation cases have no prediction, such as "
             f"{missing[0]}: validate again (nnUNetv2_train_federated ... --val)."
         )
+    if ensembles:
+        _check_probabilities(predicted, ending)
+
+
+def _check_probabilities(predicted: Sequence[Path], ending: str) -> None:
     lacking = [path for path in predicted if not probabilities_of(path, ending).is_file()]
-    if ensembles and lacking:
+    if lacking:
         folders = sorted({str(path.parent) for path in lacking})
         raise SettingsError(
             f"no softmax outputs in {few(folders)}: ensembles need them; validate again with "
