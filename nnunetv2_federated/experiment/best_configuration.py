@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.experiment.choices import BestChoices
@@ -32,9 +30,14 @@ from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import FullValidation
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.flower.deployment.server.serve_choice import Ask, choice_at_sites
-from nnunetv2_federated.nnunet.data.dataset import Dataset, find_trainer, load_dataset
+from nnunetv2_federated.nnunet.data.dataset import (
+    Dataset,
+    compared_labels,
+    find_trainer,
+    load_dataset,
+)
 from nnunetv2_federated.nnunet.evaluation.best_files import Models, write_choice
-from nnunetv2_federated.nnunet.evaluation.site_predictions import classes_of, labels_of
+from nnunetv2_federated.nnunet.evaluation.site_predictions import in_workers, labels_of
 from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
 from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.summary import pool_sites
@@ -84,14 +87,13 @@ def find_best_configuration(choices: BestChoices, say: Callable[[str], None]) ->
     configurations = choices.configurations or _trained(models, dataset)
     _check_once(configurations, choices.folds)
     ensembles = len(configurations) > 1 and not choices.disable_ensembling
-    manager = PlansManager(dict(dataset.plans)).get_label_manager(dict(dataset.dataset_json))
-    classes = classes_of(manager)
+    classes = compared_labels(models.label_manager)
     at_sites = _over_network if networked(choices) else _here
     with at_sites(choices, models, configurations, say, ensembles=ensembles) as ask:
         best = choose_best(
             configurations,
             {str(label): labels_of(label) for label in classes},
-            tuple(int(label) for label in manager.foreground_labels),
+            tuple(int(label) for label in models.label_manager.foreground_labels),
             lambda candidate: _score(ask(candidate), candidate, models, say),
             ensembles=ensembles,
         )
@@ -130,8 +132,8 @@ def _here(
     """Measure the predictions of sites on this machine."""
     sites = find_predictions(models, configurations, ensembles=ensembles)
     sites = large_enough(sites, choices.min_cases, say)
-    with multiprocessing.get_context("spawn").Pool(default_num_processes) as pool:
-        yield lambda candidate: [site.score(candidate, pool.starmap) for site in sites]
+    with in_workers() as starmap:
+        yield lambda candidate: [site.score(candidate, starmap) for site in sites]
 
 
 @contextlib.contextmanager
@@ -160,6 +162,7 @@ def _over_network(
             server_settings(choices),
             [name for name in known if name in took_part],
             proposal,
+            [str(label) for label in compared_labels(models.label_manager)],
             wait_for_sites=choices.wait_for_sites,
             answer_deadline=choices.answer_deadline,
             say=say,

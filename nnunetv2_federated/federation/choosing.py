@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import field
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunetv2_federated.federation.best_configuration import Candidate, most_questions
-from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.best_configuration import METRIC, Candidate, most_questions
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.messages import (
     STRICT,
     Approvable,
     Cases,
     Fold,
+    FullValidation,
     Hash,
     Name,
     Packages,
@@ -106,3 +108,28 @@ class ScoreTask(Payload):
     def candidate(self) -> Candidate:
         """What is to be measured."""
         return Candidate(tuple(self.configurations), tuple(map(tuple, self.removals)))
+
+
+def check_score(
+    answer: FullValidation, offer: ChoiceOffer, labels: Collection[str]
+) -> FullValidation:
+    """Return a site's answer after comparing it with what it offered, and with what was asked.
+
+    Parameters
+    ----------
+    answer, offer
+        What the site answered, and what it had offered before.
+    labels
+        Classes or regions of the dataset.
+
+    Raises
+    ------
+    SiteError
+        If it is of other cases or classes, or has no Dice of one.
+    """
+    site = f"site {offer.site}"
+    if (answer.site, answer.cases) != (offer.site, offer.cases):
+        raise SiteError(f"{site}: answers for other cases than it offered")
+    if answer.mean.keys() != set(labels) or not all(METRIC in m for m in answer.mean.values()):
+        raise SiteError(f"{site}: answers for other classes than those of the dataset")
+    return answer

@@ -334,6 +334,11 @@ class Proposal(Approvable):
         return {name: tuple(folds) for name, folds in self.queue.items()}
 
     @property
+    def current(self) -> dict[str, Folds]:
+        """The training of the queue that comes next, as a queue of its own."""
+        return {self.configuration: (self.fold,)}
+
+    @property
     def run_ids(self) -> list[str]:
         """Identifiers of all trainings of the queue."""
         queue = self.folds if self.count > 1 else {}

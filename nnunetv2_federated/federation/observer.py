@@ -16,9 +16,6 @@ class Observer:
     def note(self, text: str) -> None:
         """Receive one line the user should know before training, such as a doubtful dataset."""
 
-    def training_of_queue(self, run: Run, title: str, left: str | None) -> None:
-        """Announce the next training of a queue, and how long all that are left will take."""
-
     def run_prepared(self, run: Run, folder: Path) -> None:
         """Announce that a run was checked and its ``federation`` folder is written."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,14 @@ import pytest
 from test_find_best_configuration import pretend_training
 
 from nnunetv2_federated.federation.best_configuration import Candidate
-from nnunetv2_federated.federation.choosing import ChoiceProposal, ScoreTask
-from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.choosing import (
+    ChoiceOffer,
+    ChoiceProposal,
+    ScoreTask,
+    check_score,
+)
+from nnunetv2_federated.federation.errors import FederationError, SiteError
+from nnunetv2_federated.federation.messages import FullValidation
 from nnunetv2_federated.federation.run import read_run
 from nnunetv2_federated.flower.deployment.site.consent import NotApprovedError
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
@@ -22,6 +30,11 @@ from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_text import describe
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split
+from nnunetv2_federated.nnunet.evaluation.site_predictions import (
+    SitePredictions,
+    Starmap,
+    in_workers,
+)
 
 NAMES = ("2d", "3d_fullres")
 FOLDS = [0, 1, 2]
@@ -131,6 +144,80 @@ def test_predictions_of_other_trainings_are_refused_in_the_same_words(
     with pytest.raises(SiteError, match="site bern: lacks predictions of the trainings") as refused:
         site.choice.offer(asked)
     assert "/" not in str(refused.value)
+
+
+def test_a_site_killed_while_it_measures_has_given_one_evaluation(
+    site: GuardedSite, dataset_3d: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = proposal(dataset_3d)
+    site.consent.approve(asked.approval(), "test")
+    site.choice.offer(asked)
+    with monkeypatch.context() as killed:
+        killed.setattr(SitePredictions, "score", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            site.choice.score(task(asked, "2d"))
+    site.choice.offer(asked)
+    assert site.choice.score(task(asked, "2d")).cases == 6
+    assert site.ledger.spent(load_dataset(dataset_3d).name).evaluations == 1
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_worker_that_is_ended_ends_the_measuring() -> None:
+    with pytest.raises(FederationError, match="was ended"), in_workers() as starmap:
+        starmap(os._exit, [(1,)])
+
+
+def test_an_approval_withdrawn_while_cases_are_measured_ends_it(
+    site: GuardedSite, dataset_3d: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = proposal(dataset_3d)
+    site.consent.approve(asked.approval(), "test")
+    site.choice.offer(asked)
+    monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.work_guard._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(SitePredictions, "score", withdrawing(site, asked))
+    with pytest.raises(SiteError, match="was withdrawn"):
+        site.choice.score(task(asked, "2d"))
+
+
+def withdrawing(site: GuardedSite, asked: ChoiceProposal) -> Callable[..., Any]:
+    measured = SitePredictions.score
+
+    def score(self: SitePredictions, candidate: Candidate, starmap: Starmap) -> FullValidation:
+        site.consent.withdraw(asked.approval(), "test")
+        return measured(self, candidate, starmap)
+
+    return score
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"site": "oslo"}, "site bern: answers for other cases"),
+        ({"cases": 7}, "site bern: answers for other cases"),
+        ({"mean": {}}, "site bern: answers for other classes"),
+        ({"mean": {"1": {"Dice": [0.5, 5]}}}, "site bern: answers for other classes"),
+        (
+            {"mean": {str(n): {"Dice": [0.5, 5]} for n in (1, 2, 99)}},
+            "site bern: answers for other classes",
+        ),
+        (
+            {"mean": {"1": {"Dice": [0.5, 5]}, "2": {"IoU": [0.5, 5]}}},
+            "site bern: answers for other classes",
+        ),
+    ],
+)
+def test_an_answer_of_other_cases_or_classes_is_refused_by_name(
+    changes: dict[str, Any], text: str
+) -> None:
+    whole = {"1": {"Dice": [0.5, 6]}, "2": {"Dice": [0.5, 6]}}
+    answer = FullValidation("bern", 6, {"Dice": 0.5}, whole)
+    offer = ChoiceOffer("bern", 6)
+    assert check_score(answer, offer, ["1", "2"]) == answer
+    with pytest.raises(SiteError, match=text):
+        check_score(replace(answer, **changes), offer, ["1", "2"])
 
 
 def test_too_few_cases_are_offered_and_not_measured(site: GuardedSite, dataset_3d: str) -> None:

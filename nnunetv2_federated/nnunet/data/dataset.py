@@ -310,6 +310,35 @@ def case_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict
     return {case: str(names.get(labels[case], labels[case])) for case in cases}
 
 
+def find_raw(name_or_id: str) -> str:
+    """Return the full name of a raw dataset; it need not be preprocessed.
+
+    Parameters
+    ----------
+    name_or_id
+        ``Dataset501_Name`` or ``501``.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such dataset, or ``nnUNet_raw`` is not set.
+    """
+    check_environment(nnUNet_raw)
+    raw = Path(nnUNet_raw.require())
+    name = find_name(name_or_id) or name_or_id
+    if not (raw / name / "dataset.json").is_file():
+        raise SettingsError(
+            f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id such "
+            "as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
+        )
+    return name
+
+
+def compared_labels(manager: Any) -> list[int | tuple[int, ...]]:  # noqa: ANN401  # nnU-Net's LabelManager
+    """Return what nnU-Net evaluates: foreground labels, or regions as tuples."""
+    return list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+
+
 def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -> dict[str, str]:
     """Return the class of each case: its foreground labels, for example ``edema+tumour``."""
     from nnunetv2.utilities.plans_handling.plans_handler import (  # noqa: PLC0415  # as above
@@ -321,7 +350,7 @@ def foreground_classes(dataset: Dataset, configuration: str, cases: list[str]) -
         tuple(v) if isinstance(v, list) else v: k for k, v in dataset.dataset_json["labels"].items()
     }
     labels = PlansManager(dataset.plans).get_label_manager(dataset.dataset_json)
-    foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+    foreground = compared_labels(labels)
     classes = {}
     for case in cases:
         locations = _class_locations(folder / f"{case}.pkl")

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import save_json, save_pickle
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.evaluation.find_best_configuration import print_inference_instructions
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.postprocessing.remove_connected_components import (
     remove_all_but_largest_component_from_segmentation,
 )
-from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string, get_ensemble_name
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_federated.federation.best_configuration import METRIC, Best, Labels, Summary
-from nnunetv2_federated.federation.files import write_atomically
+from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.queue import Fold
-from nnunetv2_federated.nnunet.evaluation.site_predictions import labels_of
+from nnunetv2_federated.nnunet.evaluation.chosen_folder import POSTPROCESSING, chosen_folder
+from nnunetv2_federated.nnunet.evaluation.site_predictions import label_manager_of, labels_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Models:
     plans: Mapping[str, Any]
     dataset_json: Mapping[str, Any]
 
+    @property
+    def label_manager(self) -> LabelManager:
+        """nnU-Net's, of the dataset."""
+        return label_manager_of(self.plans, self.dataset_json)
+
     def folder(self, configuration: str) -> Path:
         """Return nnU-Net's result folder of a configuration."""
         name = f"{self.trainer}__{self.plans_name}__{configuration}"
@@ -43,18 +49,13 @@ class Models:
 
     def source(self, configurations: Sequence[str]) -> Path:
         """Return the folder in which nnU-Net would have the predictions of all folds."""
-        folders = [self.folder(name) for name in configurations]
-        if len(folders) == 1:
-            return folders[0] / f"crossval_results_folds_{folds_tuple_to_string(list(self.folds))}"
-        return folders[0].parent / "ensembles" / self.name(configurations)
+        return chosen_folder([self.folder(name) for name in configurations], self.folds)
 
     def name(self, configurations: Sequence[str]) -> str:
         """Return nnU-Net's identifier of a configuration or an ensemble."""
-        folders = [str(self.folder(name)) for name in configurations]
-        if len(folders) == 1:
-            return Path(folders[0]).name
-        name: str = get_ensemble_name(*folders, self.folds)
-        return name
+        if len(configurations) == 1:
+            return self.folder(configurations[0]).name
+        return self.source(configurations).name
 
 
 def write_choice(models: Models, best: Best, classes: Sequence[Any], *, ensembles: bool) -> Path:
@@ -67,7 +68,7 @@ def write_choice(models: Models, best: Best, classes: Sequence[Any], *, ensemble
     best
         What was chosen.
     classes
-        Labels or regions, of :func:`.classes_of`.
+        Labels or regions, of :func:`.compared_labels`.
     ensembles
         Whether ensembles were allowed.
 
@@ -79,8 +80,8 @@ def write_choice(models: Models, best: Best, classes: Sequence[Any], *, ensemble
     for configurations, summary in best.results.items():
         folder = models.source(configurations)
         folder.mkdir(parents=True, exist_ok=True)
-        save_json(dict(models.plans), str(folder / "plans.json"), sort_keys=False)
-        save_json(dict(models.dataset_json), str(folder / "dataset.json"), sort_keys=False)
+        _write(folder / "plans.json", models.plans)
+        _write(folder / "dataset.json", models.dataset_json)
         _write_summary(folder, summary)
     folder = models.source(best.chosen.configurations)
     _write_postprocessing(folder, best, classes)
@@ -97,17 +98,24 @@ def write_choice(models: Models, best: Best, classes: Sequence[Any], *, ensemble
         "best_model_or_ensemble": {
             "result_on_crossval_pre_pp": best.results[chosen]["foreground_mean"][METRIC],
             "result_on_crossval_post_pp": best.summary["foreground_mean"][METRIC],
-            "postprocessing_file": str(folder / "postprocessing.pkl"),
+            "postprocessing_file": str(folder / POSTPROCESSING),
             "some_plans_file": str(folder / "plans.json"),
             "selected_model_or_models": [_model(models, name) for name in chosen],
         },
     }
     results = models.folder(chosen[0]).parent
-    with contextlib.redirect_stdout(io.StringIO()):  # our command prints the file
-        print_inference_instructions(information, str(results / "inference_instructions.txt"))
+    with (
+        contextlib.redirect_stdout(io.StringIO()),  # our command prints the file
+        replacing(results / "inference_instructions.txt") as unfinished,
+    ):
+        print_inference_instructions(information, str(unfinished))
     path = results / "inference_information.json"
-    write_atomically(path, json.dumps(information, indent=4))
+    _write(path, information)
     return path
+
+
+def _write(path: Path, content: Mapping[str, Any], *, in_order: bool = True) -> None:
+    write_atomically(path, json.dumps(content, indent=4, sort_keys=not in_order))
 
 
 def _model(models: Models, configuration: str) -> dict[str, str]:
@@ -121,7 +129,7 @@ def _model(models: Models, configuration: str) -> dict[str, str]:
 
 def _write_summary(folder: Path, summary: Summary) -> None:
     means = {name: summary[name] for name in ("foreground_mean", "mean")}
-    save_json({**means, "metric_per_case": []}, str(folder / "summary.json"))
+    _write(folder / "summary.json", {**means, "metric_per_case": []}, in_order=False)
 
 
 def _write_postprocessing(folder: Path, best: Best, classes: Sequence[Any]) -> None:
@@ -129,7 +137,8 @@ def _write_postprocessing(folder: Path, best: Best, classes: Sequence[Any]) -> N
     kwargs = [
         {"labels_or_regions": as_nnunet_has_it(labels, classes)} for labels in best.chosen.removals
     ]
-    save_pickle(([keep] * len(kwargs), kwargs), str(folder / "postprocessing.pkl"))
+    with replacing(folder / POSTPROCESSING) as unfinished:
+        save_pickle(([keep] * len(kwargs), kwargs), str(unfinished))
     before = best.results[best.chosen.configurations]
     content = {
         "input_folder": {name: before[name] for name in ("foreground_mean", "mean")},
@@ -137,7 +146,7 @@ def _write_postprocessing(folder: Path, best: Best, classes: Sequence[Any]) -> N
         "postprocessing_fns": [keep.__name__] * len(kwargs),
         "postprocessing_kwargs": kwargs,
     }
-    save_json(content, str(folder / "postprocessing.json"))
+    _write(folder / "postprocessing.json", content, in_order=False)
     (folder / "postprocessed").mkdir(exist_ok=True)
     _write_summary(folder / "postprocessed", best.summary)
 

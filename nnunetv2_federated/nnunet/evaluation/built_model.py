@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.evaluated_model import ModelDescription
 from nnunetv2_federated.federation.weights_store import WeightsStore
-from nnunetv2_federated.nnunet.data.dataset import Dataset
+from nnunetv2_federated.nnunet.data.dataset import Dataset, compared_labels
 from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
@@ -220,12 +220,4 @@ def build_model(
 def label_keys(model: ModelDescription) -> list[str]:
     """Return the labels or regions that a model's segmentations are compared on."""
     manager = PlansManager(deepcopy(model.plans)).get_label_manager(deepcopy(model.dataset_json))
-    return [label_or_region_to_key(label) for label in labels_of(manager)]
-
-
-def labels_of(manager: Any) -> Sequence[int | tuple[int, ...]]:  # noqa: ANN401  # nnU-Net's LabelManager
-    """Return the labels or regions that nnU-Net's evaluation compares."""
-    found: Sequence[int | tuple[int, ...]] = (
-        manager.foreground_regions if manager.has_regions else manager.foreground_labels
-    )
-    return found
+    return [label_or_region_to_key(label) for label in compared_labels(manager)]

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
-
-from nnunetv2.paths import nnUNet_raw
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.disk import NO_ROOM, NOT_ALLOWED
-from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.errors import FederationError, SiteError
 from nnunetv2_federated.federation.evaluated_model import hash_vector
 from nnunetv2_federated.federation.evaluation import (
     SURFACE,
@@ -27,10 +24,7 @@ from nnunetv2_federated.federation.evaluation import (
 from nnunetv2_federated.federation.moments import units_of
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.federation.weights_store import WeightsStore
-from nnunetv2_federated.nnunet.data.dataset import (
-    check_environment,
-    find_name,
-)
+from nnunetv2_federated.nnunet.data.dataset import find_raw
 from nnunetv2_federated.nnunet.evaluation.built_model import (
     Architecture,
     Machine,
@@ -84,14 +78,7 @@ class EvaluatedSite:
         SettingsError
             If there is no such dataset, or ``nnUNet_raw`` is not set.
         """
-        check_environment(nnUNet_raw)
-        raw = Path(nnUNet_raw.require())
-        name = find_name(name_or_id) or name_or_id
-        if not (raw / name / "dataset.json").is_file():
-            raise SettingsError(
-                f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
-                "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
-            )
+        name = find_raw(name_or_id)
         return cls(name, site or name, machine, store)
 
     def check_models(self, proposal: EvaluationProposal) -> None:

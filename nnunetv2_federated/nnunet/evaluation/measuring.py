@@ -24,13 +24,13 @@ from nnunetv2_federated.federation.moments import (
 )
 from nnunetv2_federated.federation.weights_store import WeightsStore
 from nnunetv2_federated.nnunet.data.case_progress import counted
+from nnunetv2_federated.nnunet.data.dataset import compared_labels
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.evaluation.built_model import (
     Machine,
     build_model,
     build_predictor,
     label_keys,
-    labels_of,
 )
 from nnunetv2_federated.nnunet.evaluation.case_metrics import metrics_of_case
 from nnunetv2_federated.nnunet.evaluation.postprocessing import postprocess
@@ -110,7 +110,7 @@ class Measurement:
             self.cases.references[case],
             prediction,
             reader,
-            labels_of(manager),
+            compared_labels(manager),
             manager.ignore_label,
             surface=bool(set(SURFACE) & set(self.proposal.metrics)),
         )

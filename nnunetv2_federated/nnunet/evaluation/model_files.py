@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
-
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.names import is_plain_name
 from nnunetv2_federated.federation.text import clean, few
+from nnunetv2_federated.nnunet.evaluation.chosen_folder import POSTPROCESSING, chosen_folder
 
 _PLANS, _DATASET = "plans.json", "dataset.json"
 _FOLD = re.compile(r"fold_(\d{1,3}|all)")
@@ -53,8 +52,7 @@ class ModelFiles:
     @property
     def postprocessing(self) -> Path:
         """What ``nnUNetv2_find_best_configuration`` found for these folds; need not exist."""
-        folds = folds_tuple_to_string(self.folds)
-        return self.folder / f"crossval_results_folds_{folds}" / "postprocessing.pkl"
+        return chosen_folder([self.folder], self.folds) / POSTPROCESSING
 
 
 @contextlib.contextmanager
@@ -168,7 +166,7 @@ def _is_needed(name: PurePosixPath, which: WhichModel) -> bool:
     if len(parts) == 1:
         return parts[0] in (_PLANS, _DATASET)
     if parts[0].startswith("crossval_results_folds_"):
-        return parts[1:] == ("postprocessing.pkl",) and is_plain_name(parts[0])
+        return parts[1:] == (POSTPROCESSING,) and is_plain_name(parts[0])
     inside = (which.checkpoint,), ("validation", "summary.json")
     return _FOLD.fullmatch(parts[0]) is not None and parts[1:] in inside
 

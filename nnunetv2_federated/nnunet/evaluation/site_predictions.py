@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.ensembling.ensemble import merge_files
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, label_or_region_to_key
 from nnunetv2.postprocessing.remove_connected_components import (
@@ -18,11 +23,48 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.best_configuration import Candidate, Labels
+from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.federation.messages import FullValidation
+from nnunetv2_federated.nnunet.data.dataset import compared_labels
 from nnunetv2_federated.nnunet.summary import join_summaries, summarise
 
 Starmap = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Sequence[Any]]
 """As ``multiprocessing.Pool.starmap``."""
+
+
+@contextlib.contextmanager
+def in_workers(case_done: Callable[[], None] = lambda: None) -> Iterator[Starmap]:
+    """Measure cases in worker processes, as many as nnU-Net's.
+
+    Parameters
+    ----------
+    case_done
+        Called after each case; may raise to stop.
+
+    Yields
+    ------
+    callable
+        For :meth:`SitePredictions.score`. Raises ``FederationError`` if a worker was ended, for
+        which a pool of :mod:`multiprocessing` would wait for ever.
+    """
+    workers = ProcessPoolExecutor(default_num_processes, multiprocessing.get_context("spawn"))
+
+    def starmap(function: Callable[..., Any], cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+        found = []
+        for one in [workers.submit(function, *case) for case in cases]:
+            found.append(one.result())
+            case_done()
+        return found
+
+    try:
+        yield starmap
+    except BrokenProcessPool as error:
+        raise FederationError(
+            "a process that measured predictions was ended, perhaps for want of memory; "
+            "nnUNet_def_n_proc=1 takes least"
+        ) from error
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -51,7 +93,7 @@ class SitePredictions:
         written = Written(
             str(self.dataset_json["file_ending"]),
             PlansManager(dict(self.plans)).image_reader_writer_class(),
-            label_manager_of(self),
+            label_manager_of(self.plans, self.dataset_json),
         )
         cases = [
             (
@@ -67,10 +109,9 @@ class SitePredictions:
         return summarise(self.site, len(rows), summary)
 
 
-def label_manager_of(predictions: SitePredictions) -> LabelManager:
-    """Return nnU-Net's label manager of the dataset."""
-    plans = PlansManager(dict(predictions.plans))
-    return plans.get_label_manager(dict(predictions.dataset_json))
+def label_manager_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> LabelManager:
+    """Return nnU-Net's label manager of a dataset."""
+    return PlansManager(dict(plans)).get_label_manager(dict(dataset_json))
 
 
 class Written(NamedTuple):
@@ -122,17 +163,10 @@ def measure(
             str(reference),
             str(prediction),
             reader_writer,
-            classes_of(label_manager),
+            compared_labels(label_manager),
             label_manager.ignore_label,
         )["metrics"]
     return {label_or_region_to_key(label): metrics for label, metrics in found.items()}
-
-
-def classes_of(label_manager: LabelManager) -> list[Any]:
-    """Return what is measured: foreground labels, or regions as tuples."""
-    if label_manager.has_regions:
-        return list(label_manager.foreground_regions)
-    return list(label_manager.foreground_labels)
 
 
 def labels_of(label_or_region: Any) -> Labels:  # noqa: ANN401  # an int, or a tuple of them

@@ -19,7 +19,12 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.nnunet.data.dataset import Dataset, check_environment, read_json
+from nnunetv2_federated.nnunet.data.dataset import (
+    Dataset,
+    check_environment,
+    compared_labels,
+    read_json,
+)
 from nnunetv2_federated.nnunet.data.raw_files import case_files, training_files
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.evaluation.case_metrics import metrics_of_case
@@ -178,7 +183,7 @@ def _metrics_of_labels(predictor: Any, reference: str, prediction: str) -> dict[
     plans, dataset_json = predictor.plans_manager, predictor.dataset_json
     manager = plans.get_label_manager(dataset_json)
     io, ignored = plans.image_reader_writer_class(), manager.ignore_label
-    labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    labels = compared_labels(manager)
     of_labels = metrics_of_case(reference, prediction, io, labels, ignored)
     names = {tuple(v) if isinstance(v, list) else v: k for k, v in dataset_json["labels"].items()}
     metrics: dict[str, float | None] = {}

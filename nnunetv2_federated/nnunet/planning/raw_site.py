@@ -39,7 +39,7 @@ from nnunetv2_federated.nnunet.data.case_progress import counted
 from nnunetv2_federated.nnunet.data.dataset import (
     check_environment,
     check_only_name,
-    find_name,
+    find_raw,
 )
 from nnunetv2_federated.nnunet.data.dataset_json import check_declaration
 from nnunetv2_federated.nnunet.data.raw_case import (
@@ -117,14 +117,8 @@ class RawSite:
         SettingsError
             If there is no such dataset, or nnU-Net's folders are not set.
         """
-        check_environment(nnUNet_raw, nnUNet_preprocessed)
-        raw = Path(nnUNet_raw.require())
-        name = find_name(name_or_id) or name_or_id
-        if not (raw / name / "dataset.json").is_file():
-            raise SettingsError(
-                f"dataset {name_or_id} has no dataset.json under nnUNet_raw ({raw}): give an id "
-                "such as 501 or a name such as Dataset501_Name of a raw nnU-Net dataset."
-            )
+        check_environment(nnUNet_preprocessed)
+        name = find_raw(name_or_id)
         check_only_name(name)
         return cls(
             name,

@@ -13,19 +13,9 @@ from typing import Any
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.nnunet.training.safe_checkpoint import read_checkpoint
 
-OF_DATASET = (
-    *("channel_names", "modality", "labels", "regions_class_order", "classes"),
-    *("file_ending", "overwrite_image_reader_writer"),
-)
-"""Keys of ``dataset.json`` that inference reads."""
 OF_SUMMARY = ("foreground_mean", "mean", "threshold")
 """Keys of ``summary.json`` without cases; a classifier's threshold is used to predict."""
 _PER_CASE = ("spacings", "shapes_after_crop")
-
-
-def clean_dataset_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what inference reads of a ``dataset.json``."""
-    return {key: content[key] for key in OF_DATASET if key in content}
 
 
 def clean_fingerprint(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.model_sharing.model_export import export_pretrained_model
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
-from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string, get_ensemble_name
 
+from nnunetv2_federated.federation.best_configuration import candidates
 from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.evaluated_model import of_dataset
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, read_json
 from nnunetv2_federated.nnunet.environment import environment, quiet
+from nnunetv2_federated.nnunet.evaluation.chosen_folder import POSTPROCESSING, chosen_folder
 from nnunetv2_federated.nnunet.evaluation.postprocessing import (
     read_postprocessing,
     write_postprocessing,
 )
 from nnunetv2_federated.nnunet.release.clean_files import (
     clean_checkpoint,
-    clean_dataset_json,
     clean_fingerprint,
     clean_summary,
 )
 from nnunetv2_federated.nnunet.release.finished_model import FinishedModel
 from nnunetv2_federated.nnunet.training.torch_file import write_torch
 
-POSTPROCESSING = "postprocessing.pkl"
 _PICTURE = "progress.png"
 _SUMMARY = Path("validation", "summary.json")
 
@@ -112,7 +111,7 @@ def _write_clean_copy(model: FinishedModel, scratch: Path) -> set[str]:
         copy.mkdir(parents=True)
         fingerprint = source / "dataset_fingerprint.json"
         _write(copy / "plans.json", model.plans(configuration))
-        _write(copy / "dataset.json", clean_dataset_json(model.dataset_json(configuration)))
+        _write(copy / "dataset.json", of_dataset(model.dataset_json(configuration)))
         known = read_json(fingerprint) if fingerprint.is_file() else {}
         _write(copy / fingerprint.name, clean_fingerprint(known))
     for folder in _chosen(model):
@@ -131,14 +130,11 @@ def _write_clean_copy(model: FinishedModel, scratch: Path) -> set[str]:
 
 def _chosen(model: FinishedModel) -> list[Path]:
     """Return the folders that have the postprocessing of these folds and configurations."""
-    folds = folds_tuple_to_string(list(model.folds))
-    folders = [model.folder(name) for name in model.configurations]
-    ensembles = [
-        model.results / "ensembles" / get_ensemble_name(str(one), str(other), model.folds)
-        for one, other in itertools.combinations(folders, 2)
+    folders = [
+        chosen_folder([model.folder(name) for name in names], model.folds)
+        for names in candidates(model.configurations, ensembles=True)
     ]
-    singles = [folder / f"crossval_results_folds_{folds}" for folder in folders]
-    return [f for f in (*singles, *ensembles) if (f / POSTPROCESSING).is_file()]
+    return [folder for folder in folders if (folder / POSTPROCESSING).is_file()]
 
 
 def _write_postprocessing(folder: Path, copy: Path) -> None:

@@ -20,7 +20,7 @@ from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.learning_rates import Schedule
 from nnunetv2_federated.federation.messages import Validation
 from nnunetv2_federated.federation.text import clean
-from nnunetv2_federated.nnunet.data.dataset import find_trainer
+from nnunetv2_federated.nnunet.data.dataset import compared_labels, find_trainer
 from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.nnunet.training.optimizer import SUFFIX, ServerRate
@@ -98,9 +98,7 @@ class FederatedRounds(ServerRate):
             or super().validation_step.__func__ is not nnUNetTrainer.validation_step
         ):
             return given
-        manager = self.label_manager
-        labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-        return len(labels)
+        return len(compared_labels(self.label_manager))
 
     def run_round(
         self,

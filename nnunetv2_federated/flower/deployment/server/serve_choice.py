@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.best_configuration import Candidate
-from nnunetv2_federated.federation.choosing import ChoiceOffer, ChoiceProposal, ScoreTask
-from nnunetv2_federated.federation.errors import SettingsError, SiteError
+from nnunetv2_federated.federation.choosing import (
+    ChoiceOffer,
+    ChoiceProposal,
+    ScoreTask,
+    check_score,
+)
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import FullValidation
-from nnunetv2_federated.flower.asking import ask_all
+from nnunetv2_federated.flower.asking import ask_sites
 from nnunetv2_federated.flower.choosing_app import CHOICE, SCORE
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
 from nnunetv2_federated.flower.enrolment import Enrolment
@@ -29,6 +34,7 @@ def choice_at_sites(
     server: ServerSettings,
     sites: Sequence[str],
     proposal: ChoiceProposal,
+    labels: Collection[str],
     *,
     wait_for_sites: float,
     answer_deadline: float,
@@ -46,6 +52,8 @@ def choice_at_sites(
         Names of the sites; all are needed.
     proposal
         What the sites approve.
+    labels
+        Classes or regions that each answer has to have.
     wait_for_sites
         Seconds to wait for a site, at the start and when it was lost.
     answer_deadline
@@ -57,7 +65,7 @@ def choice_at_sites(
     ------
     callable
         Asks the sites that have enough cases; raises ``SiteError`` if one fails, is silent, or
-        answers for another number of cases than it offered.
+        answers for another number of cases than it offered, or for other classes.
 
     Raises
     ------
@@ -89,32 +97,20 @@ def choice_at_sites(
                 f"--min-cases {proposal.min_cases}: no site has so many validation cases; the "
                 f"largest has {max(offer.cases for offer in offers.values())}."
             )
-        yield lambda candidate: _ask(grid, kept, proposal, candidate, answer_deadline)
+        yield lambda candidate: _ask(
+            grid, kept, ScoreTask.of(proposal.approval(), candidate), labels, answer_deadline
+        )
     shutil.rmtree(folder)
 
 
 def _ask(
     grid: Grid,
     offers: dict[int, ChoiceOffer],
-    proposal: ChoiceProposal,
-    candidate: Candidate,
+    task: ScoreTask,
+    labels: Collection[str],
     answer_deadline: float,
 ) -> list[FullValidation]:
-    task = ScoreTask.of(proposal.approval(), candidate).to_json()
-
-    def refusal(node: int, reason: str) -> str:
-        site = f"site {offers[node].site}"
-        return reason if reason.startswith(site) else f"{site}: {reason}"
-
-    found = ask_all(
-        grid,
-        f"query.{SCORE}",
-        {node: pack_content(task) for node in offers},
-        FullValidation.from_json,
-        answer_deadline,
-        refusal=refusal,
-    )
-    for node, answer in found.items():
-        if (answer.site, answer.cases) != (offers[node].site, offers[node].cases):
-            raise SiteError(f"site {offers[node].site}: answers for other cases than it offered")
-    return [found[node] for node in offers]
+    names = {node: offer.site for node, offer in offers.items()}
+    read, content = FullValidation.from_json, pack_content(task.to_json())
+    found = ask_sites(grid, names, SCORE, read, answer_deadline, content=content)
+    return [check_score(found[node], offer, labels) for node, offer in offers.items()]

@@ -5,11 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-from dataclasses import replace
 from pathlib import Path
-
-from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_federated.federation.best_configuration import Candidate, candidates
 from nnunetv2_federated.federation.choosing import ChoiceOffer, ChoiceProposal, ScoreTask
@@ -23,15 +19,15 @@ from nnunetv2_federated.federation.files import read_state, write_state
 from nnunetv2_federated.federation.messages import FullValidation
 from nnunetv2_federated.federation.queue import trainings_of
 from nnunetv2_federated.federation.run import Run, read_run
+from nnunetv2_federated.flower.deployment.site.agreed_work import AgreedWork
 from nnunetv2_federated.flower.deployment.site.consent import Consent
 from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
-from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
 from nnunetv2_federated.flower.deployment.site.work_guard import WorkMeter
-from nnunetv2_federated.nnunet.data.dataset import Dataset, load_dataset
+from nnunetv2_federated.nnunet.data.dataset import Dataset, compared_labels, load_dataset
 from nnunetv2_federated.nnunet.evaluation.site_predictions import (
     SitePredictions,
-    classes_of,
+    in_workers,
     label_manager_of,
     labels_of,
     probabilities_of,
@@ -64,10 +60,7 @@ class ChoiceGuard:
 
     def __init__(self, here: LocalSite, consent: Consent, ledger: Ledger, meter: WorkMeter) -> None:
         self._here = here
-        self._consent = consent
-        self._ledger = ledger
-        self._meter = meter
-        self._joined = ProposalFile(here.folder / CHOICE_FILE, ChoiceProposal)
+        self._work = AgreedWork(here, consent, ledger, meter, file=CHOICE_FILE, kind=ChoiceProposal)
 
     def offer(self, proposal: ChoiceProposal) -> ChoiceOffer:
         """Agree to a choice that was approved, if all predictions are there.
@@ -77,14 +70,12 @@ class ChoiceGuard:
         SiteError
             If it is not approved, predictions are missing, or the site has given all it gives.
         """
-        site, dataset = self._here.name, self._here.dataset_name()
         if _key(proposal) not in self._read():
-            spent = self._ledger.spent(dataset)
-            self._here.limits.check_step(spent, site, is_round=False)
-        self._consent.require(proposal)
+            self._work.check_left()
+        self._work.consent.require(proposal)
         cases = len(next(iter(self._predictions(proposal).files.values())))
-        self._joined.write(proposal, dataset=dataset)
-        return ChoiceOffer(site, cases)
+        self._work.agree(proposal)
+        return ChoiceOffer(self._here.name, cases)
 
     def score(self, task: ScoreTask) -> FullValidation:
         """Measure a candidate, or give the answer that was given before.
@@ -95,7 +86,7 @@ class ChoiceGuard:
             If it is not approved any more, is none of nnU-Net's candidates, of too few cases, or
             nothing is left to give.
         """
-        proposal = self._approved(task.approval)
+        proposal = self._work.approved(task.approval)
         predictions = self._predictions(proposal)
         self._check(task.candidate, proposal, predictions)
         state, key = self._read(), _key(proposal)
@@ -103,20 +94,16 @@ class ChoiceGuard:
         question = hashlib.sha256(task.to_json().encode()).hexdigest()
         if answers is not None and question in answers:
             return FullValidation.from_json(answers[question])
-        classes = len(classes_of(label_manager_of(predictions)))
-        if answers is not None and len(answers) >= proposal.most_questions(classes):
+        manager = label_manager_of(predictions.plans, predictions.dataset_json)
+        if len(answers or ()) >= proposal.most_questions(len(compared_labels(manager))):
             raise SiteError(f"site {self._here.name}: has measured all candidates of this choice")
-        dataset, limits = self._here.dataset_name(), self._here.limits
         if answers is None:
-            self._ledger.count_evaluation(dataset, limits, self._here.name)
-        limits.check_hours(self._ledger.spent(dataset), self._here.name)
-        with (
-            self._meter.measuring(dataset, lambda hours: self._check_going_on(proposal, hours)),
-            multiprocessing.get_context("spawn").Pool(default_num_processes) as pool,
-        ):
-            answer = predictions.score(task.candidate, pool.starmap)
-        state[key] = {**(answers or {}), question: answer.to_json()}
-        write_state(self._here.folder / SCORES_FILE, {"answers": state}, _FORMAT)
+            self._work.count()
+            self._write({**state, key: {}})  # a kill from here on does not count it twice
+        done = self._work.meter.iteration_done
+        with self._work.working(proposal), in_workers(done) as starmap:
+            answer = predictions.score(task.candidate, starmap)
+        self._write({**state, key: {**(answers or {}), question: answer.to_json()}})
         return answer
 
     def _check(
@@ -134,30 +121,12 @@ class ChoiceGuard:
                 f"site {site}: has {cases} validation cases, fewer than the {proposal.min_cases} "
                 "approved"
             )
-        manager = label_manager_of(predictions)
+        manager = label_manager_of(predictions.plans, predictions.dataset_json)
         foreground = tuple(int(label) for label in manager.foreground_labels)
-        allowed = [foreground, *(labels_of(label) for label in classes_of(manager))]
+        allowed = [foreground, *(labels_of(label) for label in compared_labels(manager))]
         left = iter(allowed)
         if not all(labels in left for labels in candidate.removals):  # in this order
             raise SiteError(f"site {site}: refused a postprocessing that nnU-Net does not try")
-
-    def _check_going_on(self, proposal: ChoiceProposal, hours: float) -> None:
-        self._consent.require_still(proposal)
-        spent = self._ledger.spent(self._here.dataset_name())
-        self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
-
-    def _approved(self, approval: str) -> ChoiceProposal:
-        joined, site = self._joined.read(), self._here.name
-        if joined is None or joined[0].approval() != approval:
-            raise SiteError(f"site {site} has not agreed to the choice {approval[:12]}")
-        proposal, notes = joined
-        if notes.get("dataset") != self._here.dataset_name():
-            raise SiteError(
-                f"site {site} serves another dataset than the one it agreed with; it has to be "
-                "asked again"
-            )
-        self._consent.require_still(proposal)
-        return proposal
 
     def _predictions(self, proposal: ChoiceProposal) -> SitePredictions:
         """Find the predictions of the trainings that the proposal names.
@@ -185,7 +154,7 @@ class ChoiceGuard:
         ids = [run_id for name in proposal.queue for run_id in proposal.run_ids[name]]
         files: dict[str, dict[str, Path]] = {}
         for (name, fold), run_id in zip(trainings_of(proposal.folds), ids, strict=True):
-            folder = self._ledger.folder_of(run_id)
+            folder = self._work.ledger.folder_of(run_id)
             run = read_run(folder)
             if (run.dataset, run.configuration, run.fold) != (dataset.name, name, fold):
                 raise SettingsError(f"{folder} has another training than {name} fold {fold}")
@@ -219,6 +188,9 @@ class ChoiceGuard:
         if not isinstance(answers, dict) or not all(isinstance(a, dict) for a in answers.values()):
             raise CheckpointError(f"{path} is damaged: {_REMEDY}")
         return answers
+
+    def _write(self, answers: dict[str, dict[str, str]]) -> None:
+        write_state(self._here.folder / SCORES_FILE, {"answers": answers}, _FORMAT)
 
 
 def _key(proposal: ChoiceProposal) -> str:

@@ -18,11 +18,11 @@ from nnunetv2_federated.federation.evaluation import (
 )
 from nnunetv2_federated.federation.files import read_state, write_state
 from nnunetv2_federated.federation.weights_store import WeightsStore
+from nnunetv2_federated.flower.deployment.site.agreed_work import AgreedWork
 from nnunetv2_federated.flower.deployment.site.consent import Consent
 from nnunetv2_federated.flower.deployment.site.gpu_limit import limit_gpu
 from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
-from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
 from nnunetv2_federated.flower.deployment.site.work_guard import WorkMeter
 from nnunetv2_federated.nnunet.evaluation.built_model import Machine
 from nnunetv2_federated.nnunet.evaluation.evaluated_site import EvaluatedSite
@@ -55,11 +55,10 @@ class EvaluationGuard:
 
     def __init__(self, here: LocalSite, consent: Consent, ledger: Ledger, meter: WorkMeter) -> None:
         self._here = here
-        self._consent = consent
-        self._ledger = ledger
-        self._meter = meter
         self._store = WeightsStore(here.folder / "evaluated")
-        self._joined = ProposalFile(here.folder / EVALUATION_FILE, EvaluationProposal)
+        self._work = AgreedWork(
+            here, consent, ledger, meter, file=EVALUATION_FILE, kind=EvaluationProposal
+        )
 
     def offer(self, proposal: EvaluationProposal) -> EvaluationOffer:
         """Agree to an evaluation that was approved.
@@ -69,17 +68,16 @@ class EvaluationGuard:
         SiteError
             If it is not, names code that is not allowed, or the site has given all it gives.
         """
-        site, dataset = self._site(), self._here.dataset_name()
+        site = self._site()
         site.check_models(proposal)
         if proposal.approval() not in self._read()["begun"]:
-            limits = self._here.limits
-            limits.check_step(self._ledger.spent(dataset), self._here.name, is_round=False)
-        self._consent.require(proposal)
+            self._work.check_left()
+        self._work.consent.require(proposal)
         offer = site.offer(proposal)
-        before = self._joined.read()
-        if before is None or before[0].approval() != proposal.approval():
+        before = self._work.last()
+        if before is None or before.approval() != proposal.approval():
             self._store.clear()
-        self._joined.write(proposal, dataset=dataset)
+        self._work.agree(proposal)
         return offer
 
     def receive(self, task: WeightsTask, vector: Vector) -> WeightsReceipt:
@@ -90,7 +88,7 @@ class EvaluationGuard:
         SiteError
             If they do not, or the evaluation is not approved any more.
         """
-        return self._site().receive(self._approved(task.approval), task, vector)
+        return self._site().receive(self._work.approved(task.approval), task, vector)
 
     def measure(self, task: MeasureTask) -> SiteEvaluation:
         """Evaluate, or give the answer that was given before.
@@ -100,43 +98,23 @@ class EvaluationGuard:
         SiteError
             If it is not approved any more, weights are missing, or nothing is left to give.
         """
-        proposal = self._approved(task.approval)
+        proposal = self._work.approved(task.approval)
         state = self._read()
         if task.approval in state["answers"]:
             return SiteEvaluation.from_json(state["answers"][task.approval])
-        dataset, limits = self._here.dataset_name(), self._here.limits
         site = self._site()
         site.check_weights(proposal)
         if task.approval not in state["begun"]:
-            self._ledger.count_evaluation(dataset, limits, self._here.name)
+            self._work.count()
             state["begun"] = [*state["begun"], task.approval]
             self._write(state)
-        limits.check_hours(self._ledger.spent(dataset), self._here.name)
         limit_gpu(self._here)
-        with self._meter.measuring(dataset, lambda hours: self._check_going_on(proposal, hours)):
+        with self._work.working(proposal):
             answer = site.measure(proposal)
         state["answers"] = {**state["answers"], task.approval: answer.to_json()}
         self._write(state)
         self._store.clear()
         return answer
-
-    def _check_going_on(self, proposal: EvaluationProposal, hours: float) -> None:
-        self._consent.require_still(proposal)
-        spent = self._ledger.spent(self._here.dataset_name())
-        self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
-
-    def _approved(self, approval: str) -> EvaluationProposal:
-        joined, site = self._joined.read(), self._here.name
-        if joined is None or joined[0].approval() != approval:
-            raise SiteError(f"site {site} has not agreed to the evaluation {approval[:12]}")
-        proposal, notes = joined
-        if notes.get("dataset") != self._here.dataset_name():
-            raise SiteError(
-                f"site {site} serves another dataset than the one it agreed with; it has to be "
-                "asked again"
-            )
-        self._consent.require_still(proposal)
-        return proposal
 
     def _site(self) -> EvaluatedSite:
         here = self._here
@@ -148,7 +126,7 @@ class EvaluationGuard:
             raise SiteError(
                 f"site {here.name}: no raw dataset; the site's log says more"
             ) from error
-        return replace(site, case_done=self._meter.iteration_done)
+        return replace(site, case_done=self._work.meter.iteration_done)
 
     def _read(self) -> dict[str, Any]:
         path = self._here.folder / ANSWERS_FILE

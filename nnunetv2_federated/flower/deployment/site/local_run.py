@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Proposal
-from nnunetv2_federated.federation.queue import describe_queue, trainings_of
+from nnunetv2_federated.federation.queue import Folds, describe_queue, trainings_of
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.limits import Spent
@@ -50,7 +51,7 @@ class LocalRun:
             settings = FederationSettings(**proposal.settings)
         except (SettingsError, TypeError) as error:
             raise SiteError(f"site {here.name}: {error}") from error
-        return cls(here, proposal, settings, find_dataset(proposal, here))
+        return cls(here, proposal, settings, find_dataset(proposal, here, proposal.folds))
 
     def check_limits(self, spent: Spent, rounds_done: int) -> None:
         """Check that all that was proposed wants no more than the site gives.
@@ -82,8 +83,13 @@ class LocalRun:
                 allowed_modules=here.allowed_modules,
             )
 
-    def check_content(self) -> None:
-        """Find out now what would end the training later, or spoil it.
+    def check_content(self, queue: Mapping[str, Folds]) -> None:
+        """Find out now what would end a training later, or spoil it.
+
+        Parameters
+        ----------
+        queue
+            Configurations and folds to look at.
 
         Raises
         ------
@@ -93,7 +99,7 @@ class LocalRun:
         trainer = check_trainer(self.proposal.trainer, self.here.allowed_modules)
         segmentation = validates_segmentations(trainer)
         try:
-            for configuration, folds in self.proposal.queue.items():
+            for configuration, folds in queue.items():
                 for line in check_dataset(
                     self.dataset, configuration, folds, segmentation=segmentation
                 ):
@@ -146,8 +152,17 @@ class LocalRun:
         return run
 
 
-def find_dataset(proposal: Proposal, here: LocalSite) -> Dataset:
-    """Load the site's dataset if it has the federation's plans, for all that is proposed.
+def find_dataset(proposal: Proposal, here: LocalSite, queue: Mapping[str, Folds]) -> Dataset:
+    """Load the site's dataset if it has the federation's plans.
+
+    Parameters
+    ----------
+    proposal
+        What was proposed.
+    here
+        What the hospital offers.
+    queue
+        Configurations and folds that it needs to have.
 
     Raises
     ------
@@ -155,14 +170,14 @@ def find_dataset(proposal: Proposal, here: LocalSite) -> Dataset:
         If not; in the same words whatever is the reason, which only the site's log says.
     """
     refusal = SiteError(
-        f"site {here.name}: no dataset preprocessed for {describe_queue(proposal.folds)}, with "
+        f"site {here.name}: no dataset preprocessed for {describe_queue(queue)}, with "
         f"plans {proposal.plans_name} of SHA-256 "
         f"{proposal.plans_hash[:12]}; plan together, or copy the federation's plans and "
         "preprocess again; the site's log says more"
     )
     try:
         dataset = load_dataset(here.dataset, proposal.plans_name)
-        for configuration, fold in trainings_of(proposal.folds):
+        for configuration, fold in trainings_of(queue):
             fold_of_site(dataset, configuration, fold)
     except SettingsError as error:
         logger.error("the dataset does not fit: %s", error)  # noqa: TRY400  # it says all

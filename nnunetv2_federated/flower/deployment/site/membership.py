@@ -67,9 +67,11 @@ class Membership:
         """
         local = LocalRun.of(proposal, self._here)
         spent = self._ledger.spent(local.dataset.name)
-        local.check_limits(spent, sum(map(self._ledger.rounds_done, proposal.run_ids)))
+        given = sum(map(self._ledger.rounds_done, proposal.run_ids))
+        local.check_limits(spent, given)
         self._consent.require(proposal)
-        local.check_content()
+        # all of a queue before its first round, then what comes next
+        local.check_content(proposal.current if given else proposal.folds)
         run = local.run()
         folder = federation_folder(run)
         self._hold(folder)
@@ -111,7 +113,8 @@ class Membership:
         """
         proposal, folder = self.current()
         self._consent.require_still(proposal)
-        find_dataset(proposal, self._here)  # the plans may have been replaced since
+        # the plans may have been replaced since
+        find_dataset(proposal, self._here, proposal.current)
         self._hold(folder)
         limit_gpu(self._here)
         try:
