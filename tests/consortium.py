@@ -67,7 +67,7 @@ class Consortium:
         self.namespaces: dict[str, str] = {}
         self._kills = folder / "kills"
         self.failing = False
-        """Whether a third of the requests to the SuperLink fail, of whom is started then."""
+        """Whether a fifth of the requests to the SuperLink fail, of whom is started then."""
         provision(self.credentials, Address(host, self.port), list(sites))
         self.processes: dict[str, Command | subprocess.Popen[bytes]] = {}
         if raw is not None:
@@ -200,12 +200,11 @@ class Consortium:
         wait_for(lambda: asked in self.said(site), f"{what} at {site}")
         found = self.said(site).split(asked)[-1][:12]
         bundle = self.credentials / "sites" / site / "site.toml"
-        module = (sys.executable, "-m", "nnunetv2_federated.cli.site")
-        subprocess.run(
-            [*module, self.dataset, "--site", bundle, "--approve", found],
-            env=self.environment(site),
-            check=True,
-        )
+        arguments = (self.dataset, "--site", bundle, "--approve", found)
+        output = self.folder / f"{site}.approval"
+        command = ("-m", "nnunetv2_federated.cli.site", *arguments)
+        approval = Command(command, self.environment(site), self.folder, output)
+        assert approval.wait(60) == 0, output.read_text()
 
     def wait_until(self, name: str, text: str) -> None:
         wait_for(lambda: text in self.said(name), f"{text!r} of {name}")

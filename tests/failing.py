@@ -1,4 +1,4 @@
-"""Run a command of ours for which a third of the requests to the SuperLink ends with HTTP 500.
+"""Run a command of ours for which a fifth of the requests to the SuperLink ends with HTTP 500.
 
 Half of these have been carried out all the same, as when a database is locked at their end.
 Arguments: the module to run, with its arguments.
@@ -18,7 +18,7 @@ _send = httpx.Client.send
 
 
 def send(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
-    fate = _chance.randrange(6)
+    fate = _chance.randrange(10)
     response = None if fate == 0 else _send(client, request, **options)
     if fate > 1 and response is not None:
         return response

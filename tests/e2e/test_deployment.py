@@ -285,12 +285,12 @@ def test_a_round_ends_without_the_site_that_hangs_and_a_federation_without_sites
     assert "are required (--min-replies)" in consortium.said("server").split("\n")[-2]
 
 
-@pytest.mark.slow(190)
+@pytest.mark.slow(110)
 def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     consortium: Consortium,
 ) -> None:
     """One site does not answer when it is asked to join, another when the rounds are done."""
-    consortium.start_server(*SHORT, "--wait-for-sites", "30", "--answer-deadline", "60")
+    consortium.start_server(*SHORT, "--wait-for-sites", "20", "--answer-deadline", "30")
     consortium.start_site("bern", "--approve-all")
     consortium.start_silent_site("lyon", "evaluate")
     consortium.start_silent_site("oslo", "query.join")
@@ -311,7 +311,7 @@ def test_who_says_nothing_is_named_and_the_federation_has_its_result(
     assert list(summary["sites"]) == ["bern"]
 
 
-@pytest.mark.slow(170)
+@pytest.mark.slow(120)
 def test_a_superlink_that_fails_now_and_then_is_asked_again_at_both_ends(
     tmp_path: Path, dataset_2d: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from commands import Command
 from helpers import Train, assert_same, load_history, load_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -66,23 +64,24 @@ def test_a_killed_run_resumes_to_the_same_weights(
     folder = tmp_path / "killed"
     environment = {**os.environ, "nnUNet_results": str(folder)}
     short = ["--iterations-per-epoch", "2", "--val-iterations", "2", "-device", "cpu"]
-    python = [sys.executable, "-m", "nnunetv2_federated.cli.train"]
-    process = subprocess.Popen([*python, *command, *short], env=environment)
+    module = ["-m", "nnunetv2_federated.cli.train"]
+    said = tmp_path / "said"
+    process = Command([*module, *command, *short], environment, tmp_path, said)
     history = folder / "Dataset901_Balls/nnUNetTrainerFederated__nnUNetPlans__2d/fold_0"
     wait_for_rounds(history / "federation.json", 2, process)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     done = len(load_history(history)["rounds"])
     assert done < 4
-    resumed = [*python, *command[:3], "--c", "-device", "cpu", "--quiet"]
-    subprocess.run(resumed, env=environment, check=True)
+    resumed = [*module, *command[:3], "--c", "-device", "cpu", "--quiet"]
+    assert Command(resumed, environment, tmp_path, said).wait() == 0, said.read_text()
     rounds = load_history(history)["rounds"]
     assert [record["round"] for record in rounds] == [0, 1, 2, 3]
     assert_same(uninterrupted, load_weights(history))
     del results
 
 
-def wait_for_rounds(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_rounds(path: Path, count: int, process: Command) -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         if path.is_file() and len(json.loads(path.read_text())["rounds"]) >= count:
