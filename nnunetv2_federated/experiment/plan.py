@@ -15,7 +15,7 @@ from nnunetv2_federated.experiment.resolve import networked, server_settings, si
 from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import PrepareTask
 from nnunetv2_federated.flower.client_app import make_client_app
-from nnunetv2_federated.flower.deployment.server.serve import serve_planning
+from nnunetv2_federated.flower.deployment.server.serve_planning import serve_planning
 from nnunetv2_federated.flower.in_process import InProcessGrid
 from nnunetv2_federated.flower.joint_planning import (
     PlanningSettings,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.waiting import Grace
@@ -28,17 +26,6 @@ from nnunetv2_federated.flower.deployment.server.network_grid import RUN_ENDED, 
 from nnunetv2_federated.flower.deployment.server.site_register import SiteRegister
 from nnunetv2_federated.flower.deployment.server.superlink import SuperLink
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
-from nnunetv2_federated.flower.enrolment import Enrolment
-from nnunetv2_federated.flower.joint_planning import (
-    PlanningSettings,
-    check_sites,
-    count_cases,
-    plan_together,
-    prepare_sites,
-)
-from nnunetv2_federated.nnunet.planning.installed_plans import install_plans, other_plans
-from nnunetv2_federated.nnunet.planning.planner import dataset_json_of
-from nnunetv2_federated.nnunet.training.packages import defining_packages
 
 
 @dataclass(frozen=True)
@@ -198,74 +185,6 @@ def _what_failed(error: httpx.HTTPError) -> str:
     if status in RUN_ENDED:
         return "has given the run up: it was stopped, or this machine slept"
     return f"failed (HTTP {status})"
-
-
-def serve_planning(
-    folder: Path,
-    server: ServerSettings,
-    sites: Sequence[str],
-    settings: PlanningSettings,
-    *,
-    wait_for_sites: float,
-    answer_deadline: float,
-    say: Callable[[str], None],
-) -> PrepareTask:
-    """Plan together with sites on other machines, and let them prepare.
-
-    Parameters
-    ----------
-    folder
-        Preprocessed dataset of the server, which receives the plans.
-    server
-        Credentials and address of the server.
-    sites
-        Names of the sites that are planned for; all are needed.
-    settings
-        Settings of the planner, the fingerprint and the preprocessing.
-    wait_for_sites
-        Seconds to wait for a site, at the start and when it was lost.
-    answer_deadline
-        Seconds to wait for an answer, of a site at work on its images.
-    say
-        Called with one line about each step.
-
-    Raises
-    ------
-    RoundError
-        If not all sites are there in time.
-    SiteError
-        If a site fails, is silent, differs from the others or cannot take the plans; names it.
-    SettingsError
-        If the server has other plans of that name, or the planner refuses.
-    """
-    proposal = PlanProposal(
-        dataset=folder.name,
-        planner=asdict(settings.plan),
-        configurations=list(settings.configurations) if settings.preprocess else [],
-        min_cases=settings.min_cases,
-        verify_dataset_integrity=settings.verify_dataset_integrity,
-        replace_plans=settings.replace_plans,
-        packages=defining_packages({"configurations": {}}, "nnUNetTrainer"),
-    )
-    files = folder / "planning"
-    with open_grid(files, server, sites, say, patience=wait_for_sites) as grid:
-        enrolment = Enrolment(
-            grid,
-            sites,
-            "survey",
-            question=lambda _: proposal.to_json(),
-            read=SiteSurvey.from_json,
-            say=say,
-        )
-        enrolment.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
-        task = plan_together(grid, enrolment.answers, settings, say, answer_deadline)
-        if problem := other_plans(folder, task):
-            raise SettingsError(f"the server {problem}")
-        check_sites(grid, task, enrolment.answers, answer_deadline)
-        prepare_sites(grid, task, enrolment.answers, say, answer_deadline)
-        install_plans(folder, task, dataset_json_of(task.declared, count_cases(enrolment.answers)))
-    shutil.rmtree(files)
-    return task
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,8 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.messages import FullValidation
 from nnunetv2_federated.flower.asking import ask_sites
 from nnunetv2_federated.flower.choosing_app import CHOICE, SCORE
-from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
-from nnunetv2_federated.flower.enrolment import Enrolment
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings
+from nnunetv2_federated.flower.deployment.server.serve_once import agreed_sites
 from nnunetv2_federated.flower.records import pack_content
 
 Ask = Callable[[Candidate], list[FullValidation]]
@@ -74,17 +73,16 @@ def choice_at_sites(
     SettingsError
         If no site has enough cases.
     """
-    with open_grid(folder, server, sites, say, patience=wait_for_sites) as grid:
-        enrolment = Enrolment(
-            grid,
-            sites,
-            CHOICE,
-            question=lambda _: proposal.to_json(),
-            read=ChoiceOffer.from_json,
-            say=say,
-        )
-        enrolment.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
-        offers = enrolment.answers
+    with agreed_sites(
+        folder,
+        server,
+        sites,
+        kind=CHOICE,
+        proposal=proposal.to_json(),
+        read=ChoiceOffer.from_json,
+        wait_for_sites=wait_for_sites,
+        say=say,
+    ) as (grid, offers):
         for offer in offers.values():
             if offer.cases < proposal.min_cases:
                 say(
@@ -100,7 +98,6 @@ def choice_at_sites(
         yield lambda candidate: _ask(
             grid, kept, ScoreTask.of(proposal.approval(), candidate), labels, answer_deadline
         )
-    shutil.rmtree(folder)
 
 
 def _ask(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunetv2_federated.federation.evaluation import EvaluationOffer, SiteEvaluation
-from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, open_grid
-from nnunetv2_federated.flower.enrolment import Enrolment
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings
+from nnunetv2_federated.flower.deployment.server.serve_once import agreed_sites
 from nnunetv2_federated.flower.evaluation_app import OFFER
 from nnunetv2_federated.flower.model_evaluation import (
     Evaluation,
@@ -60,18 +59,16 @@ def serve_evaluation(
     SettingsError
         If a site has too few patients.
     """
-    with open_grid(folder, server, sites, say, patience=wait_for_sites) as grid:
-        enrolment = Enrolment(
-            grid,
-            sites,
-            OFFER,
-            question=lambda _: evaluation.proposal.to_json(),
-            read=EvaluationOffer.from_json,
-            say=say,
-        )
-        enrolment.wait(len(sites), wait_for_sites, "leave sites out with --remote-sites")
-        offers = enrolment.answers
+    with agreed_sites(
+        folder,
+        server,
+        sites,
+        kind=OFFER,
+        proposal=evaluation.proposal.to_json(),
+        read=EvaluationOffer.from_json,
+        wait_for_sites=wait_for_sites,
+        say=say,
+    ) as (grid, offers):
         check_offers(offers, evaluation)
         answers = evaluate_at_sites(grid, offers, evaluation, say, answer_deadline)
-    shutil.rmtree(folder)
     return list(offers.values()), answers
