@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,10 @@ from nnunetv2_federated.experiment.evaluation_plan import (
     propose,
     read_models,
 )
+from nnunetv2_federated.experiment.naming_cases import naming_cases
 from nnunetv2_federated.experiment.resolve import networked, server_settings, sites_with_keys
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.federation.evaluation import (
     EvaluationOffer,
     EvaluationProposal,
@@ -47,8 +46,6 @@ from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.evaluation.built_model import Machine, label_keys
 from nnunetv2_federated.nnunet.evaluation.evaluated_site import EvaluatedSite
 from nnunetv2_federated.nnunet.process import prepare_process
-
-_MOST_NOTES = 5
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def _here(
     add_evaluation(app, find)
     grid = InProcessGrid(app, len(sites), {})
     names = {node: site.name for node, site in zip(grid.get_node_ids(), sites, strict=True)}
-    with _naming_cases(sites):
+    with naming_cases(sites):
         offers = ask_for_offers(grid, names, evaluation.proposal)
         check_offers(offers, evaluation)
         answers = evaluate_at_sites(grid, offers, evaluation, say)
@@ -154,22 +151,6 @@ class _LocalSite:
     def measure(self, task: MeasureTask) -> SiteEvaluation:
         del task
         return self.site.measure(self.proposal)
-
-
-@contextlib.contextmanager
-def _naming_cases(sites: Sequence[EvaluatedSite]) -> Iterator[None]:
-    """Add names of cases and files, all of them this user's own, to an error, as bad input."""
-    log = logging.getLogger("nnunetv2_federated")
-    unheard = logging.NullHandler()  # the error has what a site would log
-    log.addHandler(unheard)
-    try:
-        yield
-    except SiteError as error:
-        notes = [note for site in sites for note in site.notes][:_MOST_NOTES]
-        details = f". Here: {'; '.join(notes).rstrip('.')}." if notes else ""
-        raise SettingsError(f"{error}{details}") from error
-    finally:
-        log.removeHandler(unheard)
 
 
 def _over_network(

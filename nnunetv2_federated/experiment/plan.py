@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_federated.experiment.choices import PlanChoices
+from nnunetv2_federated.experiment.naming_cases import naming_cases
 from nnunetv2_federated.experiment.resolve import networked, server_settings, sites_with_keys
-from nnunetv2_federated.federation.errors import FederationError, SettingsError, SiteError
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.messages import PrepareTask
 from nnunetv2_federated.flower.client_app import make_client_app
 from nnunetv2_federated.flower.deployment.server.serve_planning import serve_planning
@@ -28,8 +28,6 @@ from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
 from nnunetv2_federated.nnunet.planning.planner import PlanSettings, find_planner
 from nnunetv2_federated.nnunet.planning.raw_site import RawSite
 from nnunetv2_federated.nnunet.training.result_folder import one_preparation
-
-_MOST_NOTES = 5
 
 
 def plan(choices: PlanChoices, say: Callable[[str], None]) -> PrepareTask:
@@ -76,7 +74,7 @@ def plan(choices: PlanChoices, say: Callable[[str], None]) -> PrepareTask:
     with contextlib.ExitStack() as ours:
         for site in sites:
             ours.enter_context(one_preparation(site.preprocessed))
-        with _naming_cases(sites):
+        with naming_cases(sites):
             surveys = survey_sites(grid, list(grid.get_node_ids()))
             task = plan_together(grid, surveys, settings, say)
             check_sites(grid, task, surveys)
@@ -122,23 +120,6 @@ def server_dataset(named: Sequence[str]) -> str:
             "Dataset501_Name."
         )
     return name
-
-
-@contextlib.contextmanager
-def _naming_cases(sites: Sequence[RawSite]) -> Iterator[None]:
-    """Add names of cases and files, all of them this user's own, to an error, as bad input."""
-    log = logging.getLogger("nnunetv2_federated")
-    unheard = logging.NullHandler()  # the error has what a site would log
-    log.addHandler(unheard)
-    try:
-        yield
-    except SiteError as error:
-        notes = [note for site in sites for note in site.notes]
-        more = f" ({len(notes) - _MOST_NOTES} more)" if len(notes) > _MOST_NOTES else ""
-        details = f" Here: {'; '.join(notes[:_MOST_NOTES])}{more}." if notes else ""
-        raise SettingsError(f"{error}{details}") from error
-    finally:
-        log.removeHandler(unheard)
 
 
 def _plan_over_network(
