@@ -28,6 +28,7 @@ from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice,
 from nnunetv2_federated.federation.errors import CheckpointError, SettingsError
 from nnunetv2_federated.federation.files import format_problem, write_atomically
 from nnunetv2_federated.federation.messages import (
+    PersonalReport,
     PrivacyTerms,
     TrainReport,
     Validation,
@@ -37,6 +38,8 @@ from nnunetv2_federated.federation.messages import (
 HISTORY_FILE = "federation.json"
 _FORMAT = 1
 """Number of the file's format; a file without one is of format 1, too."""
+_PARTS = ("sites", "rounds", "personal")
+"""What is known only once a federation runs; all else is what was chosen."""
 _LARGEST_COUNT = 2**53
 """Beyond it a JSON number is no whole number any more."""
 
@@ -260,6 +263,27 @@ class SiteSummary:
     """What the site promises its patients; ``None`` without differential privacy."""
 
 
+@dataclass(frozen=True, config=_CHECKED)
+class PersonalRecord:
+    """What a site told of its personal model; nothing but that it has one, if ``cases`` is 0."""
+
+    cases: Count = 0
+    """Validation cases that it was chosen on."""
+    metric: str = ""
+    before: Number = math.nan
+    """Metric of the global model there."""
+    after: Number = math.nan
+    """Metric of the personal model there."""
+    alpha: Number = math.nan
+    """Share of the fine-tuned weights in it."""
+
+    @classmethod
+    def of(cls, report: PersonalReport) -> PersonalRecord:
+        """Take over what a site told."""
+        told = {k: v for k, v in asdict(report).items() if k != "site" and v is not None}
+        return cls(**told)
+
+
 def _with_rounds(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     TypeAdapter(Count).validate_python(settings.get("rounds"))
     return settings
@@ -288,6 +312,8 @@ class History:
     """Values of the network that are federated."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the server's packages, by name."""
+    personal: Mapping[str, PersonalRecord] = field(default_factory=dict)
+    """What sites told of their personal models, by name; none before the federation has ended."""
 
     @property
     def num_rounds(self) -> int:
@@ -295,19 +321,15 @@ class History:
         return int(self.settings["rounds"])
 
     def header(self) -> dict[str, Any]:
-        """Return what was chosen, without sites and rounds, as JSON has it."""
-        plain = _HISTORY.dump_python(self, by_alias=True, exclude={"sites", "rounds"})
+        """Return what was chosen, without sites and what came of it, as JSON has it."""
+        plain = _HISTORY.dump_python(self, by_alias=True, exclude=set(_PARTS))
         return {key: _as_json(value) for key, value in plain.items()}
 
     def write(self, path: Path) -> None:
         """Replace ``federation.json``."""
-        plain = _HISTORY.dump_python(self, by_alias=True, include={"sites", "rounds"})
-        content = {
-            "format": _FORMAT,
-            **self.header(),
-            "sites": _as_json(plain["sites"]),
-            "rounds": _as_json(plain["rounds"]),
-        }
+        plain = _HISTORY.dump_python(self, by_alias=True, include=set(_PARTS))
+        parts = {name: _as_json(plain[name]) for name in _PARTS}
+        content = {"format": _FORMAT, **self.header(), **parts}
         write_atomically(path, json.dumps(content, indent=1))
 
 

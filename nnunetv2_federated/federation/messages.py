@@ -23,7 +23,7 @@ from nnunetv2_federated.federation.text import clean
 WEIGHTS = "weights"
 """Name of the one array in a message: the network's flat float32 vector."""
 
-WIRE_FORMAT = 5
+WIRE_FORMAT = 6
 """Number of the format of messages; a side with another one is told which side to upgrade."""
 
 VALIDATION_EPOCH = -1
@@ -383,12 +383,49 @@ class FullValidation(Payload):
             _check_metric(name, pair[0])
 
 
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the fine-tuned weights that a site tries for its personal model; 0 is the global
+model."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PersonalReport(Payload):
+    """A site's answer to ``train.personal``: it has a personal model, and perhaps how good."""
+
+    site: SiteName
+    cases: Cases = 0
+    """Validation cases that it was chosen on; 0 if nothing is told of it."""
+    metric: Text = ""
+    """Headline metric of the trainer's full validation."""
+    before: Number | None = None
+    """Mean of the metric with the global model."""
+    after: Number | None = None
+    """Mean of the metric with the personal model."""
+    alpha: Number | None = None
+    """Share of the fine-tuned weights in it, one of :data:`ALPHAS`."""
+
+    def __post_init__(self) -> None:
+        numbers = (self.before, self.after, self.alpha)
+        told = {self.cases > 0, bool(self.metric), *(number is not None for number in numbers)}
+        if len(told) > 1:
+            raise ValueError("either all of a personal model is told, or nothing")
+        if self.before is None or self.after is None:
+            return
+        if self.alpha not in ALPHAS:
+            raise ValueError(f"alpha is none of {', '.join(map(str, ALPHAS))}")
+        if self.after < self.before or (self.alpha == 0 and self.after != self.before):
+            raise ValueError("a personal model is better than the global one, or is that one")
+        _check_metric(self.metric, self.before)
+        _check_metric(self.metric, self.after)
+
+
 @dataclass(frozen=True, config=STRICT)
 class TrainTask(Payload):
     """One round's work for one site. Everything a site that just restarted needs is in it."""
 
     server_round: Round
-    """Counted from 0. An evaluation has the number of all rounds, the full validation one more."""
+    """Counted from 0. An evaluation has the number of all rounds, the full validation one more, and
+    the personal model two more."""
     lr: Annotated[float, Field(ge=0, le=1)]
     local_epochs: Annotated[int, Field(ge=0, le=10**6)]
     validate_received: Annotated[int, Field(ge=VALIDATION_EPOCH, le=10**7)]

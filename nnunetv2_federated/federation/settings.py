@@ -20,6 +20,7 @@ from nnunetv2_federated.federation.choice import (
     record,
     require,
 )
+from nnunetv2_federated.federation.personal import PersonalChoices
 from nnunetv2_federated.federation.privacy import PrivacyChoices
 
 Strategy = Literal[
@@ -84,7 +85,7 @@ class Waits(Choices):
 
 
 @record
-class FederationSettings(Waits, PrivacyChoices):
+class FederationSettings(Waits, PrivacyChoices, PersonalChoices):
     """How a federation trains. ``None`` leaves a value to the trainer or the plans."""
 
     group: ClassVar[str] = "federation"
@@ -200,6 +201,7 @@ class FederationSettings(Waits, PrivacyChoices):
 
     def __post_init__(self) -> None:
         PrivacyChoices.__post_init__(self)
+        PersonalChoices.__post_init__(self)
         if self.sites_per_round and self.min_replies:
             allowed = f"at most --sites-per-round ({self.sites_per_round})"
             fits = self.min_replies <= self.sites_per_round

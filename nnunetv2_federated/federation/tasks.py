@@ -103,6 +103,19 @@ def check_full_validation(task: TrainTask, settings: FederationSettings) -> None
     _check("server_round", task.server_round, settings.rounds + 1)
 
 
+def check_personal(task: TrainTask, settings: FederationSettings) -> None:
+    """Allow the personal model; its task is numbered after the full validation.
+
+    Raises
+    ------
+    SiteError
+        If it has another number, or the settings have no personal models.
+    """
+    if not settings.personalises:
+        raise SiteError("refused a personal model: approved is none (--personal off)")
+    _check("server_round", task.server_round, settings.rounds + 2)
+
+
 def _check(name: str, came: float | None, expected: float | None) -> None:
     same = came == expected or (
         came is not None

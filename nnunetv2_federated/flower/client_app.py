@@ -93,6 +93,11 @@ def make_client_app(
         packed = pack_reply(trained, received, dtype)
         return reply(message, report.to_json(), packed)
 
+    @app.train("personal")
+    def train_personal(message: Message, context: Context) -> Message:
+        site = find(context)
+        return reply(message, site.personalise(unpack_weights(message.content)).to_json())
+
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         task = TrainTask.from_json(unpack_payload(message.content, _READER))

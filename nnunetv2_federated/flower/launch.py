@@ -102,6 +102,8 @@ def check_choices(run: Run, backend: str = "in-process") -> None:
     if backend == "ray":
         check_ray()
     settings = run.settings
+    if settings.personalises:
+        _check_personal(run)
     if settings.dp_trainable != "all" and run.pretrained_weights is None:
         raise SettingsError(
             f"--dp-trainable {settings.dp_trainable}: all other parameters would stay as random as "
@@ -109,6 +111,19 @@ def check_choices(run: Run, backend: str = "in-process") -> None:
         )
     fewest = settings.min_replies or settings.sites_per_round or len(run.site_names)
     check_replies(settings.strategy, settings.strategy_options, fewest)
+
+
+def _check_personal(run: Run) -> None:
+    if run.fold == "all":
+        raise SettingsError(
+            "--personal finetune with fold all: each site would choose its model by cases that it "
+            "was trained on; give a fold that leaves validation cases."
+        )
+    if run.disable_checkpointing:
+        raise SettingsError(
+            "--personal finetune with --disable_checkpointing: a personal model is a checkpoint; "
+            "leave one of the two out."
+        )
 
 
 def prepare(run: Run, *, resume: bool = False) -> Path:

@@ -18,6 +18,7 @@ from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.history import (
     HISTORY_FILE,
     History,
+    PersonalRecord,
     RoundRecord,
     RoundSeconds,
     SiteSummary,
@@ -25,11 +26,13 @@ from nnunetv2_federated.federation.history import (
 )
 from nnunetv2_federated.federation.messages import (
     FullValidation,
+    PersonalReport,
     SiteDescription,
     TrainTask,
     Validation,
 )
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.personal import describe_personal
 from nnunetv2_federated.federation.privacy import describe_terms
 from nnunetv2_federated.federation.run import Run, read_run
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
@@ -46,7 +49,7 @@ from nnunetv2_federated.nnunet.training.server_state import ServerState
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 from nnunetv2_federated.report.federation_png import plot_federation
 
-Answer = TypeVar("Answer", Validation, FullValidation)
+Answer = TypeVar("Answer", Validation, FullValidation, PersonalReport)
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
 
 
@@ -99,6 +102,7 @@ class Server:
         self.model = model
         self.observer = observer
         self.rounds: list[RoundRecord] = []
+        self._personal: dict[str, PersonalRecord] = {}
         self._sent: Vector = model.vector
         self._run = run
         self._folder = model.folder
@@ -136,6 +140,8 @@ class Server:
         self._write_report()
         if self._run.remote_sites and not self.settings.withholds:
             self._validate_fully()
+        if self.settings.personalises:
+            self._personalise()
 
     def _load(self, inner: Strategy) -> None:
         """Load what an earlier start of the run left, or the weights to begin with."""
@@ -241,13 +247,29 @@ class Server:
         if any(site.cases for site in found.values()):
             self.model.write_summary(pool_sites(list(found.values())))
 
+    def _personalise(self) -> None:
+        """Let each site make its personal model of the final one, which stays there."""
+        content = pack_content(self._task(2, 0).to_json(), pack_weights(self._sent))
+        questions = {site.site: RecordDict(dict(content)) for site in self._sites}
+        self.observer.say(f"personal models at {', '.join(questions)}")
+        kind, failed = f"{MessageType.TRAIN}.personal", "has no personal model"
+        found = self._ask(questions, kind, PersonalReport.from_json, failed)
+        for site, report in found.items():
+            self.observer.say(describe_personal(replace(report, site=site)))
+        self._personal = {site: PersonalRecord.of(report) for site, report in found.items()}
+        self._write_report()
+
     def _task(self, number: int, validate: int) -> TrainTask:
         """Return a task without training, numbered from the last round on."""
         done = self.settings.rounds
         return TrainTask(done + number, 0.0, 0, validate, run_id=self._run.run_id)
 
     def _ask(
-        self, questions: Mapping[str, RecordDict], kind: str, read: Callable[[str], Answer]
+        self,
+        questions: Mapping[str, RecordDict],
+        kind: str,
+        read: Callable[[str], Answer],
+        not_done: str = "did not validate",
     ) -> dict[str, Answer]:
         """Ask sites at the same time; who does not answer is left out and named."""
         nodes = self._participants.present(questions, 0)
@@ -261,7 +283,7 @@ class Server:
             else:
                 found[names[node]] = answer
         for site, reason in sorted(failed.items()):
-            self.observer.say(f"{site} did not validate: {reason}")
+            self.observer.say(f"{site} {not_done}: {reason}")
         return {site: found[site] for site in questions if site in found}
 
     @property
@@ -288,6 +310,7 @@ class Server:
                 for site in self._sites
             },
             rounds=tuple(self.rounds),
+            personal=self._personal,
         )
 
     def _write_report(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,13 @@ from coordinator import Coordinator, refusal
 from flwr.app import Message, RecordDict
 
 from nnunetv2_federated.federation.learning_rates import poly_lr
-from nnunetv2_federated.federation.messages import PlanProposal, Proposal, TrainReport, TrainTask
+from nnunetv2_federated.federation.messages import (
+    PersonalReport,
+    PlanProposal,
+    Proposal,
+    TrainReport,
+    TrainTask,
+)
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
@@ -122,6 +129,44 @@ def test_evaluations_are_counted_and_bounded(guarded: GuardedSite) -> None:
         assert "another question for the evaluation" in refusal(other)
     assert unpack_payload(evaluate(validate_received=2).content) == unpack_payload(good.content)
     assert guarded.ledger.spent("Dataset901_Balls").evaluations == 1
+
+
+def test_a_personal_model_is_made_once_if_approved_and_ends_the_rounds(
+    guarded: GuardedSite,
+) -> None:
+    coordinator = Coordinator(guarded)
+    coordinator.join(proposal())
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
+
+    def personal(weights: Any, server_round: int = 4) -> Message:
+        return coordinator.ask("train.personal", task(server_round).to_json(), weights)
+
+    assert "approved is none (--personal off)" in refusal(personal(weights))
+    wanted = dataclasses.replace(SETTINGS, personal="finetune", personal_iterations=1)
+    asked = proposal(settings=asdict(wanted), run_id="another-run")
+    assert coordinator.join(asked).has_error()  # the approval was of none
+    guarded.consent.approve(asked.approval(), "test")
+    assert not coordinator.join(asked).has_error()
+    mine = dataclasses.replace(task(4), run_id="another-run")
+
+    def ask(vector: Any, **changes: Any) -> Message:
+        changed = dataclasses.replace(mine, **changes)
+        return coordinator.ask("train.personal", changed.to_json(), vector)
+
+    assert "refused server_round 1: approved is 4" in refusal(ask(weights, server_round=1))
+    answer = unpack_payload(ask(weights).content)
+    # three validation cases are fewer than the five of --personal-min-cases
+    assert PersonalReport.from_json(answer) == PersonalReport("bern")
+    assert unpack_payload(ask(weights).content) == answer
+    assert "another question for the personal model" in refusal(ask(weights * 2))
+    first_round = dataclasses.replace(task(0), run_id="another-run")
+    assert "the rounds of this run are over" in refusal(coordinator.train(first_round, weights))
+    assert guarded.ledger.spent("Dataset901_Balls").evaluations == 1
+
+    kept = Path(os.environ["nnUNet_results"]) / "Dataset901_Balls"  # noqa: SIM112
+    fold = kept / "nnUNetTrainerPersonal__nnUNetPlans__2d" / "fold_0"
+    assert (fold / "checkpoint_final.pth").is_file()
+    assert (fold.parent / "plans.json").is_file()
 
 
 def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(

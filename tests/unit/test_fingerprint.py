@@ -36,6 +36,7 @@ from nnunetv2_federated.federation.intensities import (
 )
 from nnunetv2_federated.federation.messages import (
     FullValidation,
+    PersonalReport,
     PrepareReport,
     PrivacyTerms,
     SiteDescription,
@@ -323,6 +324,6 @@ def test_the_page_lists_every_field() -> None:
 
     evaluated = (EvaluationOffer, WeightsReceipt, SiteEvaluation, MomentsOfLabels, Moments)
 
-    for message in (*sent, TrainReport, Validation, FullValidation, *evaluated):
+    for message in (*sent, TrainReport, Validation, FullValidation, PersonalReport, *evaluated):
         for field in fields(message):
             assert f"`{field.name}`" in page, f"{message.__name__}.{field.name}"

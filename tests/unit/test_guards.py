@@ -47,6 +47,7 @@ from nnunetv2_federated.federation.intensities import Channel
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     FullValidation,
+    PersonalReport,
     PlanProposal,
     PrepareReport,
     PrepareTask,
@@ -101,6 +102,7 @@ ANSWERS: dict[type, Any] = {
     SiteFingerprint: summarise_cases("bern", [CASE] * 5),
     PrepareReport: PrepareReport("bern", HASH, {"2d": 5}),
     FullValidation: FullValidation("bern", 2, {"Dice": 0.5}, {"1": {"Dice": [0.5, 2]}}),
+    PersonalReport: PersonalReport("bern", 9, "Dice", 0.5, 0.75, 0.25),
     ChoiceOffer: ChoiceOffer("bern", 6),
     EvaluationOffer: EvaluationOffer("bern", 6, 5, "patient", {"torch": "2"}, "cpu"),
     WeightsReceipt: WeightsReceipt("bern", HASH),
@@ -397,6 +399,7 @@ def test_the_header_of_an_array_is_not_evaluated(header: bytes, data: bytes) -> 
         (FullValidation, {"mean": {"1": {"Dice": [0.5, 3]}}}, "at most all cases"),
         (FullValidation, {"mean": {"1": {"Dice": [12.875, 2]}}}, "Dice"),
         (FullValidation, {"cases": -1}, "cases"),
+        (PersonalReport, {"after": 77}, r"Dice 77 is not in \[0, 1\]"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(
@@ -446,10 +449,10 @@ def test_a_channel_that_overflows_is_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("found", "reader", "text"),
     [
-        (1, "server", "knows 5: its sender is of an older nnunetv2-federated"),
-        (6, "server", "the server knows 5: upgrade nnunetv2-federated of the server"),
-        (6, "site", "the site knows 5: upgrade nnunetv2-federated of the site"),
-        ("5", "site", "format is no number"),
+        (1, "server", "knows 6: its sender is of an older nnunetv2-federated"),
+        (7, "server", "the server knows 6: upgrade nnunetv2-federated of the server"),
+        (7, "site", "the site knows 6: upgrade nnunetv2-federated of the site"),
+        ("6", "site", "format is no number"),
     ],
 )
 def test_another_format_says_which_side_to_upgrade(found: object, reader: str, text: str) -> None:

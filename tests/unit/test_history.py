@@ -137,7 +137,7 @@ def test_the_keys_of_the_file_stay_as_they_are(tmp_path: Path) -> None:
     assert list(content) == [
         "format", "dataset", "configuration", "settings", "fold", "trainer", "plans",
         "plans_hash", "initial_lr", "parameter_group_shares", "parameters", "versions", "sites",
-        "rounds",
+        "rounds", "personal",
     ]  # fmt: skip
     assert content["format"] == 1
     assert list(content["rounds"][0]) == [

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from nnunetv2_federated.federation.messages import (
     FullValidation,
+    PersonalReport,
     Proposal,
     TrainReport,
     TrainTask,
     Validation,
 )
+from nnunetv2_federated.federation.personal import PersonalChoice, write_choice
 from nnunetv2_federated.federation.progress import Progress, in_words
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.news import (
@@ -64,15 +67,14 @@ def test_the_end_is_told_with_the_sites_own_dice_of_the_final_model() -> None:
     validation = FullValidation("bern", 12, {"Dice": 0.67, "IoU": 0.5}, {})
     assert describe_end(validation, 3, FOLDER) == (
         "federation finished after 3 rounds: Dice of the final model here 0.6700 (12 cases, "
-        f"predictions in {FOLDER}); waiting for the next (Ctrl-C ends)"
+        f"predictions in {FOLDER})"
     )
     assert describe_end(FullValidation("bern", 1, {"AUROC": None}, {}), None, FOLDER) == (
         "federation finished: AUROC of the final model here not defined (1 case, predictions in "
-        f"{FOLDER}); waiting for the next (Ctrl-C ends)"
+        f"{FOLDER})"
     )
     assert describe_end(FullValidation("bern", 0, {}, {}), 3, FOLDER) == (
-        "federation finished after 3 rounds; this site has no validation case; waiting for the "
-        "next (Ctrl-C ends)"
+        "federation finished after 3 rounds; this site has no validation case"
     )
 
 
@@ -80,16 +82,17 @@ def asked(kind: str, payload: str) -> Message:
     return Message(RecordDict({CONFIG: pack_payload(payload)}), 1, kind)
 
 
-def test_a_federation_is_followed_from_joining_to_its_end() -> None:
+@pytest.mark.parametrize("personal", ["off", "finetune"])
+def test_a_federation_is_followed_from_joining_to_its_end(personal: str, tmp_path: Path) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     said: list[str] = []
     clock = Clock()
-    news = RoundNews(said.append, lambda _: FOLDER, clock)
+    news = RoundNews(said.append, lambda _: FOLDER, lambda _: tmp_path, clock)
 
     def answer(kind: str, payload: str, answered: str) -> None:
         news(asked(kind, payload), CONTEXT, lambda message, _: reply(message, answered))
 
-    settings = asdict(FederationSettings(rounds=4))
+    settings = asdict(FederationSettings(rounds=4, personal=personal))
     proposal = Proposal(
         *("run", "Dataset001_A", "2d", 0, {"2d": [0]}, "nnUNetTrainer", "nnUNetPlans", "0" * 64, 0),
         settings,
@@ -108,6 +111,19 @@ def test_a_federation_is_followed_from_joining_to_its_end() -> None:
     validation = FullValidation("bern", 2, {"Dice": 0.5}, {})
     answer("evaluate.fully", TrainTask(5, 0.0, 0, 0).to_json(), validation.to_json())
     assert said[3].startswith("federation finished after 4 rounds: Dice of the final model here")
+    if personal == "off":
+        assert said[3].endswith("; waiting for the next (Ctrl-C ends)")
+    else:
+        assert said[3].endswith("; its personal model for this site comes next")
+        assert not news.finished
+        # too few cases for the server to be told, which the site's own terminal need not mind
+        write_choice(tmp_path, PersonalChoice(2, "Dice", {0.0: 0.5, 0.25: 0.625, 1.0: 0.25}), "")
+        done = PersonalReport("bern").to_json()
+        answer("train.personal", TrainTask(6, 0.0, 0, 0).to_json(), done)
+        assert said[4] == (
+            "personal model: Dice here 0.5000 -> 0.6250 on 2 validation cases, with 25% of the "
+            f"fine-tuned weights, in {tmp_path}; waiting for the next (Ctrl-C ends)"
+        )
     assert news.finished
 
 

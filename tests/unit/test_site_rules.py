@@ -38,6 +38,7 @@ from nnunetv2_federated.flower.deployment.site.consent import Consent, NotApprov
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.ledger import (
     EVALUATION,
+    PERSONAL,
     ROUND,
     VALIDATION,
     Ledger,
@@ -257,10 +258,11 @@ MESSAGES = st.lists(
 
 
 def work(run: str, step: int, rounds: int, digest: str) -> Question:
-    """Steps below ``rounds`` train, the next evaluates, those after validate fully."""
+    """Steps below ``rounds`` train, the next evaluates, the last is a personal model."""
     if step < rounds:
         return Question(run, ROUND, step, digest)
-    return Question(run, EVALUATION if step == rounds else VALIDATION, 0, digest)
+    kinds = {rounds: EVALUATION, rounds + 1: VALIDATION}
+    return Question(run, kinds.get(step, PERSONAL), 0, digest)
 
 
 @given(MESSAGES, st.integers(1, 4), st.integers(1, 3))
@@ -328,10 +330,29 @@ def test_a_site_that_is_further_on_goes_back_only_by_its_engineers_word(tmp_path
     with pytest.raises(SettingsError, match="the site is at round 3"):
         ledger.rewind(run[:12], 3)
     ledger.rewind(run[:12], 1)
+    personal = Question(run, PERSONAL, 0, "q")
+    assert ledger.begin(personal, "D", Limits(), "bern") is None
+    with pytest.raises(SiteError, match=r"refused round 2: the site has made its personal model"):
+        ledger.begin(Question(run, ROUND, 1, "other"), "D", Limits(), "bern")
+    ledger.rewind(run[:12], 1)
 
     assert ledger.folder_of(run[:8]) == tmp_path / "fold"
     assert ledger.begin(Question(run, ROUND, 1, "other"), "D", Limits(), "bern") is None
     assert ledger.spent("D").rounds == 4  # what was spent stays spent
+
+
+def test_a_ledger_of_before_there_were_personal_models_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.open_run("0123456789", tmp_path / "fold")
+    content = json.loads((tmp_path / "ledger.json").read_text())
+    del content["runs"]["0123456789"][PERSONAL]
+    (tmp_path / "ledger.json").write_text(json.dumps(content))
+
+    assert ledger.begin(Question("0123456789", ROUND, 0, "q"), "D", Limits(), "bern") is None
+    asked = Question("0123456789", PERSONAL, 0, "q")
+    assert ledger.begin(asked, "D", Limits(), "bern") is None
+    ledger.finish(asked, ANSWER)
+    assert ledger.begin(asked, "D", Limits(), "bern") == ANSWER
 
 
 def test_only_the_answer_of_the_present_run_is_kept(tmp_path: Path) -> None:
@@ -586,3 +607,20 @@ def test_an_engineer_reads_what_plans_and_settings_say() -> None:
     assert not any("\x1b" in line or "\n" in line for line in lines)
     assert "merged until each bin holds at least 5 cases" in "\n".join(lines)
     assert "and replaces plans of the same name" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "at least 5 validation cases it tells their number, the mean Dice"),
+        ({"dp_noise": 1.0, "dp_validation": "clear"}, "it tells only that it is done"),
+    ],
+)
+def test_a_personal_model_is_approved_in_words(changes: dict[str, Any], told: str) -> None:
+    settings = FederationSettings(personal="finetune", personal_iterations=70, **changes)
+    text = "\n".join(describe(proposal(settings=asdict(settings)), None, []))
+    assert "this site fine-tunes the model for 70 iterations at the initial learning rate" in text
+    assert "personal model, which never leaves it" in text
+    assert told in text
+    without = asdict(FederationSettings(**changes))
+    assert "personal" not in "\n".join(describe(proposal(settings=without), None, []))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 
 from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.files import replacing, write_atomically
 from nnunetv2_federated.federation.history import RoundRecord, round_numbers
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
@@ -23,6 +20,7 @@ from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, init
 from nnunetv2_federated.nnunet.training.checkpoint_file import (
     load_pretrained,
 )
+from nnunetv2_federated.nnunet.training.metadata import write_json, write_metadata
 from nnunetv2_federated.nnunet.training.packages import defining_packages
 from nnunetv2_federated.nnunet.training.randomness import seed_everything
 from nnunetv2_federated.nnunet.training.result_folder import STATE_FILE, drop_previous
@@ -125,11 +123,7 @@ class GlobalModel:
 
     def write_metadata(self) -> None:
         """Write the files that inference needs beside the checkpoints."""
-        base = Path(self.trainer.output_folder_base)
-        _write_json(base / "plans.json", self.trainer.plans_manager.plans)
-        _write_json(base / "dataset.json", self.trainer.dataset_json)
-        with replacing(base / self._fingerprint.name) as temporary:
-            shutil.copyfile(self._fingerprint, temporary)
+        write_metadata(self.trainer, Path(self.trainer.output_folder_base), self._fingerprint)
 
     def open_trackers(self, settings: Mapping[str, Any]) -> list[str]:
         """Start or continue the runs of the trackers that are switched on.
@@ -220,7 +214,7 @@ class GlobalModel:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``validation/summary.json`` of a validation that the sites have done."""
         (self.folder / "validation").mkdir(exist_ok=True)
-        _write_json(self.folder / "validation" / "summary.json", summary)
+        write_json(self.folder / "validation" / "summary.json", summary)
         self.log_headline()
 
     def log_headline(self) -> tuple[str, float]:
@@ -289,11 +283,6 @@ def _notes(run: Run, trainer: FederatedRounds) -> list[str]:
             f"{run.trainer} has {epochs} epochs of its own; this federation has --rounds {len(lrs)}"
         )
     return lines
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON as nnU-Net does, but atomically: a full disk must not cost the earlier file."""
-    write_atomically(path, json.dumps(content, indent=4))
 
 
 @contextlib.contextmanager

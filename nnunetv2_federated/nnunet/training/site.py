@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
@@ -17,6 +16,7 @@ from nnunetv2_federated.federation.messages import (
     ROUGH_SECONDS,
     VALIDATION_EPOCH,
     FullValidation,
+    PersonalReport,
     PrivacyTerms,
     SiteDescription,
     TrainReport,
@@ -31,6 +31,7 @@ from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
 from nnunetv2_federated.nnunet.privacy.site_privacy import Budget, SitePrivacy
 from nnunetv2_federated.nnunet.summary import summarise_site
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
+from nnunetv2_federated.nnunet.training.personal_model import PersonalTraining, personal_folder
 from nnunetv2_federated.nnunet.training.private_trainer import (
     PrivateRounds,
     trainer_of_sites,
@@ -42,10 +43,12 @@ from nnunetv2_federated.nnunet.training.randomness import (
 )
 from nnunetv2_federated.nnunet.training.site_state import (
     BEFORE_FIRST_ROUND,
+    kept_tensors,
     load_state,
     rounds_on_disk,
     save_state,
 )
+from nnunetv2_federated.nnunet.training.site_trainer import prepare_for_site, watched
 from nnunetv2_federated.nnunet.training.weights import (
     batchnorm_tensors,
     load_vector,
@@ -53,19 +56,6 @@ from nnunetv2_federated.nnunet.training.weights import (
     network_hash,
     to_vector,
 )
-
-
-class _NoPlots(MetaLogger):
-    """Logger of a site without nnU-Net's plot, which takes a second an epoch.
-
-    ``federation.png`` shows the same curves.
-    """
-
-    def __init__(self, logger: MetaLogger) -> None:
-        self.__dict__.update(vars(logger))
-
-    def plot_progress_png(self, output_folder: str) -> None:
-        """Draw nothing."""
 
 
 def describe_device(device: torch.device) -> str:
@@ -111,16 +101,17 @@ class Site:
             seed_everything(run.settings.seed + index)
             self.trainer = build_trainer(run, self._dataset, trainer_of_sites(run))
             self._stage_folder = self.trainer.output_folder_base
+            results = Path(self._stage_folder).parent
             move_output(self.trainer, self.folder)
-            self.trainer.disable_checkpointing = True
-            training = list(self.cases.training_cases)
-            # nnU-Net's loop needs a case to validate: a site without one validates training cases,
-            # and _without_borrowed leaves the result out of its report
-            self.trainer.site_cases = (training, list(self.cases.validation_cases) or training)
-            self.trainer.on_iteration = observer.iteration_done
-            self.trainer.logger = _NoPlots(self.trainer.logger)
-            self.trainer.initialize()
+            prepare_for_site(self.trainer, self.cases, observer)
             self._privacy = self._protect(budget)
+        self._personal = PersonalTraining(
+            run,
+            self.cases,
+            run.settings.seed + index,
+            personal_folder(run, self.folder, results),
+            self.folder / "personal",
+        )
         self._after_round = BEFORE_FIRST_ROUND
         self._started = False
         self.interrupted = False
@@ -231,19 +222,47 @@ class Site:
         self.interrupted = True  # the trainer is not what the next round would expect
         with quiet():
             self._start()
-            network = self.trainer.network
-            load_vector(network, weights)
-            # nnU-Net has no hook in its validation, and an observer must be able to end this, too
-            watched = network.register_forward_pre_hook(lambda *_: self._observer.iteration_done())
+            load_vector(self.trainer.network, weights)
             # the next stage of a cascade looks for predictions in the stage's own folder
             folder_of_site = self.trainer.output_folder_base
             self.trainer.output_folder_base = self._stage_folder
             try:
-                self.trainer.perform_actual_validation(self.run.npz)
+                with watched(self.trainer):
+                    self.trainer.perform_actual_validation(self.run.npz)
             finally:
-                watched.remove()
                 self.trainer.output_folder_base = folder_of_site
         return summarise_site(self.cases.name, count, self.folder)
+
+    def personalise(self, weights: Vector) -> PersonalReport:
+        """Make the site's personal model of the final global weights, once; it stays here.
+
+        Returns
+        -------
+        PersonalReport
+            What the server may know of it.
+
+        Raises
+        ------
+        SiteError
+            If the trainer ends its epoch too early.
+        """
+        with quiet():
+            choice = self._personal.made(weights)
+            if choice is None:
+                self.interrupted = True  # another trainer takes the place of the rounds' own
+                local = kept_tensors(self.folder)
+                self.trainer.close()
+                self.trainer = self._personal.build()
+                choice = self._personal.make(self.trainer, weights, local, self._observer)
+        settings = self.run.settings
+        return choice.tell(
+            self.cases.name, min_cases=settings.personal_min_cases, private=settings.private
+        )
+
+    @property
+    def personal_folder(self) -> Path:
+        """nnU-Net's result folder of the fold of the personal model."""
+        return self._personal.folder
 
     def close(self) -> None:
         """Stop the augmentation workers. Nothing is saved: the state is on disk already."""

@@ -109,6 +109,23 @@ def load_state(
     return randomness
 
 
+def kept_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the local tensors that a site had after its last round, by name.
+
+    None of a site that took part in no round: it has only what the server sent.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or of another format.
+    """
+    rounds = [r for r in rounds_on_disk(folder) if r != BEFORE_FIRST_ROUND]
+    if not rounds:
+        return {}
+    tensors: dict[str, torch.Tensor] = load(state_path(folder, rounds[-1]))["buffers"]
+    return tensors
+
+
 def drop_superseded(folder: Path) -> None:
     """Delete all but the three newest states of a site."""
     for server_round in rounds_on_disk(folder)[:-_KEPT]:

@@ -74,6 +74,9 @@ class FederatedRounds(ServerRate):
     """Learning rate of each round; known once the trainer is initialised."""
     on_iteration: Callable[[], None] | None = None
     """Called after every training and validation iteration."""
+    rate_of_step: Callable[[int], float] | None = None
+    """Learning rate of each training iteration of a round, counted from 0, in place of one for all
+    of them."""
     _in_round = False
     """Whether ``run_training`` is running, whose end is not that of the training."""
     _steps = Steps()
@@ -247,6 +250,9 @@ class FederatedRounds(ServerRate):
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, D102
         if self._steps.over():
             return self._counted(self._steps.skip())
+        if self.rate_of_step is not None:
+            self._rate.lr = self.rate_of_step(self._steps.done)
+            self._rate.step()
         outputs = self._steps.take(super().train_step(*args, **kwargs))
         if not self._rate.is_kept:
             raise SiteError(

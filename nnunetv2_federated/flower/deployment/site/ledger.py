@@ -33,8 +33,10 @@ from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload
 
 LEDGER = "ledger.json"
 ROUND, EVALUATION, VALIDATION = "round", "evaluation", "full validation"
-"""Kinds of work: of the last two a run has one each."""
-_KINDS = (ROUND, EVALUATION, VALIDATION)
+PERSONAL = "personal model"
+"""Kinds of work: of all but rounds a run has one each."""
+_AFTER_ROUNDS = (EVALUATION, VALIDATION, PERSONAL)
+_KINDS = (ROUND, *_AFTER_ROUNDS)
 _NOTHING: dict[str, Any] = {"step": -1, "digest": "", "done": True}
 _FORMAT = 1
 _SHORTEST_PREFIX = 8
@@ -51,7 +53,7 @@ class Question:
     run: str
     """Identifier of the run."""
     kind: str
-    """:data:`ROUND`, :data:`EVALUATION` or :data:`VALIDATION`."""
+    """:data:`ROUND`, :data:`EVALUATION`, :data:`VALIDATION` or :data:`PERSONAL`."""
     step: int
     """Number of the round, from 0; of the others there is one."""
     digest: str
@@ -101,6 +103,8 @@ class _Run:
     round: _Work
     evaluation: _Work
     full_validation: Annotated[_Work, Field(alias=VALIDATION)]
+    personal_model: Annotated[_Work | None, Field(alias=PERSONAL)] = None
+    """``None`` in a ledger of before there were personal models."""
 
 
 @checked
@@ -217,7 +221,13 @@ class Ledger:
         with self._changing() as content:
             if question.run not in content["runs"]:
                 raise SiteError("refused: the site has not joined this run")
-            known = content["runs"][question.run][question.kind]
+            run = content["runs"][question.run]
+            known = run.setdefault(question.kind, dict(_NOTHING))
+            if question.is_round and run.get(PERSONAL, _NOTHING)["step"] >= 0:
+                raise SiteError(
+                    f"refused {question}: the site has made its personal model, so the rounds of "
+                    f"this run are over. {_how_to_rewind(question)}"
+                )
             if question.step < known["step"]:
                 raise SiteError(_further_on(question, known["step"]))
             spent = _spent(content, dataset)
@@ -277,13 +287,15 @@ class Ledger:
         with self._changing() as content:
             everything = content["runs"][_find_run(content, run)]
             known = everything[ROUND]
-            if not 0 <= server_round <= known["step"]:
+            # after the rounds also to one that the site has not come to
+            further = any(everything.get(kind, _NOTHING)["step"] >= 0 for kind in _AFTER_ROUNDS)
+            if not 0 <= server_round <= known["step"] + further:
                 raise SettingsError(
                     f"--rewind {run} {server_round + 1}: the site is at {_step(known['step'])} of "
                     "this run; give that round or an earlier one."
                 )
             known |= {"step": server_round - 1, "digest": "", "done": True}
-            everything |= {kind: dict(_NOTHING) for kind in (EVALUATION, VALIDATION)}
+            everything |= {kind: dict(_NOTHING) for kind in _AFTER_ROUNDS}
         for file in self._answers.values():
             file.unlink(missing_ok=True)
 

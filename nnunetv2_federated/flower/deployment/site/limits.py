@@ -30,8 +30,8 @@ class Limits:
     max_hours: float | None = None
     """Hours of training and validation."""
     max_evaluations: int | None = None
-    """Validations of models that are not trained further: the last round's, the full one, and
-    evaluations of trained models."""
+    """Validations of models that are not trained further: the last round's, the full one, that of
+    the personal model, and evaluations of trained models."""
     max_gpu_gb: float | None = None
     max_epsilon: float | None = None
     """Epsilon that all trainings together may cost a patient; none without differential privacy."""

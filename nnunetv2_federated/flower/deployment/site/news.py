@@ -17,6 +17,7 @@ from nnunetv2_federated.federation.messages import (
     TrainTask,
     Validation,
 )
+from nnunetv2_federated.federation.personal import GLOBAL, read_choice
 from nnunetv2_federated.federation.progress import Progress
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.records import unpack_payload
@@ -28,6 +29,9 @@ _STARTING_SECONDS = 30.0
 """How long a server that does not know this site's key may still be starting."""
 _REFUSAL = "refuses this site"
 _JOIN, _FULL_VALIDATION = "query.join", f"{MessageType.EVALUATE}.fully"
+_PERSONAL = f"{MessageType.TRAIN}.personal"
+_WAITING = "waiting for the next (Ctrl-C ends)"
+_PERSONAL_NEXT = "its personal model for this site comes next"
 
 
 class RoundNews:
@@ -39,6 +43,8 @@ class RoundNews:
         Called with each line.
     results
         Returns the folder in which the site's predictions of the final validation are.
+    personal
+        Returns the result folder of the site's personal model.
     clock
         Returns seconds that only grow.
     """
@@ -47,12 +53,16 @@ class RoundNews:
         self,
         say: Say,
         results: Callable[[Context], Path],
+        personal: Callable[[Context], Path],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._say = say
         self._results = results
+        self._personal = personal
         self._clock = clock
         self._progress = Progress(clock)
+        self._next = _WAITING
+        """What comes after the federation's own model."""
         self._ends_unvalidated = False
         """Whether the last round is the end, as nothing may be told of validation cases."""
         self.finished = False
@@ -61,7 +71,9 @@ class RoundNews:
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Let the message be answered, and say what came of it."""
         kind = message.metadata.message_type
-        folder = self._results(context) if kind == _FULL_VALIDATION else None
+        # now, as a site that is asked for afterwards would build its trainer anew
+        find = {_FULL_VALIDATION: self._results, _PERSONAL: self._personal}.get(kind)
+        folder = find(context) if find is not None else None
         self.finished = False
         answer = call_next(message, context)
         if kind == _JOIN:
@@ -69,12 +81,17 @@ class RoundNews:
             settings = FederationSettings(**proposal.settings)
             self._progress = Progress(self._clock, settings.rounds)
             self._ends_unvalidated = settings.withholds
+            self._next = _PERSONAL_NEXT if settings.personalises else _WAITING
         elif kind == MessageType.TRAIN:
             self._say_round(message, answer)
+        elif folder is not None and kind == _FULL_VALIDATION:
+            self.finished = self._next == _WAITING
+            validation = FullValidation.from_json(unpack_payload(answer.content, _READER))
+            end = describe_end(validation, self._progress.total, folder)
+            self._say(f"{end}; {self._next}")
         elif folder is not None:
             self.finished = True
-            validation = FullValidation.from_json(unpack_payload(answer.content, _READER))
-            self._say(describe_end(validation, self._progress.total, folder))
+            self._say(f"{describe_personal_here(folder)}; {_WAITING}")
         return answer
 
     def _say_round(self, message: Message, answer: Message) -> None:
@@ -85,10 +102,10 @@ class RoundNews:
         line = describe_round_here(number, self._progress.total, report)
         self._say(f"{line}; about {left} left" if left else line)
         if self._ends_unvalidated and number == self._progress.total:
-            self.finished = True
+            self.finished = self._next == _WAITING
             self._say(
                 f"federation finished after {number} rounds; its model is not validated here "
-                "(--dp-validation withhold); waiting for the next (Ctrl-C ends)"
+                f"(--dp-validation withhold); {self._next}"
             )
 
 
@@ -127,13 +144,29 @@ def describe_end(validation: FullValidation, rounds: int | None, folder: Path) -
     """
     start = f"federation finished{f' after {rounds} rounds' if rounds else ''}"
     if not validation.cases:
-        return f"{start}; this site has no validation case; waiting for the next (Ctrl-C ends)"
+        return f"{start}; this site has no validation case"
     metric, value = next(iter(validation.foreground_mean.items()), ("Dice", None))
     number = "not defined" if value is None else f"{value:.4f}"
     cases = "1 case" if validation.cases == 1 else f"{validation.cases} cases"
+    return f"{start}: {metric} of the final model here {number} ({cases}, predictions in {folder})"
+
+
+def describe_personal_here(folder: Path) -> str:
+    """Return one line about the site's personal model; what it says is for this site only.
+
+    Parameters
+    ----------
+    folder
+        nnU-Net's result folder of the fold of the personal model.
+    """
+    choice = read_choice(folder)
+    where = f"in {folder}"
+    if choice is None or choice.alpha == GLOBAL:
+        return f"personal model: the global one, as none that is fine-tuned is better here, {where}"
+    before, after = choice.scores[GLOBAL], choice.scores[choice.alpha]
     return (
-        f"{start}: {metric} of the final model here {number} ({cases}, predictions in {folder}); "
-        "waiting for the next (Ctrl-C ends)"
+        f"personal model: {choice.metric} here {before:.4f} -> {after:.4f} on {choice.cases} "
+        f"validation cases, with {choice.alpha:.0%} of the fine-tuned weights, {where}"
     )
 
 

@@ -98,6 +98,27 @@ def _training(proposal: Proposal) -> list[str]:
         f"after each round the trained weights leave this site in {settings.transport_dtype}, "
         f"{_told(settings)}; field by field in docs/what-leaves-a-site.md",
         _privacy(settings, proposal.count),
+        *_personal(settings),
+    ]
+
+
+def _personal(settings: FederationSettings) -> list[str]:
+    """Say what happens after the last round, if there are personal models."""
+    if not settings.personalises:
+        return []
+    rate = "the initial learning rate" if settings.personal_lr is None else settings.personal_lr
+    told = (
+        "it tells only that it is done, as fine-tuning adds no noise"
+        if settings.private
+        else "with at least "
+        f"{settings.personal_min_cases} validation cases it tells their number, the mean Dice, or "
+        "the trainer's own metric, before and after, and the share of the fine-tuned weights; with "
+        "fewer only that it is done"
+    )
+    return [
+        f"after the last round this site fine-tunes the model for {settings.personal_iterations} "
+        f"iterations at {rate}, decaying to 0, and keeps what validates best here as a personal "
+        f"model, which never leaves it; {told}"
     ]
 
 

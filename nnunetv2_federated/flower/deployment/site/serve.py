@@ -61,7 +61,11 @@ def serve(
         If the server refuses the site, or its certificate is not to be trusted.
     """
     key, authority = settings.load_key(), settings.load_authority()
-    rounds = RoundNews(say, lambda _: site.membership.site().folder / "validation")
+    rounds = RoundNews(
+        say,
+        lambda _: site.membership.site().folder / "validation",
+        lambda _: site.membership.site().personal_folder,
+    )
     connection = ConnectionNews(say, lambda: rounds.finished)
     responder = Responder(site, load_verifying_key(settings.coordinator), say, [rounds])
     while not stopped.is_set():

@@ -34,7 +34,11 @@ from nnunetv2_federated.flower.deployment.site.choice_guard import ChoiceGuard
 from nnunetv2_federated.flower.deployment.site.consent import Agreement, NotApprovedError
 from nnunetv2_federated.flower.deployment.site.evaluation_guard import EvaluationGuard
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
-from nnunetv2_federated.flower.deployment.site.work_guard import EVALUATE_FULLY, WORK
+from nnunetv2_federated.flower.deployment.site.work_guard import (
+    EVALUATE_FULLY,
+    TRAIN_PERSONAL,
+    WORK,
+)
 from nnunetv2_federated.flower.evaluation_app import add_evaluation
 from nnunetv2_federated.flower.records import (
     CONFIG,
@@ -190,4 +194,6 @@ def _guard_work(site: GuardedSite, say: Say) -> Mod:
 def _work(kind: str, task: TrainTask) -> str:
     if kind == MessageType.TRAIN:
         return f"round {task.server_round + 1}, learning rate {task.lr:.5f}"
+    if kind == TRAIN_PERSONAL:
+        return "personal model, of the last round's"
     return "full validation" if kind == EVALUATE_FULLY else "validation of the last round's model"

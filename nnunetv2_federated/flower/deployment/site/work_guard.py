@@ -17,11 +17,13 @@ from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.tasks import (
     check_evaluation,
     check_full_validation,
+    check_personal,
     check_round,
 )
 from nnunetv2_federated.flower.deployment.site.consent import Consent
 from nnunetv2_federated.flower.deployment.site.ledger import (
     EVALUATION,
+    PERSONAL,
     ROUND,
     VALIDATION,
     Ledger,
@@ -33,10 +35,15 @@ from nnunetv2_federated.nnunet.training.result_folder import drop_previous
 from nnunetv2_federated.nnunet.training.site import Site
 
 EVALUATE_FULLY = f"{MessageType.EVALUATE}.fully"
-WORK = (MessageType.TRAIN, MessageType.EVALUATE, EVALUATE_FULLY)
+TRAIN_PERSONAL = f"{MessageType.TRAIN}.personal"
+WORK = (MessageType.TRAIN, MessageType.EVALUATE, EVALUATE_FULLY, TRAIN_PERSONAL)
 """Types of messages that cost computing time and tell something of the site's cases."""
 
-_KINDS: dict[str, str] = {MessageType.EVALUATE: EVALUATION, EVALUATE_FULLY: VALIDATION}
+_KINDS: dict[str, str] = {
+    MessageType.EVALUATE: EVALUATION,
+    EVALUATE_FULLY: VALIDATION,
+    TRAIN_PERSONAL: PERSONAL,
+}
 _LOOK_SECONDS = 1.0
 """How often work looks whether it may go on."""
 _SAVE_SECONDS = 60.0
@@ -108,7 +115,7 @@ class WorkMeter(Observer):
 
 
 class WorkGuard:
-    """Lets a round, the evaluation and the full validation through, each once.
+    """Lets a round, the evaluation, the full validation and the personal model through, each once.
 
     Parameters
     ----------
@@ -218,6 +225,8 @@ def _check(kind: str, task: TrainTask, site: Site) -> None:
         check_round(task, settings, site.trainer.schedule.lrs, iterations)
     elif kind == MessageType.EVALUATE:
         check_evaluation(task, settings, iterations)
+    elif kind == TRAIN_PERSONAL:
+        check_personal(task, settings)
     else:
         check_full_validation(task, settings)
 
