@@ -31,8 +31,9 @@ from nnunetv2_federated.federation.partition import PartitionSettings
 from nnunetv2_federated.federation.settings import FederationSettings, Strategy, Waits
 
 DEFAULT_CREDENTIALS = Path("credentials", "server")
-ArmKind = Literal["local", "federated", "centralised"]
+ArmKind = Literal["local", "ensemble", "federated", "centralised"]
 ARM_KINDS: tuple[ArmKind, ...] = get_args(ArmKind)
+_USUAL_ARMS: tuple[ArmKind, ...] = ("local", "federated", "centralised")
 SAME = "as in nnUNetv2_train"
 
 Device = Literal["cuda", "cpu", "mps"]
@@ -375,8 +376,12 @@ class CompareChoices(
     ] = None
     arms: Annotated[
         Annotated[tuple[ArmKind, ...], FromList],
-        Choice("kinds of arms to train"),
-    ] = ARM_KINDS
+        Choice(
+            "kinds of arms: each site alone, the ensemble of these models, federations, one model "
+            "on all cases",
+            "|".join(ARM_KINDS),
+        ),
+    ] = _USUAL_ARMS
     strategies: Annotated[
         Annotated[tuple[Strategy, ...], FromList] | None,
         Choice("one federated arm for each strategy", unset="--strategy"),

@@ -29,7 +29,7 @@ class ComparisonResult:
     report: Path
     """Report in one HTML file, which also shows what failed."""
     models: int
-    """Models that were to be trained: arms times seeds times folds."""
+    """Models that were to be trained or tested: arms times seeds times folds."""
     failed: int
     """Models that failed; the same call tries them again."""
 
@@ -76,7 +76,7 @@ def compare(
         failed = run_models(comparison, runs, folder, say, say_round)
         report = write_report(comparison, folder)
     say(f"report: {report}")
-    return ComparisonResult(folder, report, len(runs), failed)
+    return ComparisonResult(folder, report, len(comparison.models()), failed)
 
 
 def _default_folder(comparison: Comparison) -> Path:

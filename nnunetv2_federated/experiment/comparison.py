@@ -16,11 +16,19 @@ COMPARISON_FILE = "comparison.json"
 FORMAT = 2
 """Number of the format of ``comparison.json``; files without a number are of the first."""
 CENTRALISED = "centralised"
+ENSEMBLE = "ensemble"
+"""Arm of the models of single sites together; nothing is trained for it."""
+PERSONAL = "personal"
+"""Kind of the arms of single sites' personal models, which a federated arm leaves."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: ``local/<site>``, ``federated/<name>`` or ``centralised``."""
+    """One way to get a model.
+
+    It is trained (``local/<site>``, ``federated/<name>`` or ``centralised``), or others leave it
+    (``personal/<name>/<site>``, ``ensemble``).
+    """
 
     name: str
     options: Mapping[str, Any]
@@ -30,8 +38,13 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """``local``, ``federated`` or ``centralised``."""
+        """``local``, ``federated``, ``centralised``, ``personal`` or ``ensemble``."""
         return self.name.partition("/")[0]
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training of its own."""
+        return self.kind not in (PERSONAL, ENSEMBLE)
 
 
 @dataclass(frozen=True)

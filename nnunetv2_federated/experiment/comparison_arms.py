@@ -17,13 +17,23 @@ from nnunetv2_federated.experiment.choices import (
     FederatedArmChoices,
     SiteChoices,
 )
-from nnunetv2_federated.experiment.comparison import CENTRALISED, Arm, split_external
+from nnunetv2_federated.experiment.comparison import (
+    CENTRALISED,
+    ENSEMBLE,
+    PERSONAL,
+    Arm,
+    split_external,
+)
 from nnunetv2_federated.experiment.resolve import resolve_sites
-from nnunetv2_federated.federation.choice import spell_key
+from nnunetv2_federated.federation.choice import names_of, spell_key
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.partition import Sites
+from nnunetv2_federated.federation.personal import PersonalChoices
 from nnunetv2_federated.federation.settings import STRATEGIES
 from nnunetv2_federated.nnunet.data.dataset import Dataset
+
+_OF_SEVERAL = ("strategy", "strategy_options", *names_of(PersonalChoices))
+"""Choices that mean nothing in a training with one site."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ def plan_arms(
     """
     plans: dict[str, Callable[[], list[PlannedArm]]] = {
         "local": lambda: _local_arms(choices, sites),
-        "federated": lambda: _federated_arms(choices, dataset, seeds, external),
+        ENSEMBLE: lambda: [_ensemble(choices)],
+        "federated": lambda: _federated_arms(choices, dataset, seeds, sites, external),
         CENTRALISED: lambda: [PlannedArm(CENTRALISED, _alone(choices, choices.centralised))],
     }
     return [arm for kind in ARM_KINDS if kind in choices.arms for arm in plans[kind]()]
@@ -105,8 +116,15 @@ def _common(choices: CompareChoices) -> dict[str, Any]:
 def _alone(choices: CompareChoices, table: ArmChoices) -> ArmChoices:
     """Return what was chosen for a training with one site: strategies are for several."""
     common = _common(choices).items()
-    own = {k: v for k, v in common if k not in ("strategy", "strategy_options")}
+    own = {k: v for k, v in common if k not in _OF_SEVERAL}
     return ArmChoices(**{**own, "sites_per_round": 1, "min_replies": 1, **table.given()})
+
+
+def _ensemble(choices: CompareChoices) -> PlannedArm:
+    """Return the arm of all local models together."""
+    if "local" not in choices.arms:
+        raise SettingsError("--arms ensemble: is of the local models; add local to --arms.")
+    return PlannedArm(ENSEMBLE, _alone(choices, choices.local))
 
 
 def _local_arms(choices: CompareChoices, sites: Mapping[int, Sites]) -> list[PlannedArm]:
@@ -116,7 +134,11 @@ def _local_arms(choices: CompareChoices, sites: Mapping[int, Sites]) -> list[Pla
 
 
 def _federated_arms(
-    choices: CompareChoices, dataset: Dataset, seeds: Sequence[int], external: Sites
+    choices: CompareChoices,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    sites: Mapping[int, Sites],
+    external: Sites,
 ) -> list[PlannedArm]:
     arms = []
     for name, table in _federated_tables(choices).items():
@@ -125,7 +147,21 @@ def _federated_arms(
         if not table.chosen.isdisjoint(DEALING):
             partitions = {s: _own_sites(choices, table, dataset, s, external) for s in seeds}
         arms.append(PlannedArm(f"federated/{name}", own, partitions))
+        if own.personalises:
+            _check_personal(choices)
+            dealt = partitions or sites
+            names = sorted({site for found in dealt.values() for site in found})
+            arms += [PlannedArm(f"{PERSONAL}/{name}/{site}", own, partitions) for site in names]
     return arms
+
+
+def _check_personal(choices: CompareChoices) -> None:
+    """Refuse to test personal models on what chose them."""
+    if not choices.test_set:
+        raise SettingsError(
+            "--personal finetune: personal models are chosen by the fold's validation cases, so "
+            "these would flatter them; add --test-set to test on imagesTs."
+        )
 
 
 def _federated_tables(choices: CompareChoices) -> dict[str, FederatedArmChoices]:

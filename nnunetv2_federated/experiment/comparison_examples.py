@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nnunetv2_federated.experiment.comparison import CENTRALISED, Comparison, Model
+from nnunetv2_federated.experiment.comparison import (
+    CENTRALISED,
+    ENSEMBLE,
+    PERSONAL,
+    Comparison,
+    Model,
+)
 from nnunetv2_federated.federation.tested_case import TestedCase
 from nnunetv2_federated.nnunet.data.dataset import Dataset, find_trainer
 from nnunetv2_federated.nnunet.evaluation.tester import (
@@ -20,7 +26,7 @@ from nnunetv2_federated.report.comparison_data import Example, Image
 
 _EXAMPLES = 6
 _SHOWN_ARMS = 5
-_ORDER = {"federated": 0, CENTRALISED: 1, "local": 2}
+_ORDER = {"federated": 0, CENTRALISED: 1, PERSONAL: 2, "local": 3, ENSEMBLE: 4}
 """Place of each kind of arm in a row of pictures."""
 
 Tested = Mapping[str, Mapping[tuple[int, int | str], list[TestedCase]]]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nnunetv2_federated.experiment.comparison import Comparison, Model
+from nnunetv2_federated.experiment.comparison_folders import fold_folder, model_to_test
 from nnunetv2_federated.experiment.comparison_plan import Runs, cases_to_test
 from nnunetv2_federated.experiment.follow import rounds_passed_on
 from nnunetv2_federated.experiment.train_process import (
@@ -28,14 +29,12 @@ from nnunetv2_federated.federation.tested_case import TestedCase, write_tested_c
 from nnunetv2_federated.nnunet.data.dataset import find_trainer, load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split, known_patients
 from nnunetv2_federated.nnunet.evaluation.tester import (
-    ModelToTest,
     images_tr,
     images_ts,
     raw_folder,
     tester_of,
 )
 from nnunetv2_federated.nnunet.training.optimizer import SUFFIX
-from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 STATE_FILE, TESTS_FILE = "state.json", "tests.json"
 _TRAINED, _FAILED = "trained", "failed"
@@ -55,7 +54,7 @@ def run_models(
     comparison
         Comparison that the models belong to.
     runs
-        Run of each model.
+        Run of each model that is trained.
     folder
         Folder of the comparison.
     say
@@ -69,18 +68,22 @@ def run_models(
         How many models failed.
     """
     failed = 0
-    progress = Progress(total=len(runs))
-    for number, (model, run) in enumerate(runs.items(), 1):
+    models = comparison.models()
+    device = torch.device(next(iter(runs.values())).device)
+    progress = Progress(total=len(models))
+    for number, model in enumerate(models, 1):
         place = folder / model.folder
-        title = f"[{number}/{len(runs)}] {model}"
+        title = f"[{number}/{len(models)}] {model}"
         if (place / TESTS_FILE).is_file():
             say(f"{title}: done before")
             continue
         started = time.monotonic()
-        with rounds_passed_on(place / LOG_FILE, say_round):
-            reason = train_model(run, place)
+        reason = None
+        if model in runs:
+            with rounds_passed_on(place / LOG_FILE, say_round):
+                reason = train_model(runs[model], place)
         if reason is None:
-            reason = evaluate_model(comparison, model, place, torch.device(run.device))
+            reason = evaluate_model(comparison, model, folder, device)
         write_state(place, _TRAINED if reason is None else _FAILED, reason)
         seconds = time.monotonic() - started
         end = f"{seconds:.0f} s" if reason is None else f"failed: {reason}"
@@ -102,13 +105,6 @@ def read_state(place: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def model_folder(comparison: Comparison, model: Model, place: Path) -> Path:
-    """Return the model's nnU-Net result folder, without the fold."""
-    trainer = federated_trainer(comparison.arm(model.arm).options["trainer"]).__name__
-    name = f"{trainer}__{comparison.plans_name}__{comparison.configuration}"
-    return place / comparison.dataset / name
-
-
 def train_model(run: Run, place: Path) -> str | None:
     """Train a model in a process of its own, from where it stopped; return why it failed."""
     if read_state(place).get("state") == _TRAINED:
@@ -122,20 +118,29 @@ def train_model(run: Run, place: Path) -> str | None:
 
 
 def evaluate_model(
-    comparison: Comparison, model: Model, place: Path, device: torch.device
+    comparison: Comparison, model: Model, folder: Path, device: torch.device
 ) -> str | None:
-    """Test a trained model on all its cases and write ``tests.json``; return why that failed."""
+    """Test a trained model on all its cases and write ``tests.json``; return why that failed.
+
+    Parameters
+    ----------
+    comparison, model
+        Model to test, and its comparison.
+    folder
+        Folder of the comparison.
+    device
+        Device to predict on.
+    """
     dataset = load_dataset(comparison.dataset, comparison.plans_name)
     tester = tester_of(find_trainer(comparison.trainer.removesuffix(SUFFIX)))
-    trained = ModelToTest(
-        model_folder(comparison, model, place), comparison.configuration, model.fold, device
-    )
+    place = folder / model.folder
     _, validation = fold_split(dataset, comparison.configuration, model.fold)
     external = {case for cases in comparison.external.values() for case in cases}
     raw = raw_folder(dataset)
     patients = known_patients(dataset) or {}
     tested = []
     try:
+        trained = model_to_test(comparison, model, folder, device)
         for subset, sites in cases_to_test(comparison, dataset, model.fold, model.seed).items():
             if not sites:
                 continue
@@ -162,11 +167,6 @@ def evaluate_model(
         return " ".join(f"testing: {type(error).__name__}: {error}".split())
     write_tested_cases(place / TESTS_FILE, tested)
     return None
-
-
-def fold_folder(comparison: Comparison, model: Model, folder: Path) -> Path:
-    """Return the fold's folder in the model's nnU-Net result folder, below the comparison's."""
-    return model_folder(comparison, model, folder / model.folder) / f"fold_{model.fold}"
 
 
 def read_model_history(comparison: Comparison, model: Model, folder: Path) -> History | None:

@@ -67,7 +67,7 @@ def build_comparison(
     Returns
     -------
     tuple
-        The comparison, and the run of each of its models.
+        The comparison, and the run of each of its models that is trained.
 
     Raises
     ------
@@ -102,6 +102,7 @@ def build_comparison(
         # seed and fold change nothing of what it looks at
         built = {arm: check_buildable(run) for arm, run in first.items()}
         segmentation = any(validates_segmentations(type(trainer)) for trainer in built.values())
+        _check_ensemble(choices, segmentation=segmentation)
         for line in check_dataset(dataset, configuration, folds, segmentation=segmentation):
             say(line)
         equal = _with_the_same_epoch(arms, runs, built)
@@ -109,6 +110,13 @@ def build_comparison(
             return comparison, runs
         comparison = dataclasses.replace(comparison, arms=[arm.arm() for arm in equal])
         return comparison, _runs(comparison, equal, dataset, device)
+
+
+def _check_ensemble(choices: CompareChoices, *, segmentation: bool) -> None:
+    if "ensemble" in choices.arms and not segmentation:
+        raise SettingsError(
+            "--arms ensemble: of a classifier there would be no threshold; leave it out."
+        )
 
 
 def _check_alone(dataset: Dataset, configuration: str) -> None:
@@ -173,6 +181,8 @@ def _runs(
     chosen = {arm.name: arm.choices for arm in arms}
     runs = {}
     for model in comparison.models():
+        if not comparison.arm(model.arm).trains:
+            continue
         sites = _sites_of(comparison, model)
         runs[model] = model_run(
             chosen[model.arm].changed(seed=model.seed),
@@ -247,6 +257,9 @@ def _with_the_same_epoch(
     federated = [run for model, run in runs.items() if model.arm.startswith("federated/")]
     equal = []
     for arm in arms:
+        if not arm.arm().trains:
+            equal.append(arm)
+            continue
         own = next(run for model, run in runs.items() if model.arm == arm.name)
         iterations = _pass_over_a_site(own, federated or [own], built[arm.name])
         changes = {} if iterations is None else {"iterations_per_epoch": iterations}

@@ -7,9 +7,9 @@ from typing import Any
 
 from nnunetv2_federated.experiment.comparison import Comparison, Model
 from nnunetv2_federated.experiment.comparison_examples import draw_examples
+from nnunetv2_federated.experiment.comparison_folders import fold_folder
 from nnunetv2_federated.experiment.comparison_models import (
     TESTS_FILE,
-    fold_folder,
     read_model_history,
     read_state,
 )

@@ -27,6 +27,7 @@ from nnunetv2_federated.report.matplotlib_figures import draw_example
 from nnunetv2_federated.report.plotly_figures import all_figures
 from nnunetv2_federated.report.privacy_attacks import ATTACKED, membership_rows
 from nnunetv2_federated.report.privacy_terms import PROMISED, privacy_rows
+from nnunetv2_federated.report.verdict import verdict
 
 _LONGEST_VALUE = 4000
 """Largest number of characters of one text in the page."""
@@ -49,6 +50,7 @@ def write_html(data: ComparisonData, path: Path) -> Path:
     text = templates.get_template("report.html.j2").render(
         data=data,
         small_print=SMALL_PRINT,
+        verdict=verdict(data.differences),
         headline=headline_rows(data),
         matrix=matrix_rows(data),
         differences=difference_rows(data),

@@ -13,6 +13,7 @@ from nnunetv2_federated.report.privacy_attacks import ATTACKED, membership_rows
 from nnunetv2_federated.report.privacy_terms import PROMISED, privacy_rows
 from nnunetv2_federated.report.statistics import ALL_SITES, Difference
 from nnunetv2_federated.report.text import markdown, markdown_table
+from nnunetv2_federated.report.verdict import verdict
 
 
 def write_markdown(data: ComparisonData, folder: Path) -> Path:
@@ -20,6 +21,7 @@ def write_markdown(data: ComparisonData, folder: Path) -> Path:
     pictures = save_pictures(data, folder)
     parts = [
         f"# {markdown(data.title)}: local, federated, centralised",
+        "\n".join(f"- {markdown(line)}" for line in verdict(data.differences)),
         "Mean ± standard deviation over seeds and folds. " + SMALL_PRINT,
         "## All sites",
         markdown_table(*headline_rows(data)),

@@ -244,20 +244,36 @@ def _interval(
 def pairs(arms: Sequence[str], sites: Collection[str]) -> list[tuple[tuple[str, str], str]]:
     """Return which arms are compared, and on which group of cases.
 
-    The first federated arm with each site alone, on all sites and at that site; every federated
-    arm with the centralised one; every further federated arm with the first.
+    The first federated arm with each site alone, on all sites and at that site, and with the
+    ensemble of these; a personal model with its federation and with the site alone, at that site;
+    every federated arm with the centralised one; every further federated arm with the first.
     """
     federated = [arm for arm in arms if arm.startswith("federated/")]
     if not federated:
         return []
     first = federated[0]
-    compared = []
-    for arm in arms:
-        kind, _, site = arm.partition("/")
-        if kind == "local":
-            compared.append(((first, arm), ALL_SITES))
-            if site in sites:
-                compared.append(((first, arm), site))
+    compared = [pair for arm in arms for pair in _pairs_of(arm, first, arms, sites)]
     if "centralised" in arms:
         compared += [((arm, "centralised"), ALL_SITES) for arm in federated]
     return compared + [((arm, first), ALL_SITES) for arm in federated[1:]]
+
+
+def _pairs_of(
+    arm: str, first: str, arms: Sequence[str], sites: Collection[str]
+) -> list[tuple[tuple[str, str], str]]:
+    """Return the comparisons of an arm of single sites, or of their ensemble, with others."""
+    kind, _, site = arm.partition("/")
+    if kind == "personal":
+        return _pairs_of_personal(arm, arms, sites)
+    if kind not in ("local", "ensemble"):
+        return []
+    at_home = [((first, arm), site)] if site in sites else []
+    return [((first, arm), ALL_SITES), *at_home]
+
+
+def _pairs_of_personal(
+    arm: str, arms: Sequence[str], sites: Collection[str]
+) -> list[tuple[tuple[str, str], str]]:
+    _, federation, site = arm.split("/", 2)
+    others = (f"federated/{federation}", f"local/{site}")
+    return [((arm, other), site) for other in others if other in arms and site in sites]

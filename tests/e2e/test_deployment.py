@@ -45,6 +45,7 @@ from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.data.folds import fold_split
 from nnunetv2_federated.nnunet.planning.raw_site import RawSite
+from nnunetv2_federated.nnunet.training.personal_model import PersonalTraining
 from nnunetv2_federated.nnunet.training.site import Site
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
@@ -176,6 +177,7 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
     kills = dict.fromkeys(of_site, ("bern", "server", "superlink"))
     # what is done once is not done again for a server or a SuperLink that lost its answer
     kills[place(Site.validate_fully)] = ("bern", "server")
+    kills[place(PersonalTraining._write)] = ("bern", "server")
     consortium.plan_kills("bern", kills)
     consortium.plan_kills(
         "server",
@@ -187,6 +189,7 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
         },
     )
     rounds = ("--rounds", "3", "--iterations-per-epoch", "2", "--val-iterations", "1")
+    rounds += ("--personal", "finetune", "--personal-iterations", "2", "--personal-min-cases", "1")
     restart = {
         "server": lambda: consortium.start_server(*rounds, "--c"),
         "bern": lambda: consortium.start_site("bern", "--approve-all"),
@@ -201,9 +204,16 @@ def test_whoever_is_killed_wherever_the_weights_are_those_of_an_undisturbed_run(
         consortium.stop()
 
     assert consortium.still_alive() == []
-    theirs, _ = trained_here(tmp_path, monkeypatch, "901", sites, *rounds)
+    theirs, here = trained_here(tmp_path, monkeypatch, "901", sites, *rounds)
 
     assert_same(load_weights(consortium.result), theirs)
+    told = load_history(consortium.result)["personal"]
+    assert told == load_history(here)["personal"]
+    assert told["bern"]["cases"] == 2  # 0 and 3 of fold 0
+    name = "nnUNetTrainerPersonal__nnUNetPlans__2d/fold_0"
+    kept = tmp_path / "bern" / "results" / dataset.name / name
+    assert_same(load_weights(kept), load_weights(here / "federation" / "sites" / "bern" / name))
+    assert not list((tmp_path / "server").rglob("*Personal*"))
     history = load_history(consortium.result)["rounds"]
     assert [record["round"] for record in history] == [0, 1, 2]
     assert not any(record["failed"] for record in history)

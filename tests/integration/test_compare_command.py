@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,3 +162,57 @@ def test_classifiers_are_compared_by_the_same_command(
     text = (folder / "report.md").read_text()
     assert "| model | runs | AUROC | accuracy |" in text
     assert "federated/fedavg | centralised | all sites | 10 |" in text
+
+
+def test_personal_models_and_the_ensemble_of_local_ones_are_tested_beside_the_others(
+    dataset_2d: str,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw = Path(os.environ["nnUNet_raw"]) / "Dataset901_Balls"  # noqa: SIM112
+    own = tmp_path / "raw" / raw.name
+    shutil.copytree(raw, own)
+    for folder, ending in (("images", "_0000"), ("labels", "")):
+        (own / f"{folder}Ts").mkdir()
+        for number in (0, 1, 6, 7):
+            shutil.copyfile(
+                raw / f"{folder}Tr" / f"case_{number:02d}{ending}.png",
+                own / f"{folder}Ts" / f"test_{number:02d}{ending}.png",
+            )
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    table = tmp_path / "cases.csv"
+    cases = [f"case_{i:02d}" for i in range(12)] + [f"test_{i:02d}" for i in (0, 1, 6, 7)]
+    rows = [f"{case},{'north' if int(case[-2:]) < 6 else 'south'}" for case in cases]
+    table.write_text("\n".join(["case,site", *rows]) + "\n")
+    folder = tmp_path / "out"
+    argv = [
+        *(dataset_2d, "2d", "0", "--partition", "column", "--case-table", str(table)),
+        *("--by", "site", "--arms", "local", "ensemble", "federated", *SHORT),
+        *("--personal", "finetune", "--personal-iterations", "2", "-o", str(folder)),
+    ]
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    assert "add --test-set" in capsys.readouterr().err
+
+    main([*argv, "--test-set"])
+
+    arms = ["ensemble", "federated/fedavg", "local/north", "local/south"]
+    arms += ["personal/fedavg/north", "personal/fedavg/south"]
+    assert models(folder) == [f"{arm}/seed_12345/fold_0" for arm in arms]
+    tested = json.loads((folder / "models/ensemble/seed_12345/fold_0/tests.json").read_text())
+    assert len(tested) == 4
+    members = sorted((folder / "models/ensemble/seed_12345/fold_0/ensemble").glob("fold_*"))
+    assert [member.name for member in members] == ["fold_0", "fold_1001"]
+    text = (folder / "report.md").read_text()
+    assert "personal/fedavg/north | federated/fedavg | north | 2 |" in text
+    assert "personal models of federated/fedavg, at home and compared with training alone" in text
+    options = {
+        a["name"]: a["options"]
+        for a in json.loads((folder / "comparison.json").read_text())["arms"]
+    }
+    assert options["federated/fedavg"]["personal"] == "finetune"
+    assert "personal" not in options["local/north"]
+    del results

@@ -24,6 +24,8 @@ from nnunetv2_federated.report.markdown import (
 )
 from nnunetv2_federated.report.partition import PALETTE
 from nnunetv2_federated.report.plotly_figures import colours, repeats
+from nnunetv2_federated.report.statistics import Difference, pairs
+from nnunetv2_federated.report.verdict import CAVEAT, UNKNOWN, verdict
 
 ARMS = ["local/bern", "federated/fedavg", "federated/broken", "centralised"]
 
@@ -227,3 +229,60 @@ def test_arms_that_share_a_colour_differ_in_their_markers():
 
     assert len(set(looks)) == len(arms)
     assert repeats(arms)["federated/0"] == 0
+
+
+def difference(second, group, *interval, first="federated/fedavg", cases=18):
+    return Difference(first, second, group, "Dice", *interval, cases)
+
+
+def test_the_verdict_says_no_more_than_the_intervals_do():
+    mine = "personal/fedavg/oslo"
+    found = [
+        difference("local/oslo", "all sites", 0.2, 0.1, 0.3),  # not at home
+        difference("local/oslo", "oslo", 0.015, 0.0125, 0.0175),
+        difference("local/bern", "bern", -0.01, -0.02, -0.005),
+        difference("local/lyon", "lyon", 0.05, -0.1, 0.2),
+        difference("local/rome", "rome", 0.5, None, None, cases=1),
+        difference("local/oslo", "oslo", -0.001, -0.0025, 0.0005, first=mine),
+        difference("federated/fedavg", "oslo", 0.01, 0.005, 0.015, first=mine),
+        difference("centralised", "all sites", -0.1, -0.2, -0.05),
+    ]
+    assert verdict(found) == [
+        "federated/fedavg, at home and compared with training alone, of 4 sites: 1 gains, 1 loses, "
+        "and for 2 no difference can be seen.",
+        "oslo gains: Dice +0.0150 (95 % interval +0.0125 to +0.0175, 18 cases).",
+        "bern loses: Dice -0.0100 (95 % interval -0.0200 to -0.0050, 18 cases).",
+        "lyon: no difference can be seen: Dice +0.0500 (95 % interval -0.1000 to +0.2000, 18 "
+        "cases).",
+        "rome: no difference can be seen: Dice +0.5000 on 1 case, without an interval.",
+        "personal models of federated/fedavg, at home and compared with training alone, of 1 site: "
+        "0 gain, 0 lose, and for 1 no difference can be seen.",
+        "oslo: no difference can be seen: Dice -0.0010 (95 % interval -0.0025 to +0.0005, 18 "
+        "cases).",
+        CAVEAT,
+    ]
+    assert verdict(found[-1:]) == [UNKNOWN]
+
+
+def test_the_report_begins_with_the_verdict(data, tmp_path):
+    line = "bern: no difference can be seen: Dice"
+    text = write_markdown(data, tmp_path).read_text()
+    page = write_html(data, tmp_path / "report.html").read_text()
+    sentence = "federated/fedavg, at home and compared with training alone, of 1 site"
+    assert sentence in page[: page.index("<h2>")]
+    assert sentence in text[: text.index("## ")]
+    assert (line in text) or ("bern gains: Dice" in text)
+
+
+def test_personal_models_are_compared_at_home_and_the_ensemble_everywhere():
+    arms = [
+        *("local/a/b", "local/c", "ensemble", "federated/x", "personal/x/a/b", "personal/x/c"),
+    ]
+    assert pairs(arms, ["a/b"]) == [
+        (("federated/x", "local/a/b"), "all sites"),
+        (("federated/x", "local/a/b"), "a/b"),
+        (("federated/x", "local/c"), "all sites"),
+        (("federated/x", "ensemble"), "all sites"),
+        (("personal/x/a/b", "federated/x"), "a/b"),
+        (("personal/x/a/b", "local/a/b"), "a/b"),
+    ]

@@ -44,6 +44,8 @@ class ModelToTest:
     configuration: str
     fold: int | str
     device: torch.device
+    also: tuple[int | str, ...] = ()
+    """Further folds, whose predictions are averaged with those of ``fold`` as nnU-Net averages."""
 
 
 class Tester(Protocol):
@@ -142,7 +144,9 @@ class SegmentationTester:
                 verbose_preprocessing=False,
                 allow_tqdm=False,
             )
-            predictor.initialize_from_trained_model_folder(str(model.folder), (model.fold,))
+            predictor.initialize_from_trained_model_folder(
+                str(model.folder), (model.fold, *model.also)
+            )
             predictor.predict_from_files_sequential(
                 [list(images[case]) for case in images], [str(output / case) for case in images]
             )
