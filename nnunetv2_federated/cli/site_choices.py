@@ -52,6 +52,10 @@ class SiteCommandChoices(Choices):
         Literal["cuda", "cpu", "mps"] | None,
         Choice("device to train on", flag="-device", unset="cuda if there is one, else cpu"),
     ] = None
+    num_gpus: Annotated[
+        Count,
+        Choice("GPUs to train on, as in nnUNetv2_train", "N", flag="-num_gpus"),
+    ] = 1
     np: Annotated[
         Count | None,
         Choice(

@@ -27,6 +27,7 @@ from nnunetv2_federated.flower.deployment.site.serve import serve
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
 from nnunetv2_federated.nnunet.device import choose_device
+from nnunetv2_federated.nnunet.training.ranks import check_gpus
 
 _RUNS_ALREADY = "this site runs already; stop the other process first."
 
@@ -44,13 +45,16 @@ def check(settings: SiteSettingsFile, choices: SiteCommandChoices) -> None:
     chosen = [*named, *("2d", "0")[len(named) :]]
     if len(chosen) > 2:
         raise SettingsError(f"--check {' '.join(chosen)}: give CONFIGURATION FOLD, as in 2d 0.")
+    device = choose_device(choices.device)
+    check_gpus(choices.num_gpus, device)
     target = PreflightTarget(
         dataset=choices.dataset_name,
         plans_name=choices.plans,
         configuration=chosen[0],
         fold=read_fold(chosen[1]),
         trainer=choices.trainer,
-        device=choose_device(choices.device),
+        device=device,
+        num_gpus=choices.num_gpus,
     )
     bad = print_checks(f"site {settings.name}", check_site(settings, target))
     if bad:
@@ -73,11 +77,13 @@ def take_part(settings: SiteSettingsFile, choices: SiteCommandChoices) -> None:
             "under nnUNet_preprocessed, or under nnUNet_raw to be planned for."
         )
     device = choose_device(choices.device)
+    check_gpus(choices.num_gpus, device)
     site = open_site(settings, choices, device, who_agrees(choices))
     log = settings.work / "site.log"
     send_logs_to(log)
     with only_one(settings.work / "lock", _RUNS_ALREADY), stopping_as_interrupt():
-        _say(f"site {settings.name}, dataset {choices.dataset_name}, {device}; log in {log}")
+        where = device if choices.num_gpus == 1 else f"{choices.num_gpus} GPUs"
+        _say(f"site {settings.name}, dataset {choices.dataset_name}, {where}; log in {log}")
         site.record("started", dataset=choices.dataset_name, version=version("nnunetv2-federated"))
         for what, mark in identity(settings).items():
             _say(f"{what}: {mark}")
@@ -105,6 +111,7 @@ def open_site(
         settings.limits,
         processes=choices.np,
         allowed_modules=settings.allowed_modules,
+        num_gpus=choices.num_gpus,
     )
     return GuardedSite(here, ask=ask, record=AuditLog(settings.work / AUDIT_FILE).record)
 

@@ -14,6 +14,7 @@ from nnunetv2_federated.cli.train import WITHOUT
 from nnunetv2_federated.experiment.choices import TrainChoices
 from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.train import train_rounds
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.nnunet.training.tracking import close_trackers
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
@@ -47,6 +48,10 @@ def with_federation(trainer: type[FederatedRounds]) -> type[FederatedRounds]:
     """Return the trainer with a ``run_training`` that runs a whole federation, then validates."""
 
     def run_training(self: FederatedRounds) -> None:
+        if self.is_ddp:  # each process of nnUNetv2_train would run a federation of its own
+            raise SettingsError(
+                "-num_gpus: put num_gpus into the settings file, or use nnUNetv2_train_federated."
+            )
         choices = _choices(self, trainer.__name__)
         run = resolve(choices)
         with ConsoleObserver(run.settings.rounds) as console:

@@ -185,8 +185,20 @@ class Runtime(Choices):
 
     backend: Annotated[
         Literal["in-process", "ray"],
-        Choice("what runs the sites of this machine: one after another, or Ray for several GPUs"),
+        Choice(
+            "what runs the sites of this machine: one after another, or Ray, each site on a GPU of "
+            "its own"
+        ),
     ] = "in-process"
+    num_gpus: Annotated[
+        Count,
+        Choice(
+            "GPUs on which each site of this machine trains, as in nnUNetv2_train; over a network "
+            "give it to nnUNetv2_federated_site",
+            "N",
+            flag="-num_gpus",
+        ),
+    ] = 1
     prepare_only: Annotated[
         bool, Choice("check everything, write the run's folder and print the flwr run command")
     ] = False
@@ -308,6 +320,13 @@ class TrainChoices(
     def __post_init__(self) -> None:
         QueueChoices.__post_init__(self)
         FederationSettings.__post_init__(self)
+        for given, what in (
+            (self.backend == "ray", "--backend ray"),
+            (self.prepare_only, "--prepare-only"),
+            (self.parallel > 1, f"--parallel {self.parallel}"),
+        ):
+            if self.num_gpus > 1 and given:
+                raise SettingsError(f"-num_gpus {self.num_gpus} {what}: keep one of the two.")
 
 
 @record

@@ -40,6 +40,7 @@ from nnunetv2_federated.nnunet.data.site_cases import (
 )
 from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.process import prepare_process
+from nnunetv2_federated.nnunet.training.ranks import check_gpus
 from nnunetv2_federated.nnunet.training.result_folder import federation_folder, no_earlier_run
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
@@ -83,9 +84,13 @@ def resolve(choices: TrainChoices) -> Run:
         remote_sites=remote,
         run_id=uuid.uuid4().hex if remote else "",
         npz=bool(remote) and choices.npz,
+        num_gpus=choices.num_gpus,
     )
     if choices.c:
-        return _continued(choices, run)
+        run = _continued(choices, run)
+    check_gpus(run.num_gpus, device)
+    if choices.c:
+        return run
     if choices.val and (federation_folder(run) / RUN_FILE).is_file():
         return dataclasses.replace(read_run(federation_folder(run)), device=device)
     return run
@@ -166,7 +171,7 @@ def remote_sites(choices: TrainChoices) -> tuple[str, ...]:
     """
     if not networked(choices):
         return ()
-    local = [name for name in ("backend", "prepare_only") if name in choices.chosen]
+    local = [name for name in ("backend", "num_gpus", "prepare_only") if name in choices.chosen]
     for flag in (*_sites_chosen(choices), *(spell_flag(TrainChoices, name) for name in local)):
         raise SettingsError(
             f"{flag} with --server: the sites are on other machines, each with a dataset of its "
@@ -294,4 +299,5 @@ def _continued(choices: TrainChoices, run: Run) -> Run:
         )
     bound = {name: getattr(asked, name) for name in OF_THE_BOUND if name in asked.chosen}
     settings = dataclasses.replace(stored.settings, **bound)
-    return dataclasses.replace(stored, device=run.device, settings=settings)
+    num_gpus = run.num_gpus if "num_gpus" in choices.chosen else stored.num_gpus
+    return dataclasses.replace(stored, device=run.device, settings=settings, num_gpus=num_gpus)

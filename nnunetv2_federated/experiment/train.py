@@ -297,7 +297,9 @@ def _check_continues(run: Run) -> None:
     stored = read_run(folder)
     kept = {name: getattr(stored.settings, name) for name in CHANGEABLE}
     settings = dataclasses.replace(run.settings, **kept)
-    asked = dataclasses.replace(run, device=stored.device, settings=settings)
+    asked = dataclasses.replace(
+        run, device=stored.device, num_gpus=stored.num_gpus, settings=settings
+    )
     for field in dataclasses.fields(Run):
         if getattr(asked, field.name) != getattr(stored, field.name):
             raise SettingsError(

@@ -56,6 +56,8 @@ class Run:
     queue: Mapping[str, Folds] = field(default_factory=dict)
     """Folds by configuration of the trainings that were begun by one command, this one among them;
     empty for a training of its own."""
+    num_gpus: int = 1
+    """GPUs on which each site of this machine trains."""
 
     def __post_init__(self) -> None:
         for what in ("configuration", "trainer", "plans_name"):
@@ -116,7 +118,7 @@ class Run:
 RUN_FILE = "run.json"
 
 
-_RUN_FORMAT = 3
+_RUN_FORMAT = 4
 
 
 def read_run(folder: Path) -> Run:

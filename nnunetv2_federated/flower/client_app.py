@@ -19,20 +19,19 @@ from nnunetv2_federated.flower.records import (
     unpack_weights,
 )
 from nnunetv2_federated.nnunet.planning.raw_site import RawSite
-from nnunetv2_federated.nnunet.training.site import Site
-from nnunetv2_federated.nnunet.training.site_pool import SitePool
+from nnunetv2_federated.nnunet.training.site_pool import SitePool, WorkingSite
 
 _POOL = SitePool()
 _READER = "site"
 
 
-def find_site(pool: SitePool, context: Context) -> Site:
+def find_site(pool: SitePool, context: Context) -> WorkingSite:
     """Return the site that a context is about, with its trainer in memory."""
     folder = run_folder(context)
     return pool.get(read_run(folder), int(context.node_config["partition-id"]), folder)
 
 
-def _find_in_this_process(context: Context) -> Site:
+def _find_in_this_process(context: Context) -> WorkingSite:
     """Use the pool of whichever process this runs in; Ray ships the app, never the trainers."""
     return find_site(_POOL, context)
 
@@ -48,7 +47,7 @@ def find_raw_site(context: Context) -> RawSite:
 
 
 def make_client_app(
-    find: Callable[[Context], Site] = _find_in_this_process,
+    find: Callable[[Context], WorkingSite] = _find_in_this_process,
     find_raw: Callable[[Context], RawSite] = find_raw_site,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:

@@ -27,6 +27,7 @@ from nnunetv2_federated.nnunet.training.build_trainer import results_not_writabl
 from nnunetv2_federated.nnunet.training.cascade import check_stages
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
 from nnunetv2_federated.nnunet.training.private_trainer import check_privacy
+from nnunetv2_federated.nnunet.training.ranks import check_batch, check_divisible
 from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder
 from nnunetv2_federated.nnunet.training.site_pool import DEFAULT_RESIDENT, SitePool
 from nnunetv2_federated.nnunet.training.tracking import wanted_trackers
@@ -88,6 +89,9 @@ def check_buildable(
         model = GlobalModel(run)  # nnU-Net's trainers write when they are built
         if run.pretrained_weights is not None:
             model.load_pretrained(run.pretrained_weights)
+    segmentation = validates_segmentations(type(model.trainer))
+    check_divisible(run.num_gpus, private=run.settings.private, segmentation=segmentation)
+    check_batch(run.num_gpus, model.trainer.configuration_manager.batch_size)
     check_privacy(run, model.trainer)
     if not run.remote_sites:
         alive = min(len(run.sites), run.settings.resident_trainers or DEFAULT_RESIDENT)

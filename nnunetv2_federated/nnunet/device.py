@@ -33,3 +33,11 @@ def choose_device(requested: str | None) -> str:
     torch.set_num_threads(1 if device == "cuda" else threads)
     torch.backends.cudnn.benchmark = device == "cuda"
     return device
+
+
+def limit_gpu_memory(gigabytes: float | None, gpu: int = 0) -> None:
+    """Let this process take no more of a GPU's memory; ``None`` for no limit."""
+    if gigabytes is None:
+        return
+    total = torch.cuda.get_device_properties(gpu).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes / total), gpu)

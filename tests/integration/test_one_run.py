@@ -220,7 +220,7 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     for content, words in (
         ({"epoch": 1}, "older"),
-        ({"format": 3}, "upgrade"),
+        ({"format": 4}, "upgrade"),
         ([1], "cannot be read"),
     ):
         torch.save(content, path)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from nnunetv2_federated.nnunet.planning.allowed_arguments import MOST_BATCH, MOS
 from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
 from nnunetv2_federated.nnunet.planning.checked_plans import check_plans, configuration_of
 from nnunetv2_federated.nnunet.training.build_network import build_network
+from nnunetv2_federated.nnunet.training.ranks import check_batch
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def check_training(
     device: str = "cpu",
     limit_gb: float | None = None,
     allowed_modules: Sequence[str] = (),
+    num_gpus: int = 1,
 ) -> Memory:
     """Make sure that a training runs allowed code only, and fits the machine.
 
@@ -87,11 +89,14 @@ def check_training(
         machine have.
     allowed_modules
         Modules of the hospital's own trainers and networks.
+    num_gpus
+        GPUs over which a batch is divided.
 
     Raises
     ------
     SiteError
-        If the plans name code that is not allowed, or the estimate is beyond the limit.
+        If the plans name code that is not allowed, the estimate is beyond the limit, or a GPU would
+        get no part of a batch.
     """
     check_plans(dataset.plans, dataset.dataset_json, site, allowed_modules)
     try:
@@ -101,14 +106,17 @@ def check_training(
         check_plans(plans, dataset.dataset_json, site, allowed_modules)
         task = _Task.of(plans, dataset.dataset_json, configuration)
         machine = machine_gb() if limit_gb is None else limit_gb
-        _require("a batch", task, task.data_gb, machine)
+        data = task.data_gb  # of all GPUs together
+        _require("a batch", task, data, machine)
+        check_batch(num_gpus, task.batch_size)
+        task = replace(task, batch_size=math.ceil(task.batch_size / num_gpus))
         network = _network_gb(trained_by, task, half=device == "cuda")
         if network is not None:
             most = device_gb(device) if limit_gb is None else limit_gb
             _require("the network", task, network, most)
     except (SettingsError, ValueError) as error:
         raise SiteError(f"site {site}: {error}") from error
-    return Memory(network, task.data_gb)
+    return Memory(network, data)
 
 
 def check_preprocessing(

@@ -156,14 +156,15 @@ def _use_group_norm(configuration: dict[str, Any], name: str) -> None:
 def move_output(trainer: FederatedRounds, folder: Path) -> None:
     """Make a trainer that was just built write into ``folder`` in place of its result folder.
 
-    nnU-Net's constructor has already created the result folder and a log file: the log file is
-    moved, and folders that are then empty are removed.
+    nnU-Net's constructor has already created the result folder and a log file, which only rank 0
+    has: the log file is moved, and folders that are then empty are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old, log = Path(trainer.output_folder), Path(trainer.log_file)
     trainer.output_folder = trainer.output_folder_base = str(folder)
     trainer.log_file = str(folder / log.name)
-    log.replace(trainer.log_file)
+    if log.is_file():
+        log.replace(trainer.log_file)
     for parent in (old, old.parent, old.parent.parent):
         if any(parent.iterdir()):
             break

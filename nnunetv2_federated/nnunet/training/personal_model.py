@@ -24,7 +24,7 @@ import torch
 from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import CheckpointError
 from nnunetv2_federated.federation.learning_rates import poly_lr
-from nnunetv2_federated.federation.messages import ALPHAS
+from nnunetv2_federated.federation.messages import ALPHAS, PersonalReport
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.personal import (
     GLOBAL,
@@ -40,6 +40,8 @@ from nnunetv2_federated.nnunet.summary import read_headline
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
 from nnunetv2_federated.nnunet.training.metadata import write_metadata
 from nnunetv2_federated.nnunet.training.randomness import seed_everything
+from nnunetv2_federated.nnunet.training.result_folder import result_folder
+from nnunetv2_federated.nnunet.training.site_state import kept_tensors
 from nnunetv2_federated.nnunet.training.site_trainer import (
     prepare_for_site,
     watched,
@@ -81,33 +83,58 @@ class PersonalTraining:
     """Seed of the site's rounds."""
     folder: Path
     """Of :func:`personal_folder`."""
-    scratch: Path
-    """Folder for what is not kept."""
+    site: Path
+    """Folder of the site in the run's folder."""
 
-    def made(self, weights: Vector) -> PersonalChoice | None:
-        """Return what was found when the model was made of these global weights, if it was."""
+    @classmethod
+    def of(cls, run: Run, index: int, site: Path) -> PersonalTraining:
+        """Return the training of a site's personal model.
+
+        Parameters
+        ----------
+        run
+            Run of the federation.
+        index
+            Position of the site in ``run.sites``.
+        site
+            Folder of the site in the run's folder.
+        """
+        results = result_folder(run).parent.parent
+        folder = personal_folder(run, site, results)
+        return cls(run, run.sites[index], run.settings.seed + index, folder, site)
+
+    def told(self, weights: Vector) -> PersonalReport | None:
+        """Return what the server may know of the model; ``None`` if there is none of these weights.
+
+        Parameters
+        ----------
+        weights
+            Global weights after the last round, shape (parameters,).
+        """
         if not (self.folder / CHECKPOINT).is_file():
             return None
-        return read_choice(self.folder, self._made_of(weights))
+        choice = read_choice(self.folder, self._made_of(weights))
+        return None if choice is None else self._tell(choice)
 
     def build(self) -> FederatedRounds:
         """Build a new trainer for the fine-tuning, which adds no noise: its result stays here."""
         gc.collect()  # the trainer of the rounds may have taken most of the GPU
         seed_everything(self.seed + _AFTER_ROUNDS)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         dataset = load_dataset(self.cases.dataset, self.run.plans_name)
         trainer = build_trainer(self.run, dataset, federated_trainer(self.run.trainer))
-        move_output(trainer, self.scratch)
+        move_output(trainer, self._scratch)
         return trainer
 
     def make(
         self,
         trainer: FederatedRounds,
         weights: Vector,
-        local: Mapping[str, torch.Tensor],
         observer: Observer,
-    ) -> PersonalChoice:
-        """Fine-tune, validate, choose, and write the model; return what was found.
+    ) -> PersonalReport:
+        """Fine-tune, validate, choose, and write the model; return what the server may know.
+
+        The fine-tuning begins with the tensors that the site has kept for itself in its rounds.
 
         Parameters
         ----------
@@ -115,9 +142,6 @@ class PersonalTraining:
             Trainer of :meth:`build`.
         weights
             Global weights after the last round, shape (parameters,).
-        local
-            Tensors that the site has kept for itself in its rounds, by name: the fine-tuning begins
-            with them.
         observer
             Receives the progress.
 
@@ -130,7 +154,7 @@ class PersonalTraining:
         judged, tuned = self._judged(), weights
         if judged:
             observer.site_started(self.cases.name, self.run.settings.personal_iterations)
-            _start_from(trainer, weights, local)
+            _start_from(trainer, weights, kept_tensors(self.site))
             tuned = self._fine_tune(trainer)
         else:  # as a training would have done: it sets what the checkpoint says of mirroring
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -143,8 +167,19 @@ class PersonalTraining:
         choice = PersonalChoice(len(judged) if metric else 0, metric, scores)
         load_vector(trainer.network, interpolate(weights, tuned, choice.alpha))
         self._write(trainer, choice, self._made_of(weights))
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        return choice
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        return self._tell(choice)
+
+    def _tell(self, choice: PersonalChoice) -> PersonalReport:
+        settings = self.run.settings
+        return choice.tell(
+            self.cases.name, min_cases=settings.personal_min_cases, private=settings.private
+        )
+
+    @property
+    def _scratch(self) -> Path:
+        """Folder for what is not kept."""
+        return self.site / "personal"
 
     def _judged(self) -> list[str]:
         """Return the validation cases that are not trained on, as they are on fold ``all``."""
@@ -172,7 +207,7 @@ class PersonalTraining:
         return metric, None if math.isnan(value) else value
 
     def _validated(self, alpha: float) -> Path:
-        return self.scratch / f"alpha_{alpha:g}"
+        return self._scratch / f"alpha_{alpha:g}"
 
     def _write(self, trainer: FederatedRounds, choice: PersonalChoice, made_of: str) -> None:
         """Write the model as nnU-Net has it; the file that says so comes last."""

@@ -31,7 +31,7 @@ from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
 from nnunetv2_federated.nnunet.privacy.site_privacy import Budget, SitePrivacy
 from nnunetv2_federated.nnunet.summary import summarise_site
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
-from nnunetv2_federated.nnunet.training.personal_model import PersonalTraining, personal_folder
+from nnunetv2_federated.nnunet.training.personal_model import PersonalTraining
 from nnunetv2_federated.nnunet.training.private_trainer import (
     PrivateRounds,
     trainer_of_sites,
@@ -41,9 +41,15 @@ from nnunetv2_federated.nnunet.training.randomness import (
     restore_randomness,
     seed_everything,
 )
+from nnunetv2_federated.nnunet.training.ranks import (
+    gather,
+    in_one_process,
+    of_first,
+    seed_of_rank,
+    this_rank,
+)
 from nnunetv2_federated.nnunet.training.site_state import (
     BEFORE_FIRST_ROUND,
-    kept_tensors,
     load_state,
     rounds_on_disk,
     save_state,
@@ -69,6 +75,9 @@ def describe_device(device: torch.device) -> str:
 class Site:
     """One site's trainer, from the first round to the last.
 
+    Where several processes train a site (:mod:`.ranked_site`), each has one of these, which does
+    the same as the others; rank 0 saves the state, writes the files and answers.
+
     Parameters
     ----------
     run
@@ -81,6 +90,8 @@ class Site:
         Receives the site's progress.
     budget
         What the hospital allows itself of differential privacy's epsilon.
+    output
+        Folder for what nnU-Net's trainer writes itself; ``None`` for the site's folder.
     """
 
     def __init__(
@@ -90,6 +101,8 @@ class Site:
         folder: Path,
         observer: Observer,
         budget: Budget = Budget(),  # noqa: B008  # frozen
+        *,
+        output: Path | None = None,
     ) -> None:
         self.run = run
         self.cases: SiteCases = run.sites[index]
@@ -98,25 +111,29 @@ class Site:
         self._dataset = load_dataset(self.cases.dataset, run.plans_name)
         with quiet():
             # site 0 draws what a stock training with this seed draws
-            seed_everything(run.settings.seed + index)
+            seed_everything(seed_of_rank(run.settings.seed + index, this_rank()))
             self.trainer = build_trainer(run, self._dataset, trainer_of_sites(run))
             self._stage_folder = self.trainer.output_folder_base
-            results = Path(self._stage_folder).parent
-            move_output(self.trainer, self.folder)
+            move_output(self.trainer, output or self.folder)
             prepare_for_site(self.trainer, self.cases, observer)
             self._privacy = self._protect(budget)
-        self._personal = PersonalTraining(
-            run,
-            self.cases,
-            run.settings.seed + index,
-            personal_folder(run, self.folder, results),
-            self.folder / "personal",
-        )
+        self._personal = PersonalTraining.of(run, index, self.folder)
         self._after_round = BEFORE_FIRST_ROUND
         self._started = False
         self.interrupted = False
         """Whether a round began and did not end: the trainer is in no state that is on disk."""
         self._randomness = capture_randomness()
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        """Learning rate of each round."""
+        return self.trainer.schedule.lrs
+
+    @property
+    def val_iterations(self) -> int | None:
+        """Validation iterations of an epoch; ``None`` if it goes through all cases."""
+        iterations: int | None = self.trainer.num_val_iterations_per_epoch
+        return iterations
 
     def describe(self) -> SiteDescription:
         """Return what the server must know of the site before the first round."""
@@ -217,21 +234,29 @@ class Site:
     def validate_fully(self, weights: Vector) -> FullValidation:
         """Run nnU-Net's full validation of global weights on this site's cases of the fold."""
         count = len(self.cases.validation_cases)
+        nothing = FullValidation(self.cases.name, 0, {}, {})
         if count == 0:
-            return FullValidation(self.cases.name, 0, {}, {})
+            return nothing
         self.interrupted = True  # the trainer is not what the next round would expect
         with quiet():
             self._start()
-            load_vector(self.trainer.network, weights)
-            # the next stage of a cascade looks for predictions in the stage's own folder
-            folder_of_site = self.trainer.output_folder_base
-            self.trainer.output_folder_base = self._stage_folder
-            try:
-                with watched(self.trainer):
-                    self.trainer.perform_actual_validation(self.run.npz)
-            finally:
-                self.trainer.output_folder_base = folder_of_site
+            if this_rank() > 0:  # rank 0 predicts all cases, as a training on one GPU does
+                return nothing
+            with in_one_process(self.trainer):
+                self._predict_all(weights)
         return summarise_site(self.cases.name, count, self.folder)
+
+    def _predict_all(self, weights: Vector) -> None:
+        """Let nnU-Net predict all validation cases with global weights."""
+        load_vector(self.trainer.network, weights)
+        # the next stage of a cascade looks for predictions in the stage's own folder
+        folder_of_site = self.trainer.output_folder_base
+        self.trainer.output_folder_base = self._stage_folder
+        try:
+            with watched(self.trainer):
+                self.trainer.perform_actual_validation(self.run.npz)
+        finally:
+            self.trainer.output_folder_base = folder_of_site
 
     def personalise(self, weights: Vector) -> PersonalReport:
         """Make the site's personal model of the final global weights, once; it stays here.
@@ -247,17 +272,13 @@ class Site:
             If the trainer ends its epoch too early.
         """
         with quiet():
-            choice = self._personal.made(weights)
-            if choice is None:
+            told = self._personal.told(weights)
+            if told is None:
                 self.interrupted = True  # another trainer takes the place of the rounds' own
-                local = kept_tensors(self.folder)
                 self.trainer.close()
                 self.trainer = self._personal.build()
-                choice = self._personal.make(self.trainer, weights, local, self._observer)
-        settings = self.run.settings
-        return choice.tell(
-            self.cases.name, min_cases=settings.personal_min_cases, private=settings.private
-        )
+                told = self._personal.make(self.trainer, weights, self._observer)
+        return told
 
     @property
     def personal_folder(self) -> Path:
@@ -333,18 +354,21 @@ class Site:
         """
         self._start()
         earlier = [r for r in rounds_on_disk(self.folder) if r < server_round]
-        if not earlier:
+        newest = of_first(max(earlier, default=None))
+        if newest is None:
             if self._after_round != BEFORE_FIRST_ROUND:
                 raise CheckpointError(f"site {self.cases.name} lost its state in {self.folder}")
             self._save()  # the first round, too, may be asked for again
-        elif max(earlier) != self._after_round:
-            self._randomness = load_state(
-                self.folder, max(earlier), self.trainer, self._local_tensors()
-            )
-            self._after_round = max(earlier)
+        elif newest != self._after_round:
+            saved = load_state(self.folder, newest, self.trainer, self._local_tensors())
+            if this_rank() < len(saved):  # else there were fewer GPUs: it goes on as it is
+                self._randomness = saved[this_rank()]
+            self._after_round = newest
         restore_randomness(self._randomness)
 
     def _save(self) -> None:
-        save_state(
-            self.folder, self._after_round, self.trainer, self._local_tensors(), self._randomness
-        )
+        randomness = gather(self._randomness)
+        if this_rank() == 0:
+            save_state(
+                self.folder, self._after_round, self.trainer, self._local_tensors(), randomness
+            )

@@ -4,14 +4,55 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Protocol
 
+from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.messages import (
+    FullValidation,
+    SiteDescription,
+    TrainReport,
+    TrainTask,
+    Validation,
+)
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.nnunet.privacy.site_privacy import Budget
+from nnunetv2_federated.nnunet.training.ranked_site import RankedSite
 from nnunetv2_federated.nnunet.training.site import Site
 
 DEFAULT_RESIDENT = 4
 """Trainers kept in memory unless ``--resident-trainers`` says otherwise."""
+
+
+class WorkingSite(Protocol):
+    """A site with its trainer in memory: :class:`.Site`, or :class:`.RankedSite` on more GPUs."""
+
+    run: Run
+    folder: Path
+    interrupted: bool
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        """Learning rate of each round."""
+
+    @property
+    def val_iterations(self) -> int | None:
+        """Validation iterations of an epoch; ``None`` if it goes through all cases."""
+
+    def describe(self) -> SiteDescription:
+        """Return what the server must know of the site before the first round."""
+
+    def train(self, task: TrainTask, weights: Vector) -> tuple[Vector, TrainReport]:
+        """Train one round, and save the site's state."""
+
+    def evaluate(self, iterations: int, weights: Vector) -> Validation:
+        """Validate global weights on patches."""
+
+    def validate_fully(self, weights: Vector) -> FullValidation:
+        """Run nnU-Net's full validation of global weights."""
+
+    def close(self) -> None:
+        """Stop its processes."""
 
 
 class SitePool:
@@ -23,15 +64,23 @@ class SitePool:
         Receives the progress of the sites.
     budget
         What the hospital allows itself of differential privacy's epsilon; ``None`` for no limit.
+    max_gpu_gb
+        Memory that is taken of each of several GPUs at most; ``None`` for all.
     """
 
-    def __init__(self, observer: Observer | None = None, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        observer: Observer | None = None,
+        budget: Budget | None = None,
+        max_gpu_gb: float | None = None,
+    ) -> None:
         self._observer = observer or Observer()
         self._budget = budget or Budget()
-        self._resident: OrderedDict[tuple[Path, int], Site] = OrderedDict()
+        self._max_gpu_gb = max_gpu_gb
+        self._resident: OrderedDict[tuple[Path, int], WorkingSite] = OrderedDict()
         """Sites by result folder and index, the one used last at the end."""
 
-    def get(self, run: Run, index: int, folder: Path) -> Site:
+    def get(self, run: Run, index: int, folder: Path) -> WorkingSite:
         """Return a site with its trainer; build it, and close the one used longest ago, if needed.
 
         Parameters
@@ -54,8 +103,13 @@ class SitePool:
             _, oldest = self._resident.popitem(last=False)
             oldest.close()
             del oldest  # frees its memory before the next trainer takes some
-        self._resident[key] = Site(run, index, folder, self._observer, self._budget)
+        self._resident[key] = self._build(run, index, folder)
         return self._resident[key]
+
+    def _build(self, run: Run, index: int, folder: Path) -> WorkingSite:
+        if run.num_gpus > 1:
+            return RankedSite(run, index, folder, self._observer, self._max_gpu_gb)
+        return Site(run, index, folder, self._observer, self._budget)
 
     def close(self) -> None:
         """Close every site in memory."""

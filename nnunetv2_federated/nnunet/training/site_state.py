@@ -2,7 +2,7 @@
 
 ``after_round_<n>.pt`` in the site's folder holds, after round ``n`` (-1: before the first round),
 the optimizer with its momentum, the gradient scaler, the local tensors of the network, nnU-Net's
-epoch counter and log, and the state of all random generators.
+epoch counter and log, and the state of all random generators, of each rank that trains the site.
 
 A site resumes for a round in these steps, in this order:
 
@@ -18,7 +18,7 @@ A site resumes for a round in these steps, in this order:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def save_state(
     server_round: int,
     trainer: FederatedRounds,
     local_tensors: Mapping[str, torch.Tensor],
-    randomness: dict[str, Any],
+    randomness: Sequence[dict[str, Any]],
 ) -> None:
     """Save the state of a site after a round, atomically; then delete states that are too old.
 
@@ -66,7 +66,7 @@ def save_state(
     local_tensors
         Tensors of its network that the server never overwrites, by name.
     randomness
-        State of the random generators, of :func:`.randomness.capture_randomness`.
+        State of the random generators of each rank, of :func:`.randomness.capture_randomness`.
     """
     best_ema = trainer._best_ema  # nnU-Net's own attribute
     state = {
@@ -76,7 +76,7 @@ def save_state(
         "epoch": trainer.current_epoch,
         "best_ema": None if best_ema is None else float(best_ema),
         "logging": plain(trainer.logger.get_checkpoint()),
-        "randomness": randomness,
+        "randomness": list(randomness),
     }
     save(state_path(folder, server_round), state)
     drop_superseded(folder)
@@ -87,8 +87,10 @@ def load_state(
     server_round: int,
     trainer: FederatedRounds,
     local_tensors: Mapping[str, torch.Tensor],
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Put a trainer into the state that was saved after a round; return that of the generators.
+
+    There is one for each rank that trained the round.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def load_state(
     trainer.current_epoch = state["epoch"]
     trainer._best_ema = state["best_ema"]  # nnU-Net's own attribute
     trainer.logger.load_checkpoint(state["logging"])
-    randomness: dict[str, Any] = state["randomness"]
+    randomness: list[dict[str, Any]] = state["randomness"]
     return randomness
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,24 @@ class Steps:
     ----------
     seconds
         Time of the round; ``None`` for no limit.
+    agreed
+        Returns what all processes of the training make of what this one finds.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(
+        self, seconds: float | None = None, agreed: Callable[[bool], bool] = lambda found: found
+    ) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
+        self._agreed = agreed
+        self._over = False
         self._losses: list[float] = []
         self._skipped = 0
 
     def over(self) -> bool:
         """Whether the time is over and at least one iteration was done."""
-        return self._end is not None and bool(self._losses) and time.monotonic() > self._end
+        if self._end is not None and self._losses and not self._over:
+            self._over = self._agreed(time.monotonic() > self._end)
+        return self._over
 
     def take(self, outputs: dict[str, Any]) -> dict[str, Any]:
         """Count an iteration that returned ``outputs``; return them."""

@@ -11,7 +11,7 @@ import torch
 from nnunetv2_federated.federation.errors import CheckpointError
 from nnunetv2_federated.federation.files import format_problem, replacing
 
-_FORMAT = 2
+_FORMAT = 3
 """Number of the format of the states that a server and a site keep between rounds."""
 
 

@@ -25,6 +25,12 @@ from nnunetv2_federated.nnunet.privacy.trainable import train_only
 from nnunetv2_federated.nnunet.training.checkpoint_file import save_as_stock
 from nnunetv2_federated.nnunet.training.optimizer import SUFFIX, ServerRate
 from nnunetv2_federated.nnunet.training.proximal_loss import ProximalLoss
+from nnunetv2_federated.nnunet.training.ranks import (
+    gather,
+    num_ranks,
+    of_first,
+    over_ranks,
+)
 from nnunetv2_federated.nnunet.training.shared_memory import (
     batch_bytes,
     check_shared_memory,
@@ -138,7 +144,7 @@ class FederatedRounds(ServerRate):
         self._rate.lr = lr
         self.num_epochs = last = self.current_epoch + epochs
         self._in_round = True
-        self._steps = Steps(seconds)
+        self._steps = Steps(seconds, of_first)
         loader = self.dataloader_train
         if seconds is not None:
             self.dataloader_train = UntilDeadline(loader, self._steps)
@@ -217,7 +223,7 @@ class FederatedRounds(ServerRate):
         return self.site_cases if self.site_cases is not None else super().do_split()
 
     def get_dataloaders(self) -> tuple[Any, Any]:  # noqa: D102
-        check_workers(self)
+        check_workers(self, num_ranks())
         loaders: tuple[Any, Any] = super().get_dataloaders()
         for loader in loaders:
             _no_benchmark(loader)
@@ -297,7 +303,7 @@ def check_workers(trainer: FederatedRounds, trainers: int = 1) -> None:
 
 
 def _sum_validation(outputs: list[dict[str, Any]], trainer: str) -> Validation:
-    """Sum what ``validation_step`` returned over iterations."""
+    """Sum what ``validation_step`` returned over iterations, and over the ranks of a group."""
     needed = ("loss", "tp_hard", "fp_hard", "fn_hard")
     missing = [key for key in needed if any(key not in output for output in outputs)]
     if missing:
@@ -309,7 +315,8 @@ def _sum_validation(outputs: list[dict[str, Any]], trainer: str) -> Validation:
         np.sum([output[key] for output in outputs], axis=0).astype(float).tolist()
         for key in needed[1:]
     )
-    return Validation.of(len(outputs), float(np.sum([o["loss"] for o in outputs])), tp, fp, fn)
+    loss = float(np.sum([output["loss"] for output in outputs]))
+    return over_ranks(gather(Validation.of(len(outputs), loss, tp, fp, fn)))
 
 
 class nnUNetTrainerFederated(FederatedRounds, nnUNetTrainer):  # noqa: N801  # nnU-Net's spelling

@@ -20,6 +20,7 @@ from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
 from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
 from nnunetv2_federated.nnunet.planning.memory_estimate import check_training
 from nnunetv2_federated.nnunet.training.cascade import check_stages
+from nnunetv2_federated.nnunet.training.ranks import check_divisible
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,17 @@ class LocalRun:
                 device=here.device,
                 limit_gb=here.limits.max_gpu_gb if here.device == "cuda" else None,
                 allowed_modules=here.allowed_modules,
+                num_gpus=here.num_gpus,
             )
+        trainer = check_trainer(proposal.trainer, here.allowed_modules)
+        try:
+            check_divisible(
+                here.num_gpus,
+                private=self.settings.private,
+                segmentation=validates_segmentations(trainer),
+            )
+        except SettingsError as error:
+            raise SiteError(f"site {here.name}: {error}") from error
 
     def check_content(self, queue: Mapping[str, Folds]) -> None:
         """Find out now what would end a training later, or spoil it.
@@ -139,6 +150,7 @@ class LocalRun:
             run_id=proposal.run_id,
             npz=proposal.npz,
             queue=proposal.folds if proposal.count > 1 else {},
+            num_gpus=self.here.num_gpus,
         )
         try:
             check_stages(run)

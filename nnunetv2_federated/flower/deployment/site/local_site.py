@@ -30,6 +30,8 @@ class LocalSite:
     """Processes for fingerprints and preprocessing; ``None`` for nnU-Net's defaults."""
     allowed_modules: tuple[str, ...] = ()
     """Python modules of the hospital's own, whose trainers and networks plans may name."""
+    num_gpus: int = 1
+    """GPUs to train on."""
 
     def dataset_name(self) -> str:
         """Return the full name of the dataset.

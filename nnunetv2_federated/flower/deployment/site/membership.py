@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from nnunetv2_federated.federation.errors import (
@@ -22,8 +23,7 @@ from nnunetv2_federated.flower.deployment.site.local_run import LocalRun, find_d
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
 from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder, one_run
-from nnunetv2_federated.nnunet.training.site import Site
-from nnunetv2_federated.nnunet.training.site_pool import SitePool
+from nnunetv2_federated.nnunet.training.site_pool import SitePool, WorkingSite
 from nnunetv2_federated.nnunet.training.site_state import rounds_on_disk
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Membership:
             )
         return proposal, Path(str(notes["folder"]))
 
-    def site(self) -> Site:
+    def site(self) -> WorkingSite:
         """Return the site's trainer in the federation joined last, if its approval still holds.
 
         Raises
@@ -118,7 +118,10 @@ class Membership:
         self._hold(folder)
         limit_gpu(self._here)
         try:
-            return self._pool.get(read_run(folder), 0, folder)
+            run = replace(  # the site may have been started anew, with other GPUs
+                read_run(folder), device=self._here.device, num_gpus=self._here.num_gpus
+            )
+            return self._pool.get(run, 0, folder)
         except SettingsError as error:  # about this machine: for its log, not for the server
             logger.exception("the site cannot be built")
             raise SiteError(

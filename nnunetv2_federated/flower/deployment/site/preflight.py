@@ -57,6 +57,7 @@ class PreflightTarget:
     fold: int | str
     trainer: str
     device: str
+    num_gpus: int = 1
 
 
 def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[Check]:
@@ -179,6 +180,7 @@ def _plans(dataset: Dataset, target: PreflightTarget, settings: SiteSettingsFile
         device=target.device,
         limit_gb=settings.limits.max_gpu_gb if target.device == "cuda" else None,
         allowed_modules=settings.allowed_modules,
+        num_gpus=target.num_gpus,
     )
     configuration = PlansManager(dataset.plans).get_configuration(target.configuration)
     return (

@@ -32,7 +32,7 @@ from nnunetv2_federated.flower.deployment.site.ledger import (
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.membership import Membership
 from nnunetv2_federated.nnunet.training.result_folder import drop_previous
-from nnunetv2_federated.nnunet.training.site import Site
+from nnunetv2_federated.nnunet.training.site_pool import WorkingSite
 
 EVALUATE_FULLY = f"{MessageType.EVALUATE}.fully"
 TRAIN_PERSONAL = f"{MessageType.TRAIN}.personal"
@@ -219,10 +219,10 @@ class WorkGuard:
         self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
 
 
-def _check(kind: str, task: TrainTask, site: Site) -> None:
-    settings, iterations = site.run.settings, site.trainer.num_val_iterations_per_epoch
+def _check(kind: str, task: TrainTask, site: WorkingSite) -> None:
+    settings, iterations = site.run.settings, site.val_iterations
     if kind == MessageType.TRAIN:
-        check_round(task, settings, site.trainer.schedule.lrs, iterations)
+        check_round(task, settings, site.lrs, iterations)
     elif kind == MessageType.EVALUATE:
         check_evaluation(task, settings, iterations)
     elif kind == TRAIN_PERSONAL:
