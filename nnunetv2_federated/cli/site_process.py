@@ -21,10 +21,11 @@ from nnunetv2_federated.flower.deployment.site.consent import Agreement
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.new_key import identity
-from nnunetv2_federated.flower.deployment.site.preflight import PreflightTarget, check_site
+from nnunetv2_federated.flower.deployment.site.preflight import check_site
 from nnunetv2_federated.flower.deployment.site.proposal_text import describe_here
 from nnunetv2_federated.flower.deployment.site.serve import serve
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site.trial import PreflightTarget
 from nnunetv2_federated.nnunet.data.dataset import check_environment, find_name
 from nnunetv2_federated.nnunet.device import choose_device
 from nnunetv2_federated.nnunet.training.ranks import check_gpus

@@ -324,6 +324,7 @@ class TrainChoices(
             (self.backend == "ray", "--backend ray"),
             (self.prepare_only, "--prepare-only"),
             (self.parallel > 1, f"--parallel {self.parallel}"),
+            (self.server is not None, "--server"),
         ):
             if self.num_gpus > 1 and given:
                 raise SettingsError(f"-num_gpus {self.num_gpus} {what}: keep one of the two.")

@@ -63,6 +63,7 @@ def resolve(choices: TrainChoices) -> Run:
     prepare_process()
     _check_checkpoints(choices)
     device = choose_device(choices.device)
+    check_gpus(choices.num_gpus, device)
     dataset = load_dataset(choices.dataset, choices.plans)
     choices = _with_defaults(choices, dataset)
     remote = remote_sites(choices)
@@ -87,10 +88,7 @@ def resolve(choices: TrainChoices) -> Run:
         num_gpus=choices.num_gpus,
     )
     if choices.c:
-        run = _continued(choices, run)
-    check_gpus(run.num_gpus, device)
-    if choices.c:
-        return run
+        return _continued(choices, run)
     if choices.val and (federation_folder(run) / RUN_FILE).is_file():
         return dataclasses.replace(read_run(federation_folder(run)), device=device)
     return run
@@ -171,7 +169,7 @@ def remote_sites(choices: TrainChoices) -> tuple[str, ...]:
     """
     if not networked(choices):
         return ()
-    local = [name for name in ("backend", "num_gpus", "prepare_only") if name in choices.chosen]
+    local = [name for name in ("backend", "prepare_only") if name in choices.chosen]
     for flag in (*_sites_chosen(choices), *(spell_flag(TrainChoices, name) for name in local)):
         raise SettingsError(
             f"{flag} with --server: the sites are on other machines, each with a dataset of its "
@@ -299,5 +297,11 @@ def _continued(choices: TrainChoices, run: Run) -> Run:
         )
     bound = {name: getattr(asked, name) for name in OF_THE_BOUND if name in asked.chosen}
     settings = dataclasses.replace(stored.settings, **bound)
+    return dataclasses.replace(_on_this_machine(choices, run, stored), settings=settings)
+
+
+def _on_this_machine(choices: TrainChoices, run: Run, stored: Run) -> Run:
+    """Return the stored run with the device and the GPUs to go on with."""
     num_gpus = run.num_gpus if "num_gpus" in choices.chosen else stored.num_gpus
-    return dataclasses.replace(stored, device=run.device, settings=settings, num_gpus=num_gpus)
+    check_gpus(num_gpus, run.device)
+    return dataclasses.replace(stored, device=run.device, num_gpus=num_gpus)

@@ -23,8 +23,9 @@ from nnunetv2_federated.flower.deployment.site.consent import NotApprovedError
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
-from nnunetv2_federated.flower.deployment.site.preflight import PreflightTarget, check_site
+from nnunetv2_federated.flower.deployment.site.preflight import check_site
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site.trial import PreflightTarget
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.training.weights import to_vector
 

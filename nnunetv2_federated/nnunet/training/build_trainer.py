@@ -163,8 +163,9 @@ def move_output(trainer: FederatedRounds, folder: Path) -> None:
     old, log = Path(trainer.output_folder), Path(trainer.log_file)
     trainer.output_folder = trainer.output_folder_base = str(folder)
     trainer.log_file = str(folder / log.name)
-    if log.is_file():
-        log.replace(trainer.log_file)
+    if trainer.local_rank > 0:
+        return
+    log.replace(trainer.log_file)
     for parent in (old, old.parent, old.parent.parent):
         if any(parent.iterdir()):
             break

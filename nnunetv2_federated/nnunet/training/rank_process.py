@@ -20,6 +20,7 @@ from nnunetv2_federated.federation.children import end_with_parent
 from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.device import choose_device, limit_gpu_memory
 from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.training.site import Site
@@ -58,7 +59,7 @@ class Failure:
     error: FederationError | OSError | None
     """The error itself, if its text may be passed on as it is."""
     text: str
-    """Type and text of the error."""
+    """Type and text of the error, in one line."""
     trace: str
 
 
@@ -145,7 +146,7 @@ def _join(settings: GroupSettings, rank: int, backend: str) -> None:
 
 
 def _failure(error: BaseException) -> Failure:
-    text = f"{type(error).__name__}: {error}"
+    text = clean(f"{type(error).__name__}: {error}")
     return Failure(_passed_on(error), text, traceback.format_exc())
 
 

@@ -1,25 +1,11 @@
-"""A site that several processes train, each on a GPU of its own: nnU-Net's DDP, a round at a time.
-
-The processes (ranks) are children of this one, which talks to them through pipes and takes no part
-in the computation. So whatever happens to one of them, or keeps them waiting for each other, is
-ended here: all are killed, and the site is built anew from its state on disk.
-"""
+"""A site that several processes train, each on a GPU: nnU-Net's DDP, a round at a time."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import shutil
-import signal
-import tempfile
-from collections.abc import Sequence
-from multiprocessing import connection, util
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import (
     FullValidation,
     SiteDescription,
@@ -29,179 +15,15 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run, SiteCases
-from nnunetv2_federated.nnunet.training.rank_process import (
-    DONE,
-    END,
-    FAILED,
-    Facts,
-    Failure,
-    GroupSettings,
-    work,
-)
-
-logger = logging.getLogger(__name__)
-
-_TO_END = 20.0
-"""Seconds in which a rank that was asked to end must have ended."""
-_TO_DIE = 1.0
-"""Seconds in which an end is known that others have noticed."""
-
-
-class RankGroup:
-    """Processes that do the same things at the same time.
-
-    Parameters
-    ----------
-    run
-        Run of the federation, whose ``num_gpus`` is the number of processes.
-    index
-        Position of the site in ``run.sites``.
-    folder
-        Folder of the run.
-    observer
-        Receives the progress of rank 0; what it raises ends the group.
-    max_gpu_gb
-        Memory that each may take of its GPU; ``None`` for all.
-    """
-
-    def __init__(
-        self, run: Run, index: int, folder: Path, observer: Observer, max_gpu_gb: float | None
-    ) -> None:
-        self._site = run.sites[index].name
-        self._observer = observer
-        self._meeting = Path(tempfile.mkdtemp(prefix="nnunetv2-federated-"))
-        settings = GroupSettings(
-            run.to_json(), index, folder, self._meeting, run.num_gpus, max_gpu_gb
-        )
-        self._ranks: list[BaseProcess] = []
-        self._pipes: list[connection.Connection] = []
-        # a process that ends waits for its children first, and these wait for it
-        self._at_exit = util.Finalize(self, _kill, (self._ranks, self._meeting), exitpriority=100)
-        try:
-            for rank in range(run.num_gpus):
-                self._start(settings, rank)
-        except BaseException:
-            self.kill()
-            raise
-
-    def _start(self, settings: GroupSettings, rank: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        name = f"rank {rank} of {settings.size}"
-        # not a daemon: nnU-Net's augmentation workers are children of it
-        process = context.Process(target=work, args=(settings, rank, there), name=name)
-        process.start()
-        there.close()
-        self._ranks.append(process)
-        self._pipes.append(here)
-
-    def ask(self, name: str, *arguments: object) -> Any:  # noqa: ANN401  # of any method
-        """Let each rank call a method of its site; return what rank 0's returns.
-
-        Raises
-        ------
-        SiteError
-            If a rank has ended. Whatever is raised, the group has ended then.
-        """
-        try:
-            for rank, pipe in enumerate(self._pipes):
-                try:
-                    pipe.send((name, arguments))
-                except OSError as error:
-                    raise self._ended(rank) from error
-            return self.answer()
-        except BaseException:
-            self.kill()
-            raise
-
-    def answer(self) -> Any:  # noqa: ANN401  # of any method
-        """Wait until each rank has done what it does; return what rank 0 answers."""
-        answers: dict[int, object] = {}
-        try:
-            while len(answers) < len(self._ranks):
-                self._look(answers)
-        except BaseException:
-            self.kill()
-            raise
-        return answers[0]
-
-    def _look(self, answers: dict[int, object]) -> None:
-        """Wait for anything of any rank, and take it."""
-        sentinels = {process.sentinel: rank for rank, process in enumerate(self._ranks)}
-        ready = connection.wait([*self._pipes, *sentinels])
-        for rank, pipe in enumerate(self._pipes):
-            if pipe in ready:
-                self._take(rank, pipe, answers)
-        for sentinel, rank in sentinels.items():
-            if sentinel in ready and not self._pipes[rank].poll():
-                raise self._ended(rank)
-
-    def _take(self, rank: int, pipe: connection.Connection, answers: dict[int, object]) -> None:
-        try:
-            kind, content = pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._ended(rank) from error
-        if kind == DONE:
-            answers[rank] = content
-        elif kind == FAILED:
-            raise self._failed(rank, content)
-        else:
-            getattr(self._observer, kind)(*content)
-
-    def _failed(self, rank: int, failure: Failure) -> Exception:
-        """Return the error of a rank, or the end of another that it has noticed."""
-        logger.error("%s failed:\n%s", self._ranks[rank].name, failure.trace)
-        if failure.error is not None:
-            return failure.error
-        sentinels = {process.sentinel: n for n, process in enumerate(self._ranks)}
-        for sentinel in connection.wait(list(sentinels), timeout=_TO_DIE):
-            return self._ended(sentinels[sentinel])  # type: ignore[index]  # ours are integers
-        return RuntimeError(failure.text)
-
-    def _ended(self, rank: int) -> SiteError:
-        process = self._ranks[rank]
-        process.join(_TO_DIE)
-        status = process.exitcode or 0
-        how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-        logger.error("%s has ended (%s)", process.name, how)
-        return SiteError(
-            f"site {self._site}: one of the processes that train it on several GPUs has ended "
-            f"({how}); its last round was not trained, and can be asked for again"
-        )
-
-    @property
-    def pids(self) -> Sequence[int | None]:
-        """Identifiers of the processes, by rank."""
-        return [process.pid for process in self._ranks]
-
-    def close(self) -> None:
-        """Let the ranks end, and end those that do not."""
-        for pipe in self._pipes:
-            try:
-                pipe.send((END, ()))
-            except OSError:  # it has ended already
-                continue
-        for process in self._ranks:
-            process.join(_TO_END)
-        self.kill()
-
-    def kill(self) -> None:
-        """End the ranks at once."""
-        self._at_exit()
-        for pipe in self._pipes:
-            pipe.close()
-
-
-def _kill(ranks: Sequence[BaseProcess], meeting: Path) -> None:
-    for process in ranks:
-        process.kill()
-    for process in ranks:
-        process.join()
-    shutil.rmtree(meeting, ignore_errors=True)
+from nnunetv2_federated.nnunet.training.rank_group import RankGroup
+from nnunetv2_federated.nnunet.training.rank_process import Facts
 
 
 class RankedSite:
     """A site whose rounds several processes train, as :class:`.Site` is one whose rounds one does.
+
+    If anything is raised, the processes have ended, and the site can be built anew from its state
+    on disk.
 
     Parameters
     ----------

@@ -114,6 +114,7 @@ class Site:
             seed_everything(seed_of_rank(run.settings.seed + index, this_rank()))
             self.trainer = build_trainer(run, self._dataset, trainer_of_sites(run))
             self._stage_folder = self.trainer.output_folder_base
+            gather(None)  # all have made nnU-Net's result folder, which goes away if it is empty
             move_output(self.trainer, output or self.folder)
             prepare_for_site(self.trainer, self.cases, observer)
             self._privacy = self._protect(budget)

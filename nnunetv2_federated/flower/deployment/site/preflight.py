@@ -8,33 +8,31 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import httpx
-import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_federated.federation.check import Check, run_check
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.run import Run, SiteCases
-from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.site.new_key import identity
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
+from nnunetv2_federated.flower.deployment.site.trial import (
+    PreflightTarget,
+    run_of,
+    train_one_iteration,
+)
 from nnunetv2_federated.nnunet.data.dataset import Dataset, check_configuration, load_dataset
-from nnunetv2_federated.nnunet.data.folds import fold_of_site
 from nnunetv2_federated.nnunet.data.integrity import inspect
-from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
 from nnunetv2_federated.nnunet.planning.allowed_code import check_trainer
 from nnunetv2_federated.nnunet.planning.memory_estimate import check_training
-from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
 from nnunetv2_federated.nnunet.training.cascade import check_stages
 from nnunetv2_federated.nnunet.training.shared_memory import batch_bytes, check_shared_memory
 
@@ -45,19 +43,6 @@ _PATIENCE = 10.0
 _GIGABYTE = 2**30
 _FREE_GIGABYTES = 5.0
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
-
-
-@dataclass(frozen=True)
-class PreflightTarget:
-    """A training to try; the settings of a federation are not known yet."""
-
-    dataset: str
-    plans_name: str
-    configuration: str
-    fold: int | str
-    trainer: str
-    device: str
-    num_gpus: int = 1
 
 
 def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[Check]:
@@ -73,7 +58,7 @@ def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[
         found = load_dataset(target.dataset, target.plans_name)
         check_configuration(found, target.configuration)
         dataset.append(found)
-        check_stages(_run(found, target))
+        check_stages(run_of(found, target))
         return f"{found.name} with {target.plans_name}"
 
     yield run_check("dataset", find_dataset)
@@ -84,7 +69,9 @@ def check_site(settings: SiteSettingsFile, target: PreflightTarget) -> Iterator[
     yield from inspect(dataset[0], target.configuration, [target.fold], segmentation=segmentation)
     yield run_check("plans", lambda: _plans(dataset[0], target, settings))
     yield run_check("shared memory", lambda: _shared_memory(dataset[0], target))
-    yield run_check(f"one iteration on {target.device}", lambda: _iteration(dataset[0], target))
+    yield run_check(
+        f"one iteration on {target.device}", lambda: train_one_iteration(dataset[0], target)
+    )
 
 
 def _trainer(target: PreflightTarget, settings: SiteSettingsFile) -> type | None:
@@ -202,46 +189,3 @@ def _shared_memory(dataset: Dataset, target: PreflightTarget) -> str:
         plans.get_label_manager(dataset.dataset_json),
     )
     return check_shared_memory(batch, pinned=target.device == "cuda")
-
-
-def _run(dataset: Dataset, target: PreflightTarget) -> Run:
-    training, validation = fold_of_site(dataset, target.configuration, target.fold)
-    return Run(
-        dataset=dataset.name,
-        configuration=target.configuration,
-        fold=target.fold,
-        trainer=target.trainer,
-        plans_name=target.plans_name,
-        device=target.device,
-        settings=FederationSettings(rounds=1, iterations_per_epoch=1, val_iterations=1),
-        sites=(SiteCases("check", dataset.name, tuple(training), tuple(validation)),),
-    )
-
-
-def _iteration(dataset: Dataset, target: PreflightTarget) -> str:
-    """Train one iteration and leave nothing behind."""
-    run = _run(dataset, target)
-    training, validation = list(run.sites[0].training_cases), list(run.sites[0].validation_cases)
-    folder = Path(nnUNet_results.require()) / ".preflight"
-    try:
-        with quiet():
-            trainer = build_trainer(run, dataset)
-            move_output(trainer, folder)
-            trainer.disable_checkpointing = True
-            trainer.site_cases = (training, validation or training)
-            trainer.initialize()
-            if target.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            loss = trainer.run_round(1e-6)
-            seconds = time.perf_counter() - started
-            trainer.close()
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(folder)
-    seen = f"loss {loss:+.3f}, {seconds:.0f} s with one validation iteration and starting loaders"
-    if target.device == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory / _GIGABYTE
-        used = torch.cuda.max_memory_allocated() / _GIGABYTE
-        seen += f", {used:.1f} of {total:.1f} GB of {torch.cuda.get_device_name(0)}"
-    return seen
