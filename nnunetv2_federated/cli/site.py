@@ -13,7 +13,8 @@ from nnunetv2_federated.flower.deployment.site.new_key import make_key
 from nnunetv2_federated.flower.deployment.site.site_file import read_site_file
 
 DESCRIPTION = """Take part in federations with a dataset of this machine, until stopped. One process
-keeps the trainer from round to round; it opens no port and runs no code that was sent to it."""
+keeps the trainer from round to round; it opens no port to the network and runs no code that was
+sent to it."""
 
 _DECISIONS = ("approve", "withdraw", "rewind")
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,19 @@ from commands import Command
 from consortium import wait_for
 from helpers import a_run, assert_same, load_weights
 
+from nnunetv2_federated.cli.site_choices import SiteCommandChoices
+from nnunetv2_federated.cli.site_process import check as check_site_command
+from nnunetv2_federated.cli.site_process import take_part
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
 from nnunetv2_federated.federation.messages import Proposal, TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
+from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 from nnunetv2_federated.flower.deployment.site.trial import PreflightTarget, train_one_iteration
 from nnunetv2_federated.flower.launch import check, launch, prepare
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
@@ -126,7 +131,6 @@ def ranks_folder(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "trainers" / "on_cpu.py").write_text(textwrap.dedent(TRAINER))
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
     monkeypatch.setenv("RANKS_FOLDER", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     too_long = threading.Timer(120, kill)
     too_long.start()
@@ -259,7 +263,7 @@ def test_a_sites_check_trains_one_iteration_on_all_gpus(dataset_2d: str, results
 
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, tempfile
 from pathlib import Path
 
 from nnunetv2_federated.federation.observer import Observer
@@ -268,6 +272,7 @@ from nnunetv2_federated.nnunet.training.ranked_site import RankedSite
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    tempfile.tempdir = str(Path(sys.argv[2]).parent)
     site = RankedSite(read_run(folder), 0, folder, Observer())
     Path(sys.argv[2]).write_text(" ".join(map(str, site.group.pids)))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -300,8 +305,12 @@ def test_an_error_of_the_site_is_raised_as_it_is_and_ends_the_ranks(
     withdrawn = what.startswith("an approval")
     site = RankedSite(run, 0, prepare(run), Withdrawing() if withdrawn else Observer())
     weights = GlobalModel(run).vector
-    with pytest.raises(SiteError, match="withdrawn" if withdrawn else "its training loss is nan"):
+    words = "withdrawn" if withdrawn else "its training loss is nan"
+    with pytest.raises(SiteError, match=words) as error:
         site.train(TASK, weights if withdrawn else np.full_like(weights, np.nan))
+    assert "\n" not in str(error.value)
+    if not withdrawn:  # where it was raised is for the site's log
+        assert "in train" in error.value.__notes__[0]
     assert site.interrupted
     assert ranks() == []
     site.close()
@@ -373,6 +382,18 @@ def test_bad_choices_end_with_one_line_and_status_2(
     assert exit_.value.code == 2
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [take_part, check_site_command])
+def test_a_site_without_the_gpus_is_not_started(
+    command: Callable[[SiteSettingsFile, SiteCommandChoices], None], dataset_2d: str, tmp_path: Path
+) -> None:
+    files = (tmp_path / "ca.crt", tmp_path / "site.key", tmp_path / "coordinator.pub")
+    settings = SiteSettingsFile("bern", Address("127.0.0.1", 9), *files, tmp_path / "work")
+    choices = SiteCommandChoices(dataset=dataset_2d, device="cpu", num_gpus=2)
+    with pytest.raises(SettingsError, match="-num_gpus 2 with -device cpu"):
+        command(settings, choices)
+    assert not settings.work.exists()
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,8 @@ def test_a_damaged_value_is_refused_when_read(tmp_path):
         (None, "older nnunetv2-federated"),
         (1, "older nnunetv2-federated"),
         (2, "older nnunetv2-federated"),
-        (4, "upgrade"),
+        (3, "older nnunetv2-federated"),
+        (5, "upgrade"),
         ("x", "readable run"),
     ],
 )

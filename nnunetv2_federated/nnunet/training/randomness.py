@@ -38,5 +38,6 @@ def restore_randomness(snapshot: dict[str, Any]) -> None:
     version, state, gauss_next = snapshot["python"]
     random.setstate((version, tuple(state), gauss_next))
     torch.set_rng_state(snapshot["torch"])
-    if snapshot["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(snapshot["cuda"])
+    # the machine may have fewer GPUs by now
+    for gpu, state in enumerate(snapshot["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, gpu)

@@ -7,7 +7,6 @@ here: all are killed.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import shutil
 import signal
@@ -30,12 +29,10 @@ from nnunetv2_federated.nnunet.training.rank_process import (
     work,
 )
 
-logger = logging.getLogger(__name__)
-
 _TO_END = 20.0
-"""Seconds in which a rank that was asked to end must have ended."""
-_TO_DIE = 1.0
-"""Seconds in which an end is known that others have noticed."""
+"""Seconds in which a rank that is asked to end stops its workers, or is killed."""
+_TO_DIE = 2.0
+"""Seconds in which a process is gone that has nothing more to do, or was killed."""
 
 
 class RankGroup:
@@ -141,24 +138,27 @@ class RankGroup:
 
     def _failed(self, rank: int, failure: Failure) -> Exception:
         """Return the error of a rank, or the end of another that it has noticed."""
-        logger.error("%s failed:\n%s", self._ranks[rank].name, failure.trace)
-        if failure.error is not None:
-            return failure.error
-        sentinels = {process.sentinel: n for n, process in enumerate(self._ranks)}
-        for sentinel in connection.wait(list(sentinels), timeout=_TO_DIE):
-            return self._ended(sentinels[sentinel])  # type: ignore[index]  # ours are integers
-        return RuntimeError(failure.text)
+        error = failure.error or self._end_noticed() or RuntimeError(failure.text)
+        error.add_note(f"{self._ranks[rank].name}:\n{failure.trace}")  # for a log
+        return error
+
+    def _end_noticed(self) -> SiteError | None:
+        for rank, process in enumerate(self._ranks):
+            if connection.wait([process.sentinel], timeout=_TO_DIE / len(self._ranks)):
+                return self._ended(rank)
+        return None
 
     def _ended(self, rank: int) -> SiteError:
         process = self._ranks[rank]
         process.join(_TO_DIE)
         status = process.exitcode or 0
         how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-        logger.error("%s has ended (%s)", process.name, how)
-        return SiteError(
+        error = SiteError(
             f"site {self._site}: one of the processes that train it on several GPUs has ended "
             f"({how}); its last round was not trained, and can be asked for again"
         )
+        error.add_note(f"{process.name} has ended")
+        return error
 
     @property
     def pids(self) -> Sequence[int | None]:
@@ -172,8 +172,10 @@ class RankGroup:
                 pipe.send((END, ()))
             except OSError:  # it has ended already
                 continue
+        for pipe in self._pipes:
+            pipe.poll(_TO_END)  # until it has stopped its workers, or has ended
         for process in self._ranks:
-            process.join(_TO_END)
+            process.join(_TO_DIE)
         self.kill()
 
     def kill(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import traceback
@@ -24,8 +23,6 @@ from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.nnunet.device import choose_device, limit_gpu_memory
 from nnunetv2_federated.nnunet.process import prepare_process
 from nnunetv2_federated.nnunet.training.site import Site
-
-logger = logging.getLogger(__name__)
 
 DONE, FAILED, END = "done", "failed", "end"
 """First of what a rank says: it has done what it was asked, or cannot; or is asked: to end."""
@@ -107,6 +104,7 @@ def work(settings: GroupSettings, rank: int, connection: Connection) -> None:
             answer = getattr(site, asked[0])(*asked[1])
             connection.send((DONE, answer if rank == 0 else None))
         site.close()
+        connection.send((DONE, None))
         distributed.destroy_process_group()
     except EOFError:
         return
