@@ -8,6 +8,7 @@ from typing import Any
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.messages import (
     FullValidation,
+    PersonalReport,
     SiteDescription,
     TrainReport,
     TrainTask,
@@ -15,6 +16,8 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run, SiteCases
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.training.personal_model import PersonalTraining
 from nnunetv2_federated.nnunet.training.rank_group import RankGroup
 from nnunetv2_federated.nnunet.training.rank_process import Facts
 
@@ -50,6 +53,8 @@ class RankedSite:
         self.run = run
         self.cases: SiteCases = run.sites[index]
         self.folder = folder / "sites" / self.cases.name
+        self._observer = observer
+        self._personal = PersonalTraining.of(run, index, self.folder)
         self.group = RankGroup(run, index, folder, observer, max_gpu_gb)
         self.interrupted = False
         """Whether work has begun and did not end: the processes are in no state that is on disk."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.messages import (
     FullValidation,
+    PersonalReport,
     SiteDescription,
     TrainReport,
     TrainTask,
@@ -50,6 +51,13 @@ class WorkingSite(Protocol):
 
     def validate_fully(self, weights: Vector) -> FullValidation:
         """Run nnU-Net's full validation of global weights."""
+
+    def personalise(self, weights: Vector) -> PersonalReport:
+        """Make the site's personal model of the final global weights."""
+
+    @property
+    def personal_folder(self) -> Path:
+        """nnU-Net's result folder of the fold of the personal model."""
 
     def close(self) -> None:
         """Stop its processes."""
