@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.run import Run, SiteCases, read_run
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.nnunet.training.build_trainer import move_output
 from nnunetv2_federated.nnunet.training.result_folder import (
     LOCK_FILE,
     begin,
@@ -154,3 +157,21 @@ def test_a_dataset_is_prepared_by_one_process_which_may_say_so_twice(tmp_path: P
         one_preparation(dataset),
     ):
         pass
+
+
+def test_trainers_built_in_the_same_second_share_a_log_that_one_of_them_takes(
+    tmp_path: Path,
+) -> None:
+    """As with Ray: nnU-Net names the log after the second, in the one result folder of the run."""
+    results = tmp_path / "Dataset901_Balls" / "T__P__2d" / "fold_0"
+    log = results / "training_log_2026_1_1_00_00_00.txt"
+    results.mkdir(parents=True)
+    log.write_text("built\n")
+    for site in ("bern", "oslo"):
+        built: Any = SimpleNamespace(output_folder=str(results), log_file=str(log), local_rank=0)
+        move_output(built, tmp_path / "sites" / site)
+        assert built.log_file == str(tmp_path / "sites" / site / log.name)
+        assert built.output_folder == built.output_folder_base == str(tmp_path / "sites" / site)
+    assert (tmp_path / "sites" / "bern" / log.name).read_text() == "built\n"
+    assert not (tmp_path / "sites" / "oslo" / log.name).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sites"]

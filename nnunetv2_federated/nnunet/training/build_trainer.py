@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -157,7 +158,9 @@ def move_output(trainer: FederatedRounds, folder: Path) -> None:
     """Make a trainer that was just built write into ``folder`` in place of its result folder.
 
     nnU-Net's constructor has already created the result folder and a log file, which only rank 0
-    has: the log file is moved, and folders that are then empty are removed.
+    has: the log file is moved, and folders that are then empty are removed. The file is named after
+    the second, so trainers that are built at the same time in several processes write into one, and
+    one of them takes it away.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old, log = Path(trainer.output_folder), Path(trainer.log_file)
@@ -165,8 +168,10 @@ def move_output(trainer: FederatedRounds, folder: Path) -> None:
     trainer.log_file = str(folder / log.name)
     if trainer.local_rank > 0:
         return
-    log.replace(trainer.log_file)
+    with contextlib.suppress(FileNotFoundError):
+        log.replace(trainer.log_file)
     for parent in (old, old.parent, old.parent.parent):
-        if any(parent.iterdir()):
+        try:
+            parent.rmdir()
+        except OSError:  # not empty, or gone
             break
-        parent.rmdir()

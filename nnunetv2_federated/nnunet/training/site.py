@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import CheckpointError, SiteError
+from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import (
     ROUGH_SECONDS,
     VALIDATION_EPOCH,
@@ -44,24 +44,13 @@ from nnunetv2_federated.nnunet.training.randomness import (
 from nnunetv2_federated.nnunet.training.ranks import (
     gather,
     in_one_process,
-    of_first,
     seed_of_rank,
     this_rank,
 )
-from nnunetv2_federated.nnunet.training.site_state import (
-    BEFORE_FIRST_ROUND,
-    load_state,
-    rounds_on_disk,
-    save_state,
-)
+from nnunetv2_federated.nnunet.training.site_state import rounds_on_disk
 from nnunetv2_federated.nnunet.training.site_trainer import prepare_for_site, watched
-from nnunetv2_federated.nnunet.training.weights import (
-    batchnorm_tensors,
-    load_vector,
-    local_buffers,
-    network_hash,
-    to_vector,
-)
+from nnunetv2_federated.nnunet.training.trainer_state import TrainerState
+from nnunetv2_federated.nnunet.training.weights import load_vector, network_hash, to_vector
 
 
 def describe_device(device: torch.device) -> str:
@@ -119,11 +108,12 @@ class Site:
             prepare_for_site(self.trainer, self.cases, observer)
             self._privacy = self._protect(budget)
         self._personal = PersonalTraining.of(run, index, self.folder)
-        self._after_round = BEFORE_FIRST_ROUND
-        self._started = False
         self.interrupted = False
         """Whether a round began and did not end: the trainer is in no state that is on disk."""
-        self._randomness = capture_randomness()
+        local_batchnorm = run.settings.batchnorm == "local"
+        self._state = TrainerState(
+            self.trainer, self.cases.name, self.folder, local_batchnorm=local_batchnorm
+        )
 
     @property
     def lrs(self) -> tuple[float, ...]:
@@ -187,13 +177,13 @@ class Site:
         settings = self.run.settings
         self.interrupted = True
         with quiet():
-            self._return_to(task.server_round)
+            self._state.return_to(task.server_round)
             received_iterations = self._iterations(task.validate_received)
             self._observer.site_started(
                 self.cases.name,
                 received_iterations + task.local_epochs * self._iterations_per_epoch(),
             )
-            self._receive(weights)
+            self._state.receive(weights)
             received = self._validate_received(received_iterations)
             if self._privacy is not None:
                 self._privacy.charge(task.server_round)
@@ -207,9 +197,7 @@ class Site:
             )
             self._check_loss(loss)
             trained = to_vector(self.trainer.network)
-            self._randomness = capture_randomness()
-            self._after_round = task.server_round
-            self._save()
+            self._state.keep(task.server_round)
         self.interrupted = False
         seconds = time.perf_counter() - started
         report = TrainReport(
@@ -226,10 +214,10 @@ class Site:
     def evaluate(self, iterations: int, weights: Vector) -> Validation:
         """Validate global weights on patches of this site's cases, without training."""
         with quiet():
-            self._start()
+            self._state.start()
             iterations = self._iterations(iterations)
             self._observer.site_started(self.cases.name, iterations)
-            self._receive(weights)
+            self._state.receive(weights)
             return self.trainer.validate_iterations(iterations)
 
     def validate_fully(self, weights: Vector) -> FullValidation:
@@ -240,7 +228,7 @@ class Site:
             return nothing
         self.interrupted = True  # the trainer is not what the next round would expect
         with quiet():
-            self._start()
+            self._state.start()
             if this_rank() > 0:  # rank 0 predicts all cases, as a training on one GPU does
                 return nothing
             with in_one_process(self.trainer):
@@ -307,22 +295,6 @@ class Site:
         total: int = trainer.num_iterations_per_epoch + trainer.num_val_iterations_per_epoch
         return total
 
-    def _receive(self, weights: Vector) -> None:
-        """Load the global weights.
-
-        After its first round a site keeps its local tensors: integer buffers, and BatchNorm with
-        ``--batchnorm local``.
-        """
-        first = self._after_round == BEFORE_FIRST_ROUND
-        local = {} if first else self._local_tensors()
-        load_vector(self.trainer.network, weights, keep=local.keys())
-
-    def _local_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors that the server never overwrites: counters, and BatchNorm if local."""
-        network = self.trainer.network
-        normalisation = batchnorm_tensors(network) if self.run.settings.batchnorm == "local" else {}
-        return local_buffers(network) | normalisation
-
     def _without_borrowed(self, validation: Validation) -> Validation:
         """Return an empty validation for a site without validation cases, or that withholds it."""
         if self.cases.validation_cases and not self.run.settings.withholds:
@@ -339,37 +311,3 @@ class Site:
             return self.trainer.validate_iterations(iterations)
         finally:
             restore_randomness(before)
-
-    def _start(self) -> None:
-        if not self._started:
-            # other sites of this process may have drawn random numbers since this one was built
-            restore_randomness(self._randomness)
-            self.trainer.on_train_start()
-            self._randomness = capture_randomness()
-            self._started = True
-
-    def _return_to(self, server_round: int) -> None:
-        """Put the site into the state it had before ``server_round``.
-
-        A trainer in memory that is in that state is kept, else the state is loaded from disk.
-        """
-        self._start()
-        earlier = [r for r in rounds_on_disk(self.folder) if r < server_round]
-        newest = of_first(max(earlier, default=None))
-        if newest is None:
-            if self._after_round != BEFORE_FIRST_ROUND:
-                raise CheckpointError(f"site {self.cases.name} lost its state in {self.folder}")
-            self._save()  # the first round, too, may be asked for again
-        elif newest != self._after_round:
-            saved = load_state(self.folder, newest, self.trainer, self._local_tensors())
-            if this_rank() < len(saved):  # else there were fewer GPUs: it goes on as it is
-                self._randomness = saved[this_rank()]
-            self._after_round = newest
-        restore_randomness(self._randomness)
-
-    def _save(self) -> None:
-        randomness = gather(self._randomness)
-        if this_rank() == 0:
-            save_state(
-                self.folder, self._after_round, self.trainer, self._local_tensors(), randomness
-            )
