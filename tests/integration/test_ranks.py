@@ -159,7 +159,12 @@ def ranked(dataset: str, trainer: str = "nnUNetTrainerOnCPU", **chosen: Any) -> 
 @pytest.mark.slow(20)
 def test_two_ranks_train_as_one_process_does(dataset_2d: str, ranks_folder: Path) -> None:
     """Gradients of halves of the batch are averaged; voxels of both halves are counted."""
-    fixed = {"batch_size": 4, "strategy": "fedprox"}
+    fixed = {
+        "batch_size": 4,
+        "strategy": "fedprox",
+        "personal": "finetune",
+        "personal_iterations": 2,
+    }
     two = ranked(dataset_2d, "nnUNetTrainerOfFixedBatches", **fixed)
     assert two.sites[0].validation_cases
     one = dataclasses.replace(two, num_gpus=1)
@@ -172,9 +177,13 @@ def test_two_ranks_train_as_one_process_does(dataset_2d: str, ranks_folder: Path
     try:
         expected, report_of_one = alone.train(task, weights)
         trained, report = together.train(task, weights)
+        of_ranks = [torch.load(ranks_folder / f"weights_{rank}.pt") for rank in (0, 1)]
         assert together.evaluate(1, trained).tp == alone.evaluate(1, trained).tp
         assert together.validate_fully(trained) == alone.validate_fully(trained)
         assert together.describe() == alone.describe()
+        assert together.personalise(trained) == alone.personalise(trained)
+        assert (together.personal_folder / "checkpoint_final.pth").is_file()
+        assert ranks() == []  # they had the GPUs
     finally:
         alone.close()
         together.close()
@@ -188,7 +197,6 @@ def test_two_ranks_train_as_one_process_does(dataset_2d: str, ranks_folder: Path
     assert report.received.tp == report_of_one.received.tp  # of the same weights and images
     assert report.received.fp == report_of_one.received.fp
     assert report.received.loss == pytest.approx(report_of_one.received.loss, rel=1e-5)
-    of_ranks = [torch.load(ranks_folder / f"weights_{rank}.pt") for rank in (0, 1)]
     assert torch.equal(*of_ranks)
 
     # each goes on where the other stopped, as on a machine that has got or lost a GPU
