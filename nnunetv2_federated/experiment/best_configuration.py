@@ -19,7 +19,6 @@ from nnunetv2_federated.experiment.trained_predictions import (
 )
 from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.best_configuration import (
-    METRIC,
     Best,
     Candidate,
     Summary,
@@ -27,7 +26,7 @@ from nnunetv2_federated.federation.best_configuration import (
 )
 from nnunetv2_federated.federation.choosing import ChoiceProposal
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.messages import FullValidation
+from nnunetv2_federated.federation.messages import DICE, FullValidation
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.flower.deployment.server.serve_choice import Ask, choice_at_sites
 from nnunetv2_federated.nnunet.data.dataset import (
@@ -216,7 +215,7 @@ def _score(
     say: Callable[[str], None],
 ) -> Summary:
     summary = pool_sites(answers)
-    say(f"{_describe(candidate, models)}: {METRIC} {summary['foreground_mean'][METRIC]:.4f}")
+    say(f"{_describe(candidate, models)}: {DICE} {summary['foreground_mean'][DICE]:.4f}")
     return summary
 
 

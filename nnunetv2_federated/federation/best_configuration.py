@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-METRIC = "Dice"
+from nnunetv2_federated.federation.messages import DICE
 
 Labels = tuple[int, ...]
 """A label, or the labels of a region."""
@@ -106,8 +106,8 @@ def _also_removing(candidate: Candidate, labels: Labels) -> Candidate:
 
 
 def _mean(summary: Summary) -> float:
-    return float(summary["foreground_mean"][METRIC])
+    return float(summary["foreground_mean"][DICE])
 
 
 def _of(summary: Summary, name: str) -> float:
-    return float(summary["mean"][name][METRIC])
+    return float(summary["mean"][name][DICE])

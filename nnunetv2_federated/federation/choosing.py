@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunetv2_federated.federation.best_configuration import METRIC, Candidate, most_questions
+from nnunetv2_federated.federation.best_configuration import Candidate, most_questions
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.messages import (
@@ -127,9 +127,7 @@ def check_score(
     SiteError
         If it is of other cases or classes, or has no Dice of one.
     """
-    site = f"site {offer.site}"
-    if (answer.site, answer.cases) != (offer.site, offer.cases):
-        raise SiteError(f"{site}: answers for other cases than it offered")
-    if answer.mean.keys() != set(labels) or not all(METRIC in m for m in answer.mean.values()):
-        raise SiteError(f"{site}: answers for other classes than those of the dataset")
-    return answer
+    try:
+        return answer.check(offer.site, offer.cases, labels)
+    except SiteError as error:
+        raise SiteError(f"site {offer.site}: {error}") from error

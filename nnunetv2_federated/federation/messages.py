@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -350,6 +351,8 @@ class Proposal(Approvable):
         return sum(len(folds) for folds in self.queue.values())
 
 
+DICE = "Dice"
+"""Name of nnU-Net's own metric."""
 _SHARES = ("dice", "iou")
 """Metrics that are shares, by nnU-Net's names in lower case."""
 
@@ -381,6 +384,29 @@ class FullValidation(Payload):
             if len(pair) != 2 or not 0 <= pair[1] <= self.cases:
                 raise ValueError(f"{name} is not a mean and a number of at most all cases")
             _check_metric(name, pair[0])
+
+    def check(self, site: str, cases: int, labels: Collection[str] | None) -> FullValidation:
+        """Compare an answer with what is known of the site; return it.
+
+        Parameters
+        ----------
+        site, cases
+            Name of the site that was asked, and its number of validation cases.
+        labels
+            Classes or regions of the dataset; ``None`` for a trainer with a summary of its own.
+
+        Raises
+        ------
+        SiteError
+            If it is of other cases or classes, or has no Dice of one.
+        """
+        if (self.site, self.cases) != (site, cases):
+            raise SiteError("answers for other cases than it said")
+        if labels is None or not cases:
+            return self
+        if self.mean.keys() != set(labels) or not all(DICE in m for m in self.mean.values()):
+            raise SiteError("answers for other classes than those of the dataset")
+        return self
 
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

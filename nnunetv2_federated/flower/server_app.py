@@ -43,7 +43,9 @@ from nnunetv2_federated.flower.site_grid import works_in_turn
 from nnunetv2_federated.flower.strategies import averages, build_strategy
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
-from nnunetv2_federated.nnunet.summary import pool_sites
+from nnunetv2_federated.nnunet.data.dataset import compared_labels
+from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
+from nnunetv2_federated.nnunet.summary import only_own, pool_sites
 from nnunetv2_federated.nnunet.training.global_model import GlobalModel
 from nnunetv2_federated.nnunet.training.server_state import ServerState
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
@@ -244,6 +246,9 @@ class Server:
         questions = {site.site: RecordDict(dict(content)) for site in self._sites}
         self.observer.say(f"validation at {', '.join(questions)}")
         found = self._ask(questions, f"{MessageType.EVALUATE}.fully", _read_full_validation)
+        cases = {site.site: site.validation_cases for site in self._sites}
+        labels = _labels_of(self.model.trainer)
+        found = only_own(found, cases, labels, self.observer.say)
         if any(site.cases for site in found.values()):
             self.model.write_summary(pool_sites(list(found.values())))
 
@@ -324,6 +329,13 @@ def _read_validation(classes: int, payload: str) -> Validation:
         raise SiteError(f"validated {len(validation.tp)} classes instead of {classes}")
     server_side({"": validation})  # whatever cannot be summed up is refused here
     return validation
+
+
+def _labels_of(trainer: FederatedRounds) -> list[str] | None:
+    """Return the classes or regions of a full validation; ``None`` if it is the trainer's own."""
+    if not validates_segmentations(type(trainer)):
+        return None
+    return [str(label) for label in compared_labels(trainer.label_manager)]
 
 
 def _read_full_validation(payload: str) -> FullValidation:

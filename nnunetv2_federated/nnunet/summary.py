@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_federated.federation.aggregation import weighted_mean
+from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import FullValidation
 
 
@@ -62,6 +63,34 @@ def summarise(site: str, cases: int, summary: dict[str, Any]) -> FullValidation:
             for label, metrics in summary.get("mean", {}).items()
         },
     )
+
+
+def only_own(
+    answers: Mapping[str, FullValidation],
+    cases: Mapping[str, int],
+    labels: Collection[str] | None,
+    say: Callable[[str], None],
+) -> dict[str, FullValidation]:
+    """Return the answers that are of the sites' own cases and of the dataset's classes.
+
+    Parameters
+    ----------
+    answers
+        Answers of sites, by the names by which they were asked.
+    cases
+        Validation cases of each site, as it described itself.
+    labels
+        Classes or regions of the dataset; ``None`` for a trainer with a summary of its own.
+    say
+        Called with a line about each site that is left out.
+    """
+    kept = {}
+    for site, answer in answers.items():
+        try:
+            kept[site] = answer.check(site, cases[site], labels)
+        except SiteError as error:
+            say(f"{site} did not validate: {error}")
+    return kept
 
 
 def pool_sites(sites: Sequence[FullValidation]) -> dict[str, Any]:

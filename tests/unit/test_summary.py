@@ -11,7 +11,7 @@ import pytest
 from nnunetv2_federated.federation.messages import (
     FullValidation,
 )
-from nnunetv2_federated.nnunet.summary import pool_sites, summarise_site
+from nnunetv2_federated.nnunet.summary import only_own, pool_sites, summarise_site
 
 
 def test_pooled_means_are_those_of_all_cases_together(tmp_path: Path) -> None:
@@ -45,3 +45,26 @@ def test_a_classifier_is_pooled_by_its_cases() -> None:
         FullValidation("lyon", 0, {}, {}),
     ]
     assert pool_sites(told)["foreground_mean"] == {"AUROC": pytest.approx(0.8)}
+
+
+def test_an_answer_of_other_cases_or_classes_is_left_out_by_name() -> None:
+    """A site that adds a class or claims a million cases would move the mean of all."""
+    both = {"1": {"Dice": [0.5, 4.0]}, "2": {"Dice": [0.5, 4.0]}}
+    honest = FullValidation("bern", 4, {"Dice": 0.5}, both)
+    answers = {
+        "bern": honest,
+        "lyon": FullValidation("lyon", 4, {"Dice": 1.0}, {"1": {"Dice": [1.0, 4.0]}}),
+        "oslo": FullValidation("oslo", 10**6, {"Dice": 1.0}, both),
+        "rome": FullValidation("bern", 4, {"Dice": 0.5}, both),
+        "wien": FullValidation("wien", 0, {}, {}),
+    }
+    cases = dict.fromkeys(answers, 4) | {"wien": 0}
+    said: list[str] = []
+    assert list(only_own(answers, cases, ["1", "2"], said.append)) == ["bern", "wien"]
+    assert said == [
+        "lyon did not validate: answers for other classes than those of the dataset",
+        "oslo did not validate: answers for other cases than it said",
+        "rome did not validate: answers for other cases than it said",
+    ]
+    # a classifier's summary has metrics of its own
+    assert "lyon" in only_own(answers, cases, None, said.append)

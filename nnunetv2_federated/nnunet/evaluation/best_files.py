@@ -18,8 +18,9 @@ from nnunetv2.postprocessing.remove_connected_components import (
 )
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_federated.federation.best_configuration import METRIC, Best, Labels, Summary
+from nnunetv2_federated.federation.best_configuration import Best, Labels, Summary
 from nnunetv2_federated.federation.files import replacing, write_atomically
+from nnunetv2_federated.federation.messages import DICE
 from nnunetv2_federated.federation.queue import Fold
 from nnunetv2_federated.nnunet.evaluation.chosen_folder import POSTPROCESSING, chosen_folder
 from nnunetv2_federated.nnunet.evaluation.site_predictions import label_manager_of, labels_of
@@ -92,12 +93,12 @@ def write_choice(models: Models, best: Best, classes: Sequence[Any], *, ensemble
         "considered_models": [_model(models, names[0]) for names in best.results if len(names) < 2],
         "ensembling_allowed": ensembles,
         "all_results": {
-            models.name(names): summary["foreground_mean"][METRIC]
+            models.name(names): summary["foreground_mean"][DICE]
             for names, summary in best.results.items()
         },
         "best_model_or_ensemble": {
-            "result_on_crossval_pre_pp": best.results[chosen]["foreground_mean"][METRIC],
-            "result_on_crossval_post_pp": best.summary["foreground_mean"][METRIC],
+            "result_on_crossval_pre_pp": best.results[chosen]["foreground_mean"][DICE],
+            "result_on_crossval_post_pp": best.summary["foreground_mean"][DICE],
             "postprocessing_file": str(folder / POSTPROCESSING),
             "some_plans_file": str(folder / "plans.json"),
             "selected_model_or_models": [_model(models, name) for name in chosen],
