@@ -128,6 +128,7 @@ def train(
     backend: str = "in-process",
     best: bool = False,
     npz: bool = False,
+    until: int | None = None,
 ) -> TrainedModel:
     """Train all rounds of a run, and validate the global model.
 
@@ -149,6 +150,8 @@ def train(
         Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
     npz
         Save the softmax outputs of the validation.
+    until
+        Pause after this round, counted from 1; ``None`` to train all.
 
     Raises
     ------
@@ -160,7 +163,13 @@ def train(
         if observer is None:
             observer = shown.enter_context(ConsoleObserver(run.settings.rounds))
         return training.train(
-            run, resume=resume, observer=observer, backend=backend, best=best, npz=npz
+            run,
+            resume=resume,
+            observer=observer,
+            backend=backend,
+            best=best,
+            npz=npz,
+            until=until,
         )
 
 

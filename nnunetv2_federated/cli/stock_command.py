@@ -39,7 +39,8 @@ def _choices(trainer: FederatedRounds, name: str) -> TrainChoices:
     if not path:
         return TrainChoices(**chosen)
     source = Source(Path(path))
-    known = set(flag_names(TrainChoices, WITHOUT)) - {"settings", "reduced"}
+    # nnU-Net's command validates a finished model next: it cannot pause
+    known = set(flag_names(TrainChoices, WITHOUT)) - {"settings", "reduced", "until_round"}
     content = read_settings_file(TrainChoices, source, known)
     return build(TrainChoices, {**content, **chosen}, source, chosen)
 

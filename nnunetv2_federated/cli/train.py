@@ -144,6 +144,7 @@ def train(choices: TrainChoices) -> None:
             server=server_settings(choices) if run.remote_sites else None,
             best=choices.val_best,
             npz=choices.npz,
+            until=choices.until_round,
         )
     _say_result(trained, choices)
 

@@ -202,6 +202,15 @@ class Runtime(Choices):
     prepare_only: Annotated[
         bool, Choice("check everything, write the run's folder and print the flwr run command")
     ] = False
+    until_round: Annotated[
+        Count | None,
+        Choice(
+            "pause after this round, without a result; --c goes on there, to the same weights. The "
+            "learning rate is that of all --rounds; not with --server",
+            "N",
+            unset="none",
+        ),
+    ] = None
 
 
 @record
@@ -320,6 +329,10 @@ class TrainChoices(
     def __post_init__(self) -> None:
         QueueChoices.__post_init__(self)
         FederationSettings.__post_init__(self)
+        self._check_gpus()
+        self._check_pause()
+
+    def _check_gpus(self) -> None:
         for given, what in (
             (self.backend == "ray", "--backend ray"),
             (self.prepare_only, "--prepare-only"),
@@ -328,6 +341,17 @@ class TrainChoices(
         ):
             if self.num_gpus > 1 and given:
                 raise SettingsError(f"-num_gpus {self.num_gpus} {what}: keep one of the two.")
+
+    def _check_pause(self) -> None:
+        if self.until_round is None:
+            return
+        others = {"-f": self.folds, "--val": self.val, "--prepare-only": self.prepare_only}
+        for flag, given in others.items():
+            if given:
+                raise SettingsError(
+                    f"--until-round {self.until_round} {flag}: pauses one training; leave one of "
+                    "them out."
+                )
 
 
 @record

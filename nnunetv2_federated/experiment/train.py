@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from flwr.serverapp import Grid
 
+from nnunetv2_federated.federation.choice import require
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.history import History, read_history
 from nnunetv2_federated.federation.observer import Observer
@@ -82,6 +83,7 @@ def train(
     grid: Grid | None = None,
     best: bool = False,
     npz: bool = False,
+    until: int | None = None,
 ) -> TrainedModel:
     """Check a run, train all its rounds, and validate the global model.
 
@@ -106,11 +108,15 @@ def train(
         Validate ``checkpoint_best.pth`` in place of ``checkpoint_final.pth``.
     npz
         Save the softmax outputs of the validation.
+    until
+        Pause after this round, counted from 1, without a validation; ``resume`` goes on there, and
+        the weights are in the end those of a training in one go. ``None`` to train all. Not with
+        ``server``.
 
     Returns
     -------
     TrainedModel
-        Result folder, history and headline metric.
+        Result folder, history and headline metric; a model that is paused has none.
 
     Raises
     ------
@@ -124,6 +130,7 @@ def train(
         If a federation over a network was stopped, or its SuperLink failed.
     """
     observer = observer or Observer()
+    check_pause(run, until)
     with _begun(run, resume=resume, backend=backend, server=server, observer=observer) as folder:
         observer.run_prepared(run, folder)
         with _global_trainer(run) as trainer:
@@ -136,7 +143,11 @@ def train(
                     Server(grid, run, model, observer).run()
                 headline = _headline_on_disk(folder.parent)
             else:
-                launch(run, folder, backend=backend, observer=observer, trainer=trainer)
+                launch(
+                    run, folder, backend=backend, observer=observer, trainer=trainer, until=until
+                )
+                if until is not None and until < run.settings.rounds:
+                    return TrainedModel(folder.parent, run, None)
                 cases = sum(len(site.validation_cases) for site in run.sites)
                 observer.say(f"validating the global model on {cases} cases")
                 headline = _validate(run, GlobalModel(run, trainer), best=best, npz=npz)
@@ -149,8 +160,9 @@ def train_rounds(
     *,
     resume: bool = False,
     observer: Observer | None = None,
+    until: int | None = None,
 ) -> None:
-    """Train all rounds of a run on this machine with a trainer of the caller, who validates it.
+    """Train the rounds of a run on this machine with a trainer of the caller, who validates it.
 
     Parameters
     ----------
@@ -163,6 +175,8 @@ def train_rounds(
         Continue the run where an earlier call stopped.
     observer
         Receives notes and progress.
+    until
+        Pause after this round, counted from 1; ``None`` to train all.
 
     Raises
     ------
@@ -170,11 +184,12 @@ def train_rounds(
         As :func:`train` does.
     """
     observer = observer or Observer()
+    check_pause(run, until)
     with _begun(run, resume=resume, observer=observer) as folder:
         observer.run_prepared(run, folder)
         configure(trainer, run)
         try:
-            launch(run, folder, observer=observer, trainer=trainer)
+            launch(run, folder, observer=observer, trainer=trainer, until=until)
         except BaseException:
             close_trackers(trainer)
             raise
@@ -233,6 +248,39 @@ def evaluate(run: Run, *, best: bool = False, npz: bool = False) -> TrainedModel
     with one_run(folder):
         model = GlobalModel(run)
         return TrainedModel(model.folder, run, _validate(run, model, best=best, npz=npz))
+
+
+def check_pause(run: Run, until: int | None) -> None:
+    """Refuse to pause where a run has no such round, or could not continue.
+
+    Parameters
+    ----------
+    run
+        Run to train.
+    until
+        Round to pause after, counted from 1; ``None`` not to pause.
+
+    Raises
+    ------
+    SettingsError
+        If the run cannot pause there.
+    """
+    if until is None:
+        return
+    rounds = run.settings.rounds
+    require(
+        1 <= until <= rounds, "--until-round", until, f"at least 1 and at most --rounds ({rounds})"
+    )
+    if run.remote_sites:
+        raise SettingsError(
+            f"--until-round {until} with --server: pauses trainings on this machine only; over a "
+            "network stop the server (Ctrl-C) and go on with --c."
+        )
+    if run.disable_checkpointing:
+        raise SettingsError(
+            f"--until-round {until} --disable_checkpointing: nothing would be left to continue "
+            "from; leave one of them out."
+        )
 
 
 @contextlib.contextmanager

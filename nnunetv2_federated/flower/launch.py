@@ -170,6 +170,7 @@ def launch(
     backend: str = "in-process",
     observer: Observer | None = None,
     trainer: FederatedRounds | None = None,
+    until: int | None = None,
 ) -> Path:
     """Run a federation on this machine, or continue it where its folder says it stopped.
 
@@ -186,13 +187,15 @@ def launch(
     trainer
         An uninitialised trainer to hold the global model, whose trackers stay open for its
         validation; ``None`` to build one.
+    until
+        Pause after this round, counted from 1; ``None`` to train all.
 
     Returns
     -------
     Path
         nnU-Net's result folder of the fold.
     """
-    server_app = make_server_app(observer, trainer)
+    server_app = make_server_app(observer, trainer, until)
     if backend == "ray":
         run_with_ray(server_app, folder, len(run.sites))
         return folder.parent

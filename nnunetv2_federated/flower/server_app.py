@@ -56,7 +56,9 @@ _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
 
 
 def make_server_app(
-    observer: Observer | None = None, trainer: FederatedRounds | None = None
+    observer: Observer | None = None,
+    trainer: FederatedRounds | None = None,
+    until: int | None = None,
 ) -> ServerApp:
     """Build the app.
 
@@ -66,6 +68,8 @@ def make_server_app(
         Called when rounds, sites and steps begin or end; ``None`` to report nothing.
     trainer
         Trainer that holds the global model; ``None`` to build one from the run's settings.
+    until
+        Pause after this round, counted from 1; ``None`` to train all.
     """
     app = ServerApp()
 
@@ -75,7 +79,7 @@ def make_server_app(
         run = read_run(folder)
         model = GlobalModel(run, trainer)
         try:
-            Server(grid, run, model, observer or Observer()).run()
+            Server(grid, run, model, observer or Observer()).run(until)
         finally:
             if trainer is None:  # whoever gave one closes it, after the validation
                 model.close()
@@ -121,8 +125,15 @@ class Server:
         )
         self._participants = Participants(grid, run, required, observer)
 
-    def run(self) -> None:
-        """Train all rounds that are still to do, and write the result."""
+    def run(self, until: int | None = None) -> None:
+        """Train all rounds that are still to do, and write the result.
+
+        Parameters
+        ----------
+        until
+            Pause after this round, counted from 1: the state of the run is saved, no result is
+            written, and the run continues as one that was stopped. ``None`` to train all.
+        """
         inner = build_strategy(self.settings.strategy, self.settings.strategy_options)
         self._load(inner)
         self.observer.run_started(len(self.rounds), self.settings.rounds)
@@ -135,7 +146,10 @@ class Server:
             if site.privacy is not None:
                 self.observer.say(describe_terms(site.site, site.privacy))
         strategy = self._build_strategy(inner)
-        self._train(strategy)
+        self._train(strategy, self.settings.rounds if until is None else until)
+        if (done := len(self.rounds)) < self.settings.rounds:
+            self.observer.say(f"paused after round {done} of {self.settings.rounds}")
+            return
         self.model.save_final(self._sent)  # before anybody is asked, who may be silent
         self._validate_last(strategy)
         self.model.finish(self._sent)
@@ -168,9 +182,9 @@ class Server:
             on_result=functools.partial(self._finish_round, inner),
         )
 
-    def _train(self, strategy: PolyLRStrategy) -> None:
-        remaining = self.settings.rounds - len(self.rounds)
-        if remaining == 0:
+    def _train(self, strategy: PolyLRStrategy, until: int) -> None:
+        remaining = min(until, self.settings.rounds) - len(self.rounds)
+        if remaining <= 0:
             return
         self._clock = time.perf_counter()
         strategy.start(
