@@ -1,0 +1,133 @@
+"""The value of a trial: Dice on validation batches that all trials share, with its noise.
+
+A score keeps the counts of blocks of batches. From them follows, by the delete-one jackknife (Efron
+and Stein 1981), how far the difference of two trials would move with other batches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice
+from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.files import read_state, write_atomically
+from nnunetv2_federated.federation.messages import Validation
+
+BLOCKS = 10
+"""Blocks of a score."""
+_FORMAT = 1
+_REMEDY = "delete it, and the same command scores the trial again."
+
+
+@dataclass(frozen=True)
+class Block:
+    """Counts of voxels of each foreground class (of cases, for a classifier), over some batches."""
+
+    tp: tuple[float, ...]
+    fp: tuple[float, ...]
+    fn: tuple[float, ...]
+
+    @classmethod
+    def of(cls, validations: Sequence[Validation]) -> Block:
+        """Add the counts of sites."""
+        tp, fp, fn = (
+            tuple(sum(c) for c in zip(*(getattr(v, name) for v in validations), strict=True))
+            for name in ("tp", "fp", "fn")
+        )
+        return cls(tp, fp, fn)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of all blocks, in their order."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def value(self) -> float:
+        """Mean Dice of the classes that occur, from the counts of all blocks; NaN if none does."""
+        return _dice(self.blocks)
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the value over batches; NaN with fewer than two blocks."""
+        return _jackknife([_dice(rest) for rest in _without_each(self.blocks)])
+
+
+def noise_of_difference(ours: Score, theirs: Score) -> float:
+    """Return the standard error of the difference of two values over the batches they share.
+
+    It does not say how far the difference would move with another seed of the training.
+
+    Parameters
+    ----------
+    ours, theirs
+        Scores on the same blocks of batches.
+
+    Returns
+    -------
+    float
+        NaN with fewer than two blocks, or other blocks.
+    """
+    if len(ours.blocks) != len(theirs.blocks):
+        return math.nan
+    pairs = zip(_without_each(ours.blocks), _without_each(theirs.blocks), strict=True)
+    return _jackknife([_dice(a) - _dice(b) for a, b in pairs])
+
+
+def score_file(folder: Path, finished_rounds: int) -> Path:
+    """Return the file of a trial's score after so many rounds."""
+    return folder / f"score_{finished_rounds:05d}.json"
+
+
+def write_score(path: Path, score: Score) -> None:
+    """Write a score."""
+    blocks = [asdict(block) for block in score.blocks]
+    write_atomically(path, json.dumps({"format": _FORMAT, "blocks": blocks}))
+
+
+def read_score(path: Path) -> Score | None:
+    """Read what :func:`write_score` wrote; ``None`` if there is none.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or is of another format.
+    """
+    content = read_state(path, _FORMAT, _REMEDY)
+    if content is None:
+        return None
+    try:
+        return Score(
+            tuple(
+                Block(*(tuple(map(float, block[name])) for name in ("tp", "fp", "fn")))
+                for block in content["blocks"]
+            )
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): {_REMEDY}") from error
+
+
+def _dice(blocks: Sequence[Block]) -> float:
+    sums = ([sum(c) for c in zip(*(getattr(b, n) for b in blocks), strict=True)] for n in _COUNTS)
+    return mean_dice(dice_per_class(*sums))
+
+
+_COUNTS = ("tp", "fp", "fn")
+
+
+def _without_each(blocks: Sequence[Block]) -> list[list[Block]]:
+    return [[b for j, b in enumerate(blocks) if j != i] for i in range(len(blocks))]
+
+
+def _jackknife(values: Sequence[float]) -> float:
+    """Return the standard error of a statistic, from its values without each of the blocks."""
+    n = len(values)
+    if n < 2:
+        return math.nan
+    mean = sum(values) / n
+    return math.sqrt((n - 1) / n * sum((value - mean) ** 2 for value in values))

@@ -1,0 +1,120 @@
+"""What a tuning may cost, what it has cost, and whether the next piece of it still fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.history import RoundRecord
+from nnunetv2_federated.federation.settings import FederationSettings
+
+_SENT_TO_AND_FRO = 2
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of trainings."""
+
+    rounds: float = 0.0
+    """Rounds; one with more local epochs or iterations than the default's counts accordingly."""
+    bytes: int = 0
+    """Bytes to and from all sites."""
+    seconds: float = 0.0
+    """Seconds of the rounds, of all trials together."""
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return both together."""
+        return Cost(
+            self.rounds + other.rounds, self.bytes + other.bytes, self.seconds + other.seconds
+        )
+
+    @classmethod
+    def of(cls, records: Iterable[RoundRecord], work: float) -> Cost:
+        """Add up the rounds of a trial.
+
+        Parameters
+        ----------
+        records
+            Its finished rounds.
+        work
+            Optimisation steps of one of them, by those of a round of the default.
+        """
+        cost = cls()
+        for record in records:
+            seconds = record.seconds.round
+            known = seconds if seconds == seconds else 0.0  # noqa: PLR0124  # NaN is not itself
+            cost += cls(work, record.bytes_down + record.bytes_up, known)
+        return cost
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of a tuning; ``None`` for no limit."""
+
+    rounds: int | None = None
+    gigabytes: float | None = None
+    hours: float | None = None
+
+    def check(self, default: Cost, rounds: int) -> None:
+        """Refuse a budget that does not even allow the default trial.
+
+        Parameters
+        ----------
+        default
+            What a whole training of the default costs; its seconds are not known.
+        rounds
+            Its rounds.
+
+        Raises
+        ------
+        SettingsError
+            If it allows no trial.
+        """
+        if self.rounds is not None and self.rounds < rounds:
+            raise SettingsError(
+                f"--budget-rounds {self.rounds}: allows no trial; the default setting alone has "
+                f"{rounds} rounds."
+            )
+        gigabytes = default.bytes / GIGABYTE
+        if self.gigabytes is not None and self.gigabytes < gigabytes:
+            raise SettingsError(
+                f"--budget-gb {self.gigabytes:g}: allows no trial; the default setting alone sends "
+                f"{gigabytes:.3g} GB."
+            )
+
+    def exceeded(self, spent: Cost, coming: Cost) -> str | None:
+        """Return the limit that is reached, or would be passed by what comes; ``None`` if none.
+
+        Parameters
+        ----------
+        spent
+            Cost of all trials so far.
+        coming
+            Expected cost of the next piece; 0 where it is not known.
+        """
+        limits = (
+            ("--budget-gb", self.gigabytes, spent.bytes, coming.bytes, GIGABYTE),
+            ("--budget-hours", self.hours, spent.seconds, coming.seconds, 3600.0),
+        )
+        for flag, limit, done, more, unit in limits:
+            if limit is not None and (done >= limit * unit or done + more > limit * unit):
+                return f"{flag} {limit:g}: {done / unit:.3g} are spent"
+        return None
+
+
+def bytes_of_round(settings: FederationSettings, values: int, sites: int) -> int:
+    """Return about how many bytes a round sends to and from all sites.
+
+    Parameters
+    ----------
+    settings
+        Settings of the training.
+    values
+        Values of the network that are federated.
+    sites
+        Number of sites.
+    """
+    width = 4 if settings.transport_dtype == "float32" else 2
+    return _SENT_TO_AND_FRO * width * values * (settings.sites_per_round or sites)

@@ -1,0 +1,68 @@
+"""The value of a trial and its noise; numbers by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.messages import Validation
+from nnunetv2_federated.federation.objective import (
+    Block,
+    Score,
+    noise_of_difference,
+    read_score,
+    score_file,
+    write_score,
+)
+
+
+def a_score(*counts: tuple[float, float, float]) -> Score:
+    """Counts (tp, fp, fn) of one class in each block."""
+    return Score(tuple(Block((tp,), (fp,), (fn,)) for tp, fp, fn in counts))
+
+
+def test_the_value_is_dice_of_all_counts_of_all_sites() -> None:
+    sites = [
+        Validation.of(1, 0.5, [3.0, 0.0], [1.0, 0.0], [0.0, 0.0]),
+        Validation.of(1, 0.5, [1.0, 0.0], [0.0, 0.0], [1.0, 0.0]),
+    ]
+    block = Block.of(sites)
+    assert block == Block((4.0, 0.0), (1.0, 0.0), (1.0, 0.0))
+    # the second class does not occur
+    assert Score((block,)).value == pytest.approx(8 / 10)
+    assert math.isnan(a_score((0, 0, 0)).value)
+
+
+def test_the_noise_is_the_jackknifes() -> None:
+    score = a_score((1, 0, 0), (1, 2, 0), (1, 1, 0))
+    # without each block: 4 / 7, 4 / 5 and 4 / 6
+    values = [4 / 7, 4 / 5, 4 / 6]
+    mean = sum(values) / 3
+    by_hand = math.sqrt(2 / 3 * sum((value - mean) ** 2 for value in values))
+    assert score.noise == pytest.approx(by_hand)
+    assert math.isnan(a_score((1, 0, 0)).noise)
+
+
+def test_what_two_trials_share_is_no_noise_of_their_difference() -> None:
+    score = a_score((1, 0, 0), (1, 2, 0), (1, 1, 0))
+    assert noise_of_difference(score, score) == 0
+    assert noise_of_difference(score, a_score((1, 1, 0), (1, 1, 0), (1, 1, 0))) > 0
+    assert math.isnan(noise_of_difference(score, a_score((1, 0, 0))))
+
+
+def test_a_score_on_disk(tmp_path: Path) -> None:
+    score = a_score((1, 0, 0), (1, 2, 0))
+    path = score_file(tmp_path, 14)
+    assert path.name == "score_00014.json"
+    assert read_score(path) is None
+    write_score(path, score)
+    assert json.loads(path.read_text())["format"] == 1
+    assert read_score(path) == score
+    for damaged in ("", '{"format": 2}', '{"format": 1}', '{"format": 1, "blocks": [{"tp": 1}]}'):
+        path.write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"score_00014\.json"):
+            read_score(path)
