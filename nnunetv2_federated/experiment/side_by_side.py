@@ -6,8 +6,8 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,11 +37,18 @@ class Job:
     """Called when it has trained and validated."""
     round_done: Callable[[str], None]
     """Called with a line about each round."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the process has beside those of this one."""
 
     @property
     def name(self) -> str:
         """Name of the training, and of its folder."""
         return f"{self.run.configuration}__fold_{self.run.fold}"
+
+    def excuses(self, reason: str) -> bool:
+        """Return whether others go on although this training failed for a reason."""
+        del reason
+        return False
 
 
 @dataclass(eq=False)
@@ -65,10 +72,14 @@ class _Running:
             self.job.ended()
             return None
         reason = reason_of_failure(self.place, self.process.returncode)
+        if self.job.excuses(reason):
+            return None
         return f"{self.job.name}: {reason}; its log is {self.place / LOG_FILE}"
 
 
-def train_side_by_side(jobs: Sequence[Job], at_a_time: int, folder: Path) -> None:
+def train_side_by_side(
+    jobs: Sequence[Job], at_a_time: int, folder: Path, *, again: str = "with --c "
+) -> None:
     """Train, in the order of the jobs; after one that fails no other is begun.
 
     Parameters
@@ -80,6 +91,8 @@ def train_side_by_side(jobs: Sequence[Job], at_a_time: int, folder: Path) -> Non
         shared out, unless ``OMP_NUM_THREADS`` says otherwise.
     folder
         Folder for the processes' logs.
+    again
+        What the same command needs to go on after a failure, for the message.
 
     Raises
     ------
@@ -98,7 +111,7 @@ def train_side_by_side(jobs: Sequence[Job], at_a_time: int, folder: Path) -> Non
         for one in running:
             one.kill()
     if failures:
-        raise FederationError(f"{failures[0]}. The same command with --c goes on.")
+        raise FederationError(f"{failures[0]}. The same command {again}goes on.")
 
 
 def _free_slots(running: Sequence[_Running], at_a_time: int) -> list[int]:
@@ -116,7 +129,8 @@ def _take_out_ended(running: list[_Running]) -> list[str]:
 def _start(job: Job, slot: int, slots: int, folder: Path) -> _Running:
     place = folder / job.name
     job.begins()
-    environment = {**os.environ, **share_of_machine(job.run.device, slot, slots)}
+    shared = share_of_machine(job.run.device, slot, slots)
+    environment = {**os.environ, **shared, **job.environment}
     followed = contextlib.ExitStack()
     followed.enter_context(rounds_passed_on(place / LOG_FILE, job.round_done))
     process = start_training(job.run, place, environment, *job.flags)

@@ -1,8 +1,8 @@
 """Train the run that a folder's ``run.json`` holds: ``python -m ... FOLDER``.
 
-A comparison starts each of its trainings so, in a process of its own, and a queue those that it
-trains at the same time. A run that was begun before is continued, unless ``--anew`` is given. What
-happens is logged to stdout, a line a round.
+A comparison starts each of its trainings so, in a process of its own, a queue those that it trains
+at the same time, and a tuning its trials. A run that was begun before is continued, unless
+``--anew`` is given. What happens is logged to stdout, a line a round.
 """
 
 from __future__ import annotations
@@ -70,9 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     for flag in ("--anew", "--best", "--npz"):
         parser.add_argument(flag, action="store_true")
+    # of a trial of a tuning
+    for flag in ("--until-round", "--score-iterations"):
+        parser.add_argument(flag, type=int)
     asked = parser.parse_args(argv)
     # a worker, which imports this module, needs none of these
     from nnunetv2_federated.experiment.train import train  # noqa: PLC0415
+    from nnunetv2_federated.experiment.train_trial import train_to_rung  # noqa: PLC0415
     from nnunetv2_federated.nnunet.process import prepare_process  # noqa: PLC0415
     from nnunetv2_federated.nnunet.training.result_folder import federation_folder  # noqa: PLC0415
 
@@ -80,7 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_process()
         run = read_run(asked.folder)
         begun = (federation_folder(run) / RUN_FILE).is_file() and not asked.anew
-        train(run, resume=begun, observer=LogObserver(), best=asked.best, npz=asked.npz)
+        observer = LogObserver()
+        if asked.score_iterations is None:
+            train(run, resume=begun, observer=observer, best=asked.best, npz=asked.npz)
+        else:
+            train_to_rung(
+                run,
+                asked.folder,
+                asked.until_round,
+                asked.score_iterations,
+                resume=begun,
+                observer=observer,
+            )
     except (FederationError, OSError) as error:
         failure = explain(error)
         if failure is None:

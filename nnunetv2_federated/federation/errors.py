@@ -9,6 +9,9 @@
 
 from __future__ import annotations
 
+DIVERGED = "the training diverged"
+"""What is said of a site whose training loss is not finite."""
+
 
 class FederationError(Exception):
     """Base class of everything this package raises on purpose."""

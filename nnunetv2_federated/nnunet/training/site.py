@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.errors import DIVERGED, SiteError
 from nnunetv2_federated.federation.messages import (
     ROUGH_SECONDS,
     VALIDATION_EPOCH,
@@ -111,9 +111,10 @@ class Site:
         self.interrupted = False
         """Whether a round began and did not end: the trainer is in no state that is on disk."""
         local_batchnorm = run.settings.batchnorm == "local"
-        self._state = TrainerState(
+        self.state = TrainerState(
             self.trainer, self.cases.name, self.folder, local_batchnorm=local_batchnorm
         )
+        """Where its trainer stands."""
 
     @property
     def lrs(self) -> tuple[float, ...]:
@@ -177,13 +178,13 @@ class Site:
         settings = self.run.settings
         self.interrupted = True
         with quiet():
-            self._state.return_to(task.server_round)
+            self.state.return_to(task.server_round)
             received_iterations = self._iterations(task.validate_received)
             self._observer.site_started(
                 self.cases.name,
                 received_iterations + task.local_epochs * self._iterations_per_epoch(),
             )
-            self._state.receive(weights)
+            self.state.receive(weights)
             received = self._validate_received(received_iterations)
             if self._privacy is not None:
                 self._privacy.charge(task.server_round)
@@ -197,7 +198,7 @@ class Site:
             )
             self._check_loss(loss)
             trained = to_vector(self.trainer.network)
-            self._state.keep(task.server_round)
+            self.state.keep(task.server_round)
         self.interrupted = False
         seconds = time.perf_counter() - started
         report = TrainReport(
@@ -214,10 +215,10 @@ class Site:
     def evaluate(self, iterations: int, weights: Vector) -> Validation:
         """Validate global weights on patches of this site's cases, without training."""
         with quiet():
-            self._state.start()
+            self.state.start()
             iterations = self._iterations(iterations)
             self._observer.site_started(self.cases.name, iterations)
-            self._state.receive(weights)
+            self.state.receive(weights)
             return self.trainer.validate_iterations(iterations)
 
     def validate_fully(self, weights: Vector) -> FullValidation:
@@ -228,7 +229,7 @@ class Site:
             return nothing
         self.interrupted = True  # the trainer is not what the next round would expect
         with quiet():
-            self._state.start()
+            self.state.start()
             if this_rank() > 0:  # rank 0 predicts all cases, as a training on one GPU does
                 return nothing
             with in_one_process(self.trainer):
@@ -282,7 +283,7 @@ class Site:
     def _check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise SiteError(
-                f"site {self.cases.name}: its training loss is {loss}: the training diverged; "
+                f"site {self.cases.name}: its training loss is {loss}: {DIVERGED}; "
                 "a smaller --initial-lr may help."
             )
 

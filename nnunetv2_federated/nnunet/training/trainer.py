@@ -174,14 +174,25 @@ class FederatedRounds(ServerRate):
         finally:
             self.loss = plain_loss
 
-    @torch.no_grad()
     def validate_iterations(self, iterations: int) -> Validation:
         """Validate the present weights on patches; nothing of it enters nnU-Net's log."""
+        return self.validate_blocks(iterations, 1)[0]
+
+    @torch.no_grad()
+    def validate_blocks(self, iterations: int, blocks: int) -> list[Validation]:
+        """Do what :meth:`validate_iterations` does, and add up each of some blocks by itself.
+
+        Parameters
+        ----------
+        iterations
+            Validation iterations of all blocks together.
+        blocks
+            Number of blocks at most; iterations are dealt to them in turn.
+        """
         self.on_validation_epoch_start()
-        return _sum_validation(
-            [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)],
-            self.name_of_trainer,
-        )
+        outputs = [self.validation_step(next(self.dataloader_val)) for _ in range(iterations)]
+        count = min(blocks, iterations)
+        return [_sum_validation(outputs[i::count], self.name_of_trainer) for i in range(count)]
 
     def close(self) -> None:
         """Stop the augmentation workers."""

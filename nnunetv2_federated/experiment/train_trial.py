@@ -1,0 +1,61 @@
+"""Train a trial of a tuning to a rung, in this process, and score its global model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnunetv2_federated.experiment.train import train_rounds
+from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.objective import score_file, write_score
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.flower.sampling import validation_share
+from nnunetv2_federated.nnunet.data.dataset import load_dataset
+from nnunetv2_federated.nnunet.environment import quiet
+from nnunetv2_federated.nnunet.evaluation.scoring import score
+from nnunetv2_federated.nnunet.training.build_trainer import build_trainer
+from nnunetv2_federated.nnunet.training.global_model import GlobalModel
+from nnunetv2_federated.nnunet.training.tracking import close_trackers
+
+
+def train_to_rung(
+    run: Run, place: Path, until: int, iterations: int, *, resume: bool, observer: Observer
+) -> None:
+    """Train until a round, and write the score of the model that is reached.
+
+    nnU-Net's full validation is left out, also at the last round: no trial is judged by it.
+
+    Parameters
+    ----------
+    run
+        Run of the trial.
+    place
+        Folder of the trial, for the score.
+    until
+        Round to train to, counted from 1.
+    iterations
+        Validation iterations of the score, shared out to the sites by their validation cases;
+        trainers that validate every case do so.
+    resume
+        Continue the run.
+    observer
+        Receives notes and progress.
+
+    Raises
+    ------
+    FederationError
+        As :func:`.train` does.
+    """
+    with quiet():
+        trainer = build_trainer(run, load_dataset(run.dataset, run.plans_name))
+    train_rounds(run, trainer, resume=resume, observer=observer, until=until)
+    close_trackers(trainer)
+    model = GlobalModel(run)
+    state = model.load_state()
+    if state is None or len(state.rounds) != until:
+        raise CheckpointError(f"{model.folder}: its state is not that of round {until}.")
+    own = None if model.val_iterations is None else iterations
+    cases = {site.name: len(site.validation_cases) for site in run.sites}
+    found = score(run, state.weights, validation_share(own, cases))
+    write_score(score_file(place, until), found)
+    observer.say(f"scored {found.value:.4f} after round {until} of {run.settings.rounds}")
