@@ -35,9 +35,6 @@ _LONGEST_VALUE = 4000
 
 def write_html(data: ComparisonData, path: Path) -> Path:
     """Write the page, with figures, their code and pictures within it; return its file."""
-    templates = Environment(
-        loader=PackageLoader(__package__ or __name__), autoescape=True, finalize=_shown
-    )
     figures = {
         name: figure.to_html(
             full_html=False,
@@ -47,33 +44,47 @@ def write_html(data: ComparisonData, path: Path) -> Path:
         )
         for name, figure in all_figures(data).items()
     }
-    text = templates.get_template("report.html.j2").render(
-        data=data,
-        small_print=SMALL_PRINT,
-        verdict=verdict(data.differences),
-        headline=headline_rows(data),
-        matrix=matrix_rows(data),
-        differences=difference_rows(data),
-        held_back=held_back_rows(data),
-        sent=sent_rows(data),
-        promises=privacy_rows(promises(data.histories)),
-        promised=PROMISED,
-        attacks=membership_rows(data.attacks),
-        attacked=ATTACKED,
-        fields=[[f.name for f in fields(message)] for message in (SiteDescription, TrainReport)],
-        settings=[
-            (name, value if isinstance(value, str) else json.dumps(value))
-            for name, value in data.settings.items()
-        ],
-        versions=versions(data),
-        figures=figures,
-        examples=[
-            (example, base64.b64encode(draw_example(example)).decode()) for example in data.examples
-        ],
-        plotly=get_plotlyjs(),
+    text = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            small_print=SMALL_PRINT,
+            verdict=verdict(data.differences),
+            headline=headline_rows(data),
+            matrix=matrix_rows(data),
+            differences=difference_rows(data),
+            held_back=held_back_rows(data),
+            sent=sent_rows(data),
+            promises=privacy_rows(promises(data.histories)),
+            promised=PROMISED,
+            attacks=membership_rows(data.attacks),
+            attacked=ATTACKED,
+            fields=[
+                [f.name for f in fields(message)] for message in (SiteDescription, TrainReport)
+            ],
+            settings=[
+                (name, value if isinstance(value, str) else json.dumps(value))
+                for name, value in data.settings.items()
+            ],
+            versions=versions(data),
+            figures=figures,
+            examples=[
+                (example, base64.b64encode(draw_example(example)).decode())
+                for example in data.examples
+            ],
+            plotly=get_plotlyjs(),
+        )
     )
     write_atomically(path, text)
     return path
+
+
+def templates() -> Environment:
+    """Return the templates of all pages, which clean and escape what they write."""
+    return Environment(
+        loader=PackageLoader(__package__ or __name__), autoescape=True, finalize=_shown
+    )
 
 
 def _shown(value: object) -> object:

@@ -39,7 +39,7 @@ def all_figures(data: ComparisonData) -> dict[str, go.Figure]:
         "distribution": distribution(data),
         "costs": costs(data),
     }
-    return {name: _styled(figure) for name, figure in figures.items() if figure.data}
+    return {name: styled(figure) for name, figure in figures.items() if figure.data}
 
 
 def headline(data: ComparisonData) -> go.Figure:
@@ -235,7 +235,8 @@ def _dash(arm: str) -> str:
     return {"federated": "solid", "centralised": "dash"}.get(arm.partition("/")[0], "dot")
 
 
-def _styled(figure: Any) -> go.Figure:  # noqa: ANN401  # Plotly has no types
+def styled(figure: Any) -> go.Figure:  # noqa: ANN401  # Plotly has no types
+    """Return a figure in the style of all, with every name, category and title escaped."""
     figure.update_layout(
         template="plotly_white",
         font={"family": _FONT, "size": 13},
