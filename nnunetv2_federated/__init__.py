@@ -4,10 +4,10 @@
 ``create_run`` makes every choice of a training, ``train`` trains it (``create_queue`` and
 ``train_queue`` several folds and configurations), ``evaluate`` validates it again,
 ``find_best_configuration`` chooses among them, ``evaluate_model`` tests any trained model at every
-site, and ``compare`` sets federated models beside local and centralised ones. ``release`` writes a
-model for a hospital, and ``verify_release`` checks it there. ``federate`` makes the federated
-sibling of any nnU-Net trainer. Bad input raises ``SettingsError``, a failed federation another
-``FederationError``.
+site, ``compare`` sets federated models beside local and centralised ones, and ``tune`` finds
+settings. ``release`` writes a model for a hospital, and ``verify_release`` checks it there.
+``federate`` makes the federated sibling of any nnU-Net trainer. Bad input raises ``SettingsError``,
+a failed federation another ``FederationError``.
 
 A name is imported when it is first used: the package itself imports neither PyTorch, nor nnU-Net,
 nor Flower.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         release,
         train,
         train_queue,
+        tune,
         verify_release,
     )
     from nnunetv2_federated.experiment.compare import ComparisonResult
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from nnunetv2_federated.experiment.partition import Partition
     from nnunetv2_federated.experiment.release import Release
     from nnunetv2_federated.experiment.train import TrainedModel, evaluate
+    from nnunetv2_federated.experiment.tune_result import TuningResult
     from nnunetv2_federated.experiment.verify_release import VerifiedRelease
     from nnunetv2_federated.federation.errors import (
         CheckpointError,
@@ -70,6 +72,7 @@ __all__ = [
     "SiteCases",
     "SiteError",
     "TrainedModel",
+    "TuningResult",
     "VerifiedRelease",
     "compare",
     "create_queue",
@@ -83,6 +86,7 @@ __all__ = [
     "release",
     "train",
     "train_queue",
+    "tune",
     "verify_release",
 ]
 
@@ -98,12 +102,14 @@ _MODULES = {
     "release": "api",
     "train": "api",
     "train_queue": "api",
+    "tune": "api",
     "verify_release": "api",
     "ComparisonResult": "experiment.compare",
     "EvaluationResult": "experiment.evaluate",
     "Partition": "experiment.partition",
     "TrainedModel": "experiment.train",
     "Release": "experiment.release",
+    "TuningResult": "experiment.tune_result",
     "VerifiedRelease": "experiment.verify_release",
     "evaluate": "experiment.train",
     "CheckpointError": "federation.errors",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from nnunetv2_federated.experiment import queue as queueing
 from nnunetv2_federated.experiment import release as releasing
 from nnunetv2_federated.experiment import train as training
 from nnunetv2_federated.experiment import train_queue as queue_training
+from nnunetv2_federated.experiment import tune as tuning
 from nnunetv2_federated.experiment import verify_release as verifying
 from nnunetv2_federated.experiment.best_configuration import Chosen
 from nnunetv2_federated.experiment.choices import (
@@ -42,6 +43,8 @@ from nnunetv2_federated.experiment.release_choices import ReleaseChoices
 from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.train import TrainedModel
 from nnunetv2_federated.experiment.train_queue import HowToTrain
+from nnunetv2_federated.experiment.tune_choices import TuneChoices
+from nnunetv2_federated.experiment.tune_result import TuningResult
 from nnunetv2_federated.experiment.verify_release import VerifiedRelease
 from nnunetv2_federated.federation.choice import Choices, hints_of, names_of, parts_of, spell_key
 from nnunetv2_federated.federation.observer import Observer
@@ -294,6 +297,50 @@ def compare(
     target = {"dataset": dataset, "configuration": configuration, "folds": list(folds)}
     chosen = _choose(CompareChoices, **target, **choices)
     return comparing.compare(chosen, say=say, note=_note)
+
+
+def tune(
+    dataset: int | str,
+    configuration: str,
+    fold: int | str,
+    study: str | Path,
+    search: Mapping[str, Any],
+    *,
+    say: Callable[[str], None] = say,
+    **choices: object,
+) -> TuningResult:
+    """Find settings of a federation with Optuna; needs the extra ``[tune]``.
+
+    Interrupted, the same call goes on.
+
+    Parameters
+    ----------
+    dataset
+        Id or name of a preprocessed dataset.
+    configuration
+        Configuration of the plans, such as ``2d``.
+    fold
+        Fold by whose validation cases is chosen.
+    study
+        Folder of the study.
+    search
+        Settings to vary: ``{"initial_lr": {"low": 1e-3, "high": 0.1, "log": True}, "strategy":
+        ["fedavg", "fedprox"], "fedprox.proximal_mu": [0.01, 0.1, 1.0]}``.
+    say
+        Receives what happens, one line each.
+    **choices
+        Choices of ``nnUNetv2_federated_tune``: ``trials=27, workers=2, rounds=120``.
+
+    Raises
+    ------
+    SettingsError
+        If a trial could not be trained as chosen, or the study is of another search.
+    FederationError
+        If a training failed for a reason that is not its settings.
+    """
+    target = {"dataset": dataset, "configuration": configuration, "fold": fold}
+    chosen = _choose(TuneChoices, **target, study=study, search=search, **choices)
+    return tuning.tune(chosen, say=say, note=_note)
 
 
 def evaluate_model(

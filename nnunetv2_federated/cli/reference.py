@@ -23,12 +23,14 @@ from nnunetv2_federated.cli import (
     site,
     status,
     train,
+    tune,
 )
 from nnunetv2_federated.cli.flags import default_text, flag_names, spell
 from nnunetv2_federated.cli.site_choices import SiteCommandChoices
 from nnunetv2_federated.experiment import choices
 from nnunetv2_federated.experiment.evaluate_choices import EvaluateChoices
 from nnunetv2_federated.experiment.release_choices import ReleaseChoices
+from nnunetv2_federated.experiment.tune_choices import TuneChoices
 from nnunetv2_federated.federation.choice import (
     Choices,
     allowed_by,
@@ -54,6 +56,7 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
     ("nnUNetv2_train_federated", train.DESCRIPTION, choices.TrainChoices, train.WITHOUT),
     ("nnUNetv2_federated_server", server.DESCRIPTION, choices.TrainChoices, server.WITHOUT),
     ("nnUNetv2_federated_compare", compare.DESCRIPTION, choices.CompareChoices, compare.WITHOUT),
+    ("nnUNetv2_federated_tune", tune.DESCRIPTION, TuneChoices, tune.WITHOUT),
     ("nnUNetv2_federated_evaluate", evaluate.DESCRIPTION, EvaluateChoices, ()),
     (
         "nnUNetv2_find_best_configuration_federated",

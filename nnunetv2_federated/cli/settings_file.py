@@ -105,6 +105,8 @@ def _read_value(record: type[Choices], name: str, source: Source, value: object)
         return _build(_record_of(parts), source.within(name), value)
     if not isinstance(value, dict):
         raise SettingsError(f"{source} {name} must be tables, as [{name}.NAME].")
+    if Any in get_args(mapping):  # the command reads it
+        return value
     arm = _record_of(list(get_args(mapping)))
     return {key: _build(arm, source.within(name).within(key), own) for key, own in value.items()}
 

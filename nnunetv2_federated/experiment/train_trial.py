@@ -50,6 +50,7 @@ def train_to_rung(
         trainer = build_trainer(run, load_dataset(run.dataset, run.plans_name))
     train_rounds(run, trainer, resume=resume, observer=observer, until=until)
     close_trackers(trainer)
+    del trainer  # its network leaves the memory to the next
     model = GlobalModel(run)
     state = model.load_state()
     if state is None or len(state.rounds) != until:

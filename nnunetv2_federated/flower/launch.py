@@ -63,7 +63,30 @@ def check(
         with themselves, stages of a cascade that lack each other's files, and too little shared
         memory.
     """
-    segmentation = validates_segmentations(type(check_buildable(run, backend, coming)))
+    return notes_on_datasets(run, check_buildable(run, backend, coming))
+
+
+def notes_on_datasets(run: Run, trainer: FederatedRounds) -> list[str]:
+    """Check that the datasets of a run agree with themselves.
+
+    Parameters
+    ----------
+    run
+        Run to train.
+    trainer
+        Its trainer, of :func:`check_buildable`.
+
+    Returns
+    -------
+    list of str
+        Lines that the user should read before training.
+
+    Raises
+    ------
+    SettingsError
+        If a dataset does not.
+    """
+    segmentation = validates_segmentations(type(trainer))
     notes = []
     for name in sorted({site.dataset for site in run.sites}):
         dataset = load_dataset(name, run.plans_name)

@@ -1,0 +1,112 @@
+"""Run the study of a tuning, and write what it has come to. Imports Optuna, which is an extra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nnunetv2_federated.experiment.tune_choices import TuneChoices
+from nnunetv2_federated.experiment.tune_course import Course, best_trial
+from nnunetv2_federated.experiment.tune_export import (
+    comparison_toml,
+    training_toml,
+    write_toml,
+)
+from nnunetv2_federated.experiment.tune_folder import open_study_folder
+from nnunetv2_federated.experiment.tune_plan import TuningPlan
+from nnunetv2_federated.experiment.tune_report import gather
+from nnunetv2_federated.experiment.tune_result import TuningResult
+from nnunetv2_federated.experiment.tune_study import Study, open_storage
+from nnunetv2_federated.experiment.tune_trials import TrialTrainings
+from nnunetv2_federated.federation.errors import FederationError, SettingsError
+from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.report.tuning import verdict, write_tuning_report
+
+
+def run_study(
+    choices: TuneChoices,
+    plan: TuningPlan,
+    say: Callable[[str], None],
+    say_round: Callable[[str], None],
+) -> TuningResult:
+    """Begin a study, or go on with it, to its end.
+
+    Parameters
+    ----------
+    choices
+        What was chosen.
+    plan
+        What is tuned.
+    say
+        Receives what happens, one line each.
+    say_round
+        Receives a line a round of each trial.
+
+    Raises
+    ------
+    FederationError
+        As :func:`.tune` does.
+    """
+    folder = choices.study.absolute()
+    # before the folder is made: a database that cannot be opened leaves nothing
+    storage = None if choices.storage is None else open_storage(choices.storage)
+    name, began = open_study_folder(folder, plan)
+    # trials inherit the lock: one that outlives a killed command keeps a second command off
+    with only_one(
+        folder / ".lock",
+        f"--study {folder}: another command is at work on it, or a training that outlived a killed "
+        "one; wait for it or end it.",
+        inherited=True,
+    ):
+        study = Study(storage or open_storage(f"sqlite:///{folder / 'study.db'}"), name, plan)
+        trainings = TrialTrainings(plan, folder / "trials", choices.workers, say, say_round)
+        if not study.trials() and trainings.any_begun():
+            raise SettingsError(
+                f"--storage: this database has no trial of the study in {folder}, which has begun; "
+                "give the one it was begun with."
+            )
+        say(f"{'continuing' if began else 'tuning'} in {folder}")
+        try:
+            stopped = Course(plan, study, trainings, say).run()
+        except FederationError as error:  # the report shows the trials before
+            _write(choices, plan, study, trainings, str(error))
+            raise
+        result = _write(choices, plan, study, trainings, stopped)
+    if stopped is not None:
+        say(f"stopped: {stopped}")
+    say(result.verdict)
+    return result
+
+
+def _write(
+    choices: TuneChoices,
+    plan: TuningPlan,
+    study: Study,
+    trainings: TrialTrainings,
+    stopped: str | None,
+) -> TuningResult:
+    folder = choices.study.absolute()
+    best = best_trial(study.trials())
+    data = gather(plan, study, trainings, best, stopped)
+    report = write_tuning_report(data, folder, plan.logarithms)
+    line = verdict(data)
+    if best is None:
+        return TuningResult(folder, report, None, None, None, line, stopped)
+    found = plan.settings_of(best.number, best.values)
+    export = choices.export or folder / "best.toml"
+    write_toml(export, training_toml(choices, found, f"Found by tuning: {line}."))
+    comparison = None
+    if best.number and choices.site_datasets is None:
+        comparison = folder / "comparison.toml"
+        write_toml(comparison, comparison_toml(choices, plan, found, _advice(plan, line)))
+    return TuningResult(folder, report, found, export, comparison, line, stopped)
+
+
+def _advice(plan: TuningPlan, line: str) -> str:
+    base = plan.base
+    return (
+        f"Tuned against default: {line}.\n"
+        f"nnUNetv2_federated_compare {base.dataset} {base.configuration} {base.fold} --settings "
+        "comparison.toml\n"
+        f"The setting was chosen on the validation cases of fold {base.fold}: test on others, with "
+        "--test-set, another fold or an external site."
+    )

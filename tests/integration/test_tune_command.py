@@ -1,0 +1,207 @@
+"""One command tunes within a budget; killed, it goes on; what is not possible is one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from consortium import wait_for
+
+import nnunetv2_federated as federated
+from nnunetv2_federated.cli import compare as compare_command
+from nnunetv2_federated.cli import train as train_command
+from nnunetv2_federated.cli.tune import main
+from nnunetv2_federated.experiment.tune_study import open_storage
+from nnunetv2_federated.federation.files import only_one
+
+SETTINGS = """
+rounds = 4
+iterations_per_epoch = 1
+val_iterations = 1
+sites = 2
+device = "cpu"
+reduction = 2
+rungs = 2
+trials = 3
+bracket_size = 3
+score_iterations = 6
+
+[search]
+initial_lr = {low = 0.001, high = 0.1, log = true}
+local_epochs = [1, 2]
+strategy = ["fedavg", "fedprox"]
+
+[search.fedprox]
+proximal_mu = {low = 0.01, high = 1.0, log = true}
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, results: Path) -> Path:
+    del results
+    path = tmp_path / "tune.toml"
+    path.write_text(SETTINGS)
+    return path
+
+
+def trials_of(study: Path) -> list[tuple[object, ...]]:
+    """What a study keeps of its trials, but for when that was."""
+    storage = open_storage(f"sqlite:///{study / 'study.db'}")
+    (found,) = storage.get_all_studies()
+    return [
+        (t.number, t.state, t.params, t.intermediate_values, t.values, t.user_attrs)
+        for t in storage.get_all_trials(found._study_id)
+    ]
+
+
+@pytest.mark.slow(60)
+@pytest.mark.usefixtures("forked_trainings")
+def test_a_study_killed_in_a_trial_ends_as_if_it_was_not(
+    dataset_2d: str, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    argv = [dataset_2d, "2d", "0", "--settings", str(settings)]
+    command = [sys.executable, "-m", "nnunetv2_federated.cli.tune", *argv, "--study", str(killed)]
+    first = subprocess.Popen(command)
+    state = "trial_000/*/*/fold_0/federation/state.pt"
+    wait_for(lambda: bool(list((killed / "trials").glob(state))), "round of the first trial")
+    first.kill()
+    first.wait()
+    main([*argv, "--study", str(killed), "--workers", "2"])
+    assert "continuing in" in capsys.readouterr().out
+
+    chosen = tomllib.loads(SETTINGS)
+    said: list[str] = []
+    result = federated.tune(
+        dataset_2d, "2d", 0, whole, chosen.pop("search"), say=said.append, **chosen
+    )
+    assert said[-1] == result.verdict
+    assert result.stopped is None
+    assert trials_of(killed) == trials_of(whole)
+    scores = sorted(path.relative_to(whole) for path in whole.rglob("score_*.json"))
+    # three trials to the first rung, the default and another to the end
+    assert len(scores) == 5
+    for score in scores:
+        assert (killed / score).read_text() == (whole / score).read_text()
+
+    # only the default and the best keep their weights
+    best = tomllib.loads((whole / "best.toml").read_text())
+    weights = {path.parts[-5] for path in whole.rglob("checkpoint_final.pth")}
+    assert "trial_000" in weights
+    assert len(weights) <= 2
+    assert len(list(whole.rglob("federation.json"))) == 3
+    page = (whole / "report.html").read_text()
+    assert "noise" in page
+    assert (whole / "tuning.png").stat().st_size > 10_000
+
+    # what was found is what the commands take
+    choices = train_command.command().parse(
+        [dataset_2d, "2d", "0", "--settings", str(whole / "best.toml")]
+    )
+    assert (choices.rounds * choices.local_epochs, choices.sites) == (4, 2)
+    assert choices.strategy == best["strategy"]
+    found = whole / "comparison.toml"
+    if found.is_file():  # the default is not the best
+        compared = compare_command.command().parse(
+            [dataset_2d, "2d", "0", "--settings", str(found)]
+        )
+        assert set(compared.federated) == {"default", "tuned"}
+        assert compared.seeds == (12346, 12347, 12348)
+        assert compared.federated["tuned"].strategy == choices.strategy
+        assert compared.federated["tuned"].rounds == choices.rounds
+
+
+PROBLEMS = {
+    "no space": ("", "[search]: names no setting to vary"),
+    "unknown": ("[search]\nspeed = [1, 2]", "[search] speed: is no setting"),
+    "not to vary": ("[search]\nrounds = [1, 2]", "[search] rounds: may not vary"),
+    "no table": ("search = 1", "search must be tables"),
+    "contradiction": (
+        '[search]\nstrategy = ["fedavg", "fedavgm"]\n"fedprox.proximal_mu" = [0.1, 1.0]',
+        "no trial has strategy fedprox",
+    ),
+    "an option that is none": (
+        '[search]\nstrategy = ["fedavg", "fedprox"]\n"fedprox.mu" = [0.1, 1.0]',
+        "--strategy-option mu: fedprox has proximal_mu",
+    ),
+    "a strategy for more sites": (
+        '[search]\nstrategy = ["fedavg", "fedmedian"]',
+        "a round may have no more than 2 replies",
+    ),
+    "no whole rounds": ("[search]\nlocal_epochs = [1, 3]", "no whole number of such rounds"),
+    "rungs": ("rungs = 3\n[search]\nmomentum = [0.5, 0.9]", "--rungs 3 --reduction 2"),
+    "budget": (
+        "budget_rounds = 1\n[search]\nmomentum = [0.5, 0.9]",
+        "--budget-rounds 1: allows no trial",
+    ),
+    "privacy": (
+        "dp_epsilon = 5.0\n[search]\nmomentum = [0.5, 0.9]",
+        "--dp-validation withhold: a tuning chooses by the sites' validation",
+    ),
+    "storage": (
+        'storage = "nonsense"\n[search]\nmomentum = [0.5, 0.9]',
+        "--storage: the database cannot be opened",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_cannot_be_tuned_is_one_line_and_leaves_nothing(
+    name: str, dataset_2d: str, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, problem = PROBLEMS[name]
+    base = SETTINGS[: SETTINGS.index("[search]")]
+    if "rungs" in content:
+        base = base.replace("rungs = 2\n", "")
+    settings.write_text(base + content)
+    study = tmp_path / "study"
+    with pytest.raises(SystemExit) as end:
+        main([dataset_2d, "2d", "0", "--settings", str(settings), "--study", str(study)])
+    assert end.value.code == 2
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")
+    ]
+    assert problem in line
+    assert not study.exists()
+
+
+def test_a_folder_of_something_else_is_refused(
+    dataset_2d: str, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [dataset_2d, "2d", "0", "--settings", str(settings), "--study"]
+
+    def refused(folder: Path, *flags: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([*argv, str(folder), *flags])
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    assert "is not empty and holds no study.json" in refused(other)
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
+
+    study = tmp_path / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunetv2_federated.experiment.tune_run.Course.run", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            main([*argv, str(study)])
+    for flags, different in (
+        (["--momentum", "0.9"], "run settings momentum"),
+        (["--score-iterations", "7"], "score_iterations"),
+        (["--sampler", "random"], "schedule sampler"),
+    ):
+        problem = f"holds another study, with other {different}"
+        assert problem in refused(study, *flags)
+    with only_one(study / ".lock", ""):
+        assert "another command is at work on it" in refused(study)
+    (study / "study.json").write_text("{")
+    assert "study.json is damaged: give another --study" in refused(study)
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,262 @@
+"""A study goes on to be what it would have been, wherever it was killed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunetv2_federated.experiment.tune import notes_on
+from nnunetv2_federated.experiment.tune_course import ALL_TRIED, Course, Piece, best_trial
+from nnunetv2_federated.experiment.tune_plan import TuningPlan
+from nnunetv2_federated.experiment.tune_study import Study, Trial, open_storage
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.halving import Halving
+from nnunetv2_federated.federation.run import Run, SiteCases
+from nnunetv2_federated.federation.search_table import read_search_space
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.tuning_budget import Budget, Cost
+
+BASE = FederationSettings(rounds=12)
+SPACE: dict[str, Any] = {
+    "initial_lr": {"low": 1e-3, "high": 0.1, "log": True},
+    "local_epochs": [1, 2, 3],
+    "strategy": ["fedavg", "fedprox"],
+    "fedprox.proximal_mu": {"low": 0.001, "high": 1.0, "log": True},
+}
+
+
+def a_plan(
+    trials: int,
+    halving: Halving,
+    table: dict[str, Any] | None = None,
+    budget: Budget = Budget(),  # noqa: B008  # frozen
+) -> TuningPlan:
+    run = Run(
+        dataset="Dataset001_A",
+        configuration="2d",
+        fold=0,
+        trainer="nnUNetTrainerFederated",
+        plans_name="nnUNetPlans",
+        device="cpu",
+        settings=BASE,
+        sites=(SiteCases("bern", "Dataset001_A", ("a",), ("b",)),),
+    )
+    space = read_search_space(SPACE if table is None else table, BASE)
+    defaults: dict[str, str | float] = {"initial_lr": 0.01, "local_epochs": 1, "strategy": "fedavg"}
+    return TuningPlan(
+        base=run,
+        space=space,
+        defaults={p.name: defaults[p.name] for p in space.parameters if p.name in defaults},
+        halving=halving,
+        budget=budget,
+        trials=trials,
+        sampler="tpe",
+        score_iterations=10,
+        usual_iterations=250,
+        values=1000,
+    )
+
+
+class Paper:
+    """Trains on paper: a score follows from settings and round; a high rate diverges."""
+
+    def __init__(self, plan: TuningPlan) -> None:
+        self.plan = plan
+        self.done: dict[int, int] = {}
+        self.weights: set[int] = set()
+
+    def train(
+        self,
+        pieces: Sequence[Piece],
+        scored: Callable[[Piece, float], None],
+        diverged: Callable[[Piece, str], None],
+    ) -> None:
+        for piece in pieces:
+            lr = piece.settings.initial_lr or 0.01
+            if lr > 0.0234 - piece.step * 2e-5:
+                diverged(piece, "the training diverged")
+                continue
+            # a trial that goes on has its weights
+            assert not piece.trial.scores or piece.trial.number in self.weights
+            self.weights.add(piece.trial.number)
+            self.done[piece.trial.number] = piece.until
+            best = 0.03 if piece.settings.strategy == "fedprox" else 0.02
+            scored(piece, piece.step / 12 - 10 * abs(lr - best))
+
+    def spent(self, trials: Sequence[Trial]) -> Cost:
+        total = Cost()
+        for trial in trials:
+            settings = self.plan.settings_of(trial.number, trial.values)
+            rounds = self.done.get(trial.number, 0)
+            total += Cost(rounds * self.plan.work(settings), rounds * 8000, 3600.0 * rounds)
+        return total
+
+    def rounds_done(self, trial: Trial) -> int:
+        return self.done.get(trial.number, 0)
+
+    def discard(self, keep: set[int]) -> None:
+        self.weights &= keep
+
+
+def open_study(folder: Path, plan: TuningPlan) -> Study:
+    return Study(open_storage(f"sqlite:///{folder / 'study.db'}"), "study", plan)
+
+
+def run(study: Study, plan: TuningPlan, paper: Paper | None = None) -> str | None:
+    return Course(plan, study, paper or Paper(plan), lambda _: None).run()
+
+
+def content(study: Study) -> list[Trial]:
+    return study.trials()
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(writes: int, study: Study) -> None:
+    """Let a study end its process at a write, before or after that reached the disk."""
+    count = itertools.count()
+    for name in ("create_new_trial", "set_trial_intermediate_value", "set_trial_state_values",
+                 "set_study_user_attr", "set_trial_user_attr"):  # fmt: skip
+        storage: Any = study.optuna._storage
+        real = getattr(storage, name)
+
+        def write(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
+            number = next(count)
+            if number == writes and writes % 2:
+                raise KilledError
+            result = _real(*args, **kwargs)
+            if number == writes:
+                raise KilledError
+            return result
+
+        setattr(storage, name, write)
+
+
+def kills(plan: TuningPlan, folder: Path) -> Iterator[Study]:
+    """Yield the study of a command that is killed ever later, until it is no more."""
+    paper = Paper(plan)
+    for writes in itertools.count(0, 3):
+        study = open_study(folder, plan)
+        killed_after(writes, study)
+        try:
+            run(study, plan, paper)
+        except KilledError:
+            yield open_study(folder, plan)
+            continue
+        return
+
+
+def test_a_study_that_is_killed_anywhere_equals_one_that_is_not(tmp_path: Path) -> None:
+    plan = a_plan(12, Halving("halving", 3, 3, size=6))
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = open_study(tmp_path / "whole", plan)
+    assert run(whole, plan) is None
+    count = sum(1 for _ in kills(plan, tmp_path / "killed"))
+    assert count >= 5
+    killed = open_study(tmp_path / "killed", plan)
+    assert content(killed) == content(whole)
+    trials = content(whole)
+    assert len(trials) == 12
+    assert {t.state for t in trials} == {"stopped", "complete"}
+    assert len({str(t.values) for t in trials}) == 12
+    # one diverged before it had a score, another in the end
+    diverged = [t.scores for t in trials if t.diverged is not None]
+    assert {1: 0.0} in diverged
+    assert any(4 in scores for scores in diverged)
+    # the default reaches the end beside the best of its bracket
+    assert trials[0].state == "complete"
+    assert [len([t for t in trials if t.bracket == i and 12 in t.scores]) for i in (0, 1)] in (
+        [2, 1],
+        [1, 1],
+    )
+    best = best_trial(trials)
+    assert best is not None
+    assert best.scores[12] == max(t.scores[12] for t in trials if 12 in t.scores)
+    # options stand only where the strategy has them
+    for trial in trials:
+        assert ("fedprox.proximal_mu" in trial.values) == (trial.values["strategy"] == "fedprox")
+
+
+def test_a_trial_that_diverges_is_stopped_and_seen_by_the_sampler(tmp_path: Path) -> None:
+    plan = a_plan(8, Halving("none", 3, 1), {"initial_lr": [0.09, 0.095, 0.02, 0.01]})
+    study = open_study(tmp_path, plan)
+    paper = Paper(plan)
+    # the default has 0.01, too: there are three others
+    assert run(study, plan, paper) == ALL_TRIED
+    trials = content(study)
+    assert sorted(t.state for t in trials) == ["complete", "complete", "stopped", "stopped"]
+    diverged = [t for t in trials if t.diverged is not None]
+    assert [t.scores for t in diverged] == [{12: 0.0}, {12: 0.0}]
+    best = best_trial(trials)
+    assert best is not None
+    assert best.values == {"initial_lr": 0.02}
+    assert paper.weights == {0, best.number}
+
+
+def test_budgets_end_a_study_which_a_larger_one_continues(tmp_path: Path) -> None:
+    halving = Halving("halving", 3, 2, size=3)
+    # a bracket: 3 * 4 + 1 * 8, and 8 for the default in the first
+    rounds = a_plan(9, halving, budget=Budget(rounds=40))
+    study = open_study(tmp_path, rounds)
+    paper = Paper(rounds)
+    assert run(study, rounds, paper) == "--budget-rounds 40: 40 are planned"
+    assert [t.bracket for t in content(study)] == [0, 0, 0, 1]
+    assert paper.spent(content(study)).rounds <= 40
+
+    (tmp_path / "hours").mkdir()
+    momentum: dict[str, Any] = {"momentum": {"low": 0.5, "high": 0.99}}
+    hours = a_plan(3, halving, momentum, Budget(hours=15))
+    study = open_study(tmp_path / "hours", hours)
+    paper = Paper(hours)
+    assert run(study, hours, paper) == "--budget-hours 15: 12 are spent"
+    paused = content(study)
+    assert [sorted(t.scores) for t in paused] == [[4], [4], [4]]
+    longer = a_plan(3, halving, momentum, Budget(hours=100))
+    assert run(open_study(tmp_path / "hours", longer), longer, paper) is None
+    assert all(not t.running for t in content(study))
+
+
+def test_gigabytes_are_counted_before_they_are_sent(tmp_path: Path) -> None:
+    # 12 rounds of 8,000 bytes a trial
+    plan = a_plan(3, Halving("none", 3, 1), {"momentum": [0.5, 0.9]}, Budget(gigabytes=0.0002))
+    study = open_study(tmp_path, plan)
+    paper = Paper(plan)
+    assert run(study, plan, paper) == "--budget-gb 0.0002: 0.000192 are spent"
+    assert [sorted(t.scores) for t in content(study)] == [[12], [12], []]
+    assert paper.spent(content(study)).bytes == 192_000
+
+
+def test_more_trials_go_on_where_fewer_ended(tmp_path: Path) -> None:
+    halving = Halving("hyperband", 3, 2)
+    few, many = (a_plan(trials, halving) for trials in (3, 8))
+    study = open_study(tmp_path, few)
+    assert run(study, few) is None
+    before = content(study)
+    assert run(open_study(tmp_path, many), many) is None
+    after = content(open_study(tmp_path, many))
+    assert after[:3] == before
+    assert [t.bracket for t in after] == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+def test_what_a_private_tuning_costs_is_said_aloud() -> None:
+    plan = a_plan(3, Halving("none", 3, 1))
+    assert notes_on(plan) == []
+    private = BASE.changed(dp_noise=1.0, dp_validation="clear")
+    (line,) = notes_on(replace(plan, base=replace(plan.base, settings=private)))
+    assert "every trial is charged to the sites' privacy ledgers" in line
+    assert "not protected" in line
+
+
+def test_a_database_that_cannot_be_opened_is_one_line() -> None:
+    for url in ("nonsense", "postgresql://nobody@127.0.0.1:1/none", "mysql+nodriver://a/b"):
+        with pytest.raises(SettingsError, match="--storage: the database cannot be opened") as bad:
+            open_storage(url)
+        assert "\n" not in str(bad.value)
