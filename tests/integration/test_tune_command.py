@@ -132,7 +132,7 @@ PROBLEMS = {
         "a round may have no more than 2 replies",
     ),
     "no whole rounds": ("[search]\nlocal_epochs = [1, 3]", "no whole number of such rounds"),
-    "rungs": ("rungs = 3\n[search]\nmomentum = [0.5, 0.9]", "--rungs 3 --reduction 2"),
+    "rungs": ("rungs = 4\n[search]\nmomentum = [0.5, 0.9]", "--rungs 4 --reduction 2"),
     "budget": (
         "budget_rounds = 1\n[search]\nmomentum = [0.5, 0.9]",
         "--budget-rounds 1: allows no trial",

@@ -15,6 +15,7 @@ from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
 
 
+@pytest.mark.slow(15)
 def test_a_paused_training_continues_to_the_same_weights(
     dataset_2d: str, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
