@@ -8,51 +8,16 @@ that was not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
+from nnunetv2_federated.experiment.tune_pieces import Piece, Trainings, best_trial
 from nnunetv2_federated.experiment.tune_plan import DEFAULT_TRIAL, TuningPlan
 from nnunetv2_federated.experiment.tune_study import Study, Trial
 from nnunetv2_federated.federation.halving import Bracket, promoted, rung
-from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.tuning_budget import Cost, bytes_of_round
 
 WORST = 0.0
 """Score of a trial that diverged before it had one: Dice has none below."""
 ALL_TRIED = "no further setting was found in the space"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a trial is trained at a time: until a rung."""
-
-    trial: Trial
-    settings: FederationSettings
-    until: int
-    """Round of the trial's own to train to, counted from 1."""
-    step: int
-    """The rung, in rounds of the default trial."""
-
-
-class Trainings(Protocol):
-    """Trains the pieces of trials, and knows what they have cost."""
-
-    def train(
-        self,
-        pieces: Sequence[Piece],
-        scored: Callable[[Piece, float], None],
-        diverged: Callable[[Piece, str], None],
-    ) -> None:
-        """Train pieces, and tell the score of each, or why it diverged."""
-
-    def spent(self, trials: Sequence[Trial]) -> Cost:
-        """Return what trials have cost so far."""
-
-    def rounds_done(self, trial: Trial) -> int:
-        """Return the rounds that a trial has finished."""
-
-    def discard(self, keep: set[int]) -> None:
-        """Delete the weights of all trials but some."""
 
 
 class Course:
@@ -98,12 +63,25 @@ class Course:
                 self._study.begin_bracket(index, bracket)
             if not self._fill(index, bracket):
                 return ALL_TRIED
+            is_open = any(trial.running for trial in self._of(index))
             stopped = self._climb(index, bracket)
             if stopped is not None:
                 return stopped
             self._discard()
+            if is_open:
+                self._say_best()
             begun.append(bracket)
             index += 1
+
+    def _say_best(self) -> None:
+        trials = self._study.trials()
+        best = best_trial(trials)
+        if best is not None:
+            score = f"{best.scores[best.reached]:.4f} after {best.reached} rounds"
+            self._say(
+                f"{len(trials)} of {self._plan.trials} trials have ended; the best is trial "
+                f"{best.number}: {score} of {self._plan.rounds}"
+            )
 
     def _discard(self) -> None:
         """Delete the weights of trials that lost; a later bracket may have begun before a kill."""
@@ -223,19 +201,6 @@ class Course:
 
     def _of(self, index: int) -> list[Trial]:
         return [trial for trial in self._study.trials() if trial.bracket == index]
-
-
-def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """Return the best of the trials that reached the highest rung; the first of equal ones.
-
-    A trial that diverged is none, whatever it had reached before.
-    """
-    scored = [trial for trial in trials if trial.scores and trial.diverged is None]
-    if not scored:
-        return None
-    highest = max(trial.reached for trial in scored)
-    there = [trial for trial in scored if trial.reached == highest]
-    return max(there, key=lambda trial: (trial.scores[highest], -trial.number))
 
 
 def _numbers(trial: Trial | None) -> set[int]:

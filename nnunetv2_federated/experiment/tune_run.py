@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nnunetv2_federated.experiment.tune_choices import TuneChoices
-from nnunetv2_federated.experiment.tune_course import Course, best_trial
+from nnunetv2_federated.experiment.tune_course import Course
 from nnunetv2_federated.experiment.tune_export import (
     comparison_toml,
     training_toml,
     write_toml,
 )
 from nnunetv2_federated.experiment.tune_folder import open_study_folder
+from nnunetv2_federated.experiment.tune_pieces import best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_report import gather
 from nnunetv2_federated.experiment.tune_result import TuningResult

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2_federated.experiment.side_by_side import Job, train_side_by_side
-from nnunetv2_federated.experiment.tune_course import Piece
+from nnunetv2_federated.experiment.tune_pieces import Piece
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_study import Trial
 from nnunetv2_federated.federation.errors import DIVERGED, FederationError

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from nnunetv2_federated.experiment.tune import notes_on
-from nnunetv2_federated.experiment.tune_course import ALL_TRIED, Course, Piece, best_trial
+from nnunetv2_federated.experiment.tune_course import ALL_TRIED, Course
+from nnunetv2_federated.experiment.tune_pieces import Piece, best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_study import Study, Trial, open_storage
 from nnunetv2_federated.federation.errors import SettingsError
@@ -189,8 +190,13 @@ def test_a_trial_that_diverges_is_stopped_and_seen_by_the_sampler(tmp_path: Path
     plan = a_plan(8, Halving("none", 3, 1), {"initial_lr": [0.09, 0.095, 0.02, 0.01]})
     study = open_study(tmp_path, plan)
     paper = Paper(plan)
+    said: list[str] = []
     # the default has 0.01, too: there are three others
-    assert run(study, plan, paper) == ALL_TRIED
+    assert Course(plan, study, paper, said.append).run() == ALL_TRIED
+    assert "4 of 8 trials have ended; the best is trial" in said[-1]
+    again: list[str] = []
+    assert Course(plan, study, paper, again.append).run() == ALL_TRIED
+    assert again == []
     trials = content(study)
     assert sorted(t.state for t in trials) == ["complete", "complete", "stopped", "stopped"]
     diverged = [t for t in trials if t.diverged is not None]

@@ -1,0 +1,57 @@
+"""Pieces of trials, who trains them, and which trial is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from nnunetv2_federated.experiment.tune_study import Trial
+from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.tuning_budget import Cost
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a trial is trained at a time: until a rung."""
+
+    trial: Trial
+    settings: FederationSettings
+    until: int
+    """Round of the trial's own to train to, counted from 1."""
+    step: int
+    """The rung, in rounds of the default trial."""
+
+
+class Trainings(Protocol):
+    """Trains the pieces of trials, and knows what they have cost."""
+
+    def train(
+        self,
+        pieces: Sequence[Piece],
+        scored: Callable[[Piece, float], None],
+        diverged: Callable[[Piece, str], None],
+    ) -> None:
+        """Train pieces, and tell the score of each, or why it diverged."""
+
+    def spent(self, trials: Sequence[Trial]) -> Cost:
+        """Return what trials have cost so far."""
+
+    def rounds_done(self, trial: Trial) -> int:
+        """Return the rounds that a trial has finished."""
+
+    def discard(self, keep: set[int]) -> None:
+        """Delete the weights of all trials but some."""
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """Return the best of the trials that reached the highest rung; the first of equal ones.
+
+    A trial that diverged is none, whatever it had reached before.
+    """
+    scored = [trial for trial in trials if trial.scores and trial.diverged is None]
+    if not scored:
+        return None
+    highest = max(trial.reached for trial in scored)
+    there = [trial for trial in scored if trial.reached == highest]
+    return max(there, key=lambda trial: (trial.scores[highest], -trial.number))
