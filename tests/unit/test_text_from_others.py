@@ -31,6 +31,7 @@ from nnunetv2_federated.report.html import write_html
 from nnunetv2_federated.report.markdown import write_markdown
 from nnunetv2_federated.report.partition import partition_table, plot_partition
 from nnunetv2_federated.report.plotly_figures import all_figures
+from nnunetv2_federated.report.verdict import verdict
 
 HOSTILE = [
     "[/x]",
@@ -359,8 +360,10 @@ def test_nothing_of_others_acts_in_the_markdown(hostile: ComparisonData, tmp_pat
 
     kinds = {tag for tag, _ in tags(page)}
     assert kinds <= {
-        "h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "pre", "code", "img",
+        "h1", "h2", "p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td",
+        "pre", "code", "img",
     }  # fmt: skip
+    assert page.count("<li>") == len(verdict(hostile.differences))
     assert [src for src in re.findall(r'src="([^"]*)"', page) if not src.endswith(".png")] == []
     assert page.count("<img") == len(list(tmp_path.glob("*.png")))  # the report's own
     assert page.count("<code") == 1  # the settings

@@ -56,10 +56,10 @@ def score(run: Run, weights: Vector, iterations: Mapping[str, int]) -> Score:
 def _score_site(site: Site, weights: Vector, iterations: int, seed: int) -> list[Validation]:
     """Validate at one site; each part of the result is of a block of batches."""
     trainer = site.trainer
-    if iterations == VALIDATION_EPOCH:
-        iterations = trainer.num_val_iterations_per_epoch
     with quiet():
         site.state.start()
+        if iterations == VALIDATION_EPOCH:  # a classifier's follow from its loader, known by now
+            iterations = trainer.num_val_iterations_per_epoch
         site.state.receive(weights)
         seed_everything(seed)
         return trainer.validate_blocks(iterations, BLOCKS)
