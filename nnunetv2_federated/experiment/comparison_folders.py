@@ -88,7 +88,10 @@ def model_to_test(
         checkpoint = fold.parent / f"fold_{number}" / CHECKPOINT
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.unlink(missing_ok=True)
-        os.link(trained / CHECKPOINT, checkpoint)
+        try:
+            os.link(trained / CHECKPOINT, checkpoint)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(trained / CHECKPOINT, checkpoint)
         for file in _OF_MODEL:
             shutil.copyfile(trained.parent / file, fold.parent / file)
     return dataclasses.replace(found, also=tuple(numbers[1:]))

@@ -21,7 +21,7 @@ from nnunetv2_federated.flower.deployment.server.serve import (
     check_credentials,
     federation_grid,
 )
-from nnunetv2_federated.flower.launch import check, launch, prepare
+from nnunetv2_federated.flower.launch import check, check_buildable, launch, prepare
 from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.device import choose_device
@@ -297,6 +297,8 @@ def _begun(
     choose_device(run.device)
     if resume:  # it removes nothing, and the run was checked when it began
         _check_continues(run)
+        if run.num_gpus > 1:  # it may have begun with one
+            check_buildable(run, backend)
     else:
         for line in check(run, backend):
             observer.note(line)

@@ -333,6 +333,20 @@ class History:
         write_atomically(path, json.dumps(content, indent=1))
 
 
+def told_before(folder: Path) -> dict[str, PersonalRecord]:
+    """Return what sites told of their personal models before a federation was started again.
+
+    Parameters
+    ----------
+    folder
+        nnU-Net's result folder of a fold.
+    """
+    try:
+        return dict(read_history(folder).personal)
+    except SettingsError:  # none is written yet, or it is damaged and written anew
+        return {}
+
+
 def read_history(folder: Path) -> History:
     """Read ``federation.json``, which may come from another machine.
 

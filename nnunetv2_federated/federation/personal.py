@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -28,7 +29,7 @@ from nnunetv2_federated.federation.choice import (
 )
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import write_atomically
-from nnunetv2_federated.federation.messages import PersonalReport
+from nnunetv2_federated.federation.messages import DICE, FullValidation, PersonalReport
 
 PERSONAL_FILE = "personal.json"
 """File beside a personal model's checkpoint that says how it was chosen; it is written last."""
@@ -130,8 +131,8 @@ class PersonalChoice:
     """What a site found and chose; it stays there but for what :meth:`tell` returns."""
 
     cases: int
-    """Validation cases that the choice was made on; 0 if there were none, and the site keeps the
-    global model."""
+    """Validation cases that the choice was made on: of the label that fewest have. 0 if nothing
+    could be compared, and the site keeps the global model."""
     metric: str
     """Headline metric of the trainer's full validation, ``Dice`` for nnU-Net's own."""
     scores: Mapping[float, float | None]
@@ -159,6 +160,41 @@ class PersonalChoice:
         if private or self.cases < min_cases or before is None or after is None:
             return PersonalReport(site)
         return PersonalReport(site, self.cases, self.metric, before, after, self.alpha)
+
+
+def choose_by(validations: Mapping[float, FullValidation]) -> PersonalChoice:
+    """Choose between models by their full validations on the same cases.
+
+    nnU-Net's Dice of a label is not defined where neither the references nor the predictions have
+    it, and is 0 as soon as a model paints one voxel of it. So models are compared over the labels
+    of which each of them has a value: to paint none is no worse than to paint a few.
+
+    Parameters
+    ----------
+    validations
+        By share of the fine-tuned weights, 0 among them.
+    """
+    first = validations[GLOBAL]
+    metric = next(iter(first.foreground_mean), "")
+    scores = {alpha: found.foreground_mean.get(metric) for alpha, found in validations.items()}
+    cases = first.cases
+    if metric == DICE:
+        scores, cases = _over_common_labels(validations)
+    return PersonalChoice(0 if scores[GLOBAL] is None else cases, metric, scores)
+
+
+def _over_common_labels(
+    validations: Mapping[float, FullValidation],
+) -> tuple[dict[float, float | None], int]:
+    """Return mean Dice over the labels that all models have, and the fewest cases of one."""
+    means = [found.mean for found in validations.values()]
+    common = [k for k in means[0] if all(mean[k][DICE][1] > 0 for mean in means)]
+    if not common:
+        return dict.fromkeys(validations), 0
+    scores: dict[float, float | None] = {
+        alpha: fmean(found.mean[k][DICE][0] for k in common) for alpha, found in validations.items()
+    }
+    return scores, int(min(mean[k][DICE][1] for mean in means for k in common))
 
 
 def write_choice(folder: Path, choice: PersonalChoice, made_of: str) -> None:

@@ -103,17 +103,27 @@ def check_full_validation(task: TrainTask, settings: FederationSettings) -> None
     _check("server_round", task.server_round, settings.rounds + 1)
 
 
-def check_personal(task: TrainTask, settings: FederationSettings) -> None:
+def check_personal(task: TrainTask, settings: FederationSettings, rounds_done: int) -> None:
     """Allow the personal model; its task is numbered after the full validation.
+
+    Parameters
+    ----------
+    task, settings
+        Task as it came, settings as they were approved.
+    rounds_done
+        Rounds of the run that the site has trained.
 
     Raises
     ------
     SiteError
-        If it has another number, or the settings have no personal models.
+        If it has another number, the settings have no personal models, or the site has trained no
+        round.
     """
     if not settings.personalises:
         raise SiteError("refused a personal model: approved is none (--personal off)")
     _check("server_round", task.server_round, settings.rounds + 2)
+    if rounds_done == 0:
+        raise SiteError("refused a personal model: this site has trained no round of it")
 
 
 def _check(name: str, came: float | None, expected: float | None) -> None:

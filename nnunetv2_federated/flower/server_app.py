@@ -23,6 +23,7 @@ from nnunetv2_federated.federation.history import (
     RoundSeconds,
     SiteSummary,
     server_side,
+    told_before,
 )
 from nnunetv2_federated.federation.messages import (
     FullValidation,
@@ -165,6 +166,8 @@ class Server:
         if state is not None:
             self._sent, self.rounds = state.weights, state.rounds
             restore(inner, state.strategy)
+            if len(self.rounds) == self.settings.rounds:
+                self._personal = told_before(self._folder)
         elif self._run.pretrained_weights:
             self.model.load_pretrained(self._run.pretrained_weights)
             self._sent = self.model.vector
@@ -275,7 +278,7 @@ class Server:
         found = self._ask(questions, kind, PersonalReport.from_json, failed)
         for site, report in found.items():
             self.observer.say(describe_personal(replace(report, site=site)))
-        self._personal = {site: PersonalRecord.of(report) for site, report in found.items()}
+        self._personal |= {site: PersonalRecord.of(report) for site, report in found.items()}
         self._write_report()
 
     def _task(self, number: int, validate: int) -> TrainTask:

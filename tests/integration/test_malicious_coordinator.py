@@ -154,13 +154,17 @@ def test_a_personal_model_is_made_once_if_approved_and_ends_the_rounds(
         return coordinator.ask("train.personal", changed.to_json(), vector)
 
     assert "refused server_round 1: approved is 4" in refusal(ask(weights, server_round=1))
+    # of whatever weights, over the personal model that the hospital may have in use
+    assert "this site has trained no round of it" in refusal(ask(weights))
+    first_round = dataclasses.replace(task(0), run_id="another-run")
+    assert not coordinator.train(first_round, weights).has_error()
     answer = unpack_payload(ask(weights).content)
     # three validation cases are fewer than the five of --personal-min-cases
     assert PersonalReport.from_json(answer) == PersonalReport("bern")
     assert unpack_payload(ask(weights).content) == answer
     assert "another question for the personal model" in refusal(ask(weights * 2))
-    first_round = dataclasses.replace(task(0), run_id="another-run")
-    assert "the rounds of this run are over" in refusal(coordinator.train(first_round, weights))
+    second_round = dataclasses.replace(task(1), run_id="another-run")
+    assert "the rounds of this run are over" in refusal(coordinator.train(second_round, weights))
     assert guarded.ledger.spent("Dataset901_Balls").evaluations == 1
 
     kept = Path(os.environ["nnUNet_results"]) / "Dataset901_Balls"  # noqa: SIM112

@@ -13,11 +13,17 @@ import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.history import PersonalRecord
-from nnunetv2_federated.federation.messages import ALPHAS, PersonalReport, TrainTask
+from nnunetv2_federated.federation.messages import (
+    ALPHAS,
+    FullValidation,
+    PersonalReport,
+    TrainTask,
+)
 from nnunetv2_federated.federation.personal import (
     PERSONAL_FILE,
     PersonalChoice,
     choose_alpha,
+    choose_by,
     describe_personal,
     interpolate,
     read_choice,
@@ -145,8 +151,48 @@ def test_settings_that_cannot_be_are_one_line(settings: dict[str, Any], text: st
 
 def test_a_site_makes_a_personal_model_only_if_it_was_approved() -> None:
     with_one = FederationSettings(rounds=3, personal="finetune")
-    check_personal(TrainTask(5, 0.0, 0, 0), with_one)
+    check_personal(TrainTask(5, 0.0, 0, 0), with_one, 1)
     with pytest.raises(SiteError, match="refused server_round 3: approved is 5"):
-        check_personal(TrainTask(3, 0.0, 0, 0), with_one)
+        check_personal(TrainTask(3, 0.0, 0, 0), with_one, 1)
     with pytest.raises(SiteError, match="refused a personal model: approved is none"):
-        check_personal(TrainTask(5, 0.0, 0, 0), FederationSettings(rounds=3))
+        check_personal(TrainTask(5, 0.0, 0, 0), FederationSettings(rounds=3), 1)
+    with pytest.raises(SiteError, match="has trained no round"):
+        check_personal(TrainTask(5, 0.0, 0, 0), with_one, 0)
+
+
+def validation(cases: int, **dice: tuple[float, int]) -> FullValidation:
+    """Dice by label, each with the number of cases that have one."""
+    mean = {label: {"Dice": [value, float(count)]} for label, (value, count) in dice.items()}
+    seen = [value for value, count in dice.values() if count]
+    overall = sum(seen) / len(seen) if len(seen) == len(dice) else None
+    return FullValidation("bern", cases, {"Dice": overall}, mean)
+
+
+def test_painting_none_of_an_absent_label_is_no_worse_than_painting_a_few() -> None:
+    """No case has label c; the global model paints some of it (Dice 0), others do not (none)."""
+    found = choose_by(
+        {
+            0.0: validation(8, a=(0.5, 8), b=(0.75, 6), c=(0.0, 1)),
+            0.5: validation(8, a=(0.75, 8), b=(0.75, 6), c=(0.0, 0)),
+            1.0: validation(8, a=(0.5, 8), b=(0.5, 6), c=(0.0, 0)),
+        }
+    )
+    assert found.scores == {0.0: 0.625, 0.5: 0.75, 1.0: 0.5}
+    assert found.alpha == 0.5
+    assert found.cases == 6  # those of the label that fewest cases have
+
+
+def test_nothing_is_compared_without_a_label_that_all_models_have() -> None:
+    found = choose_by({0.0: validation(8, a=(0.0, 1)), 1.0: validation(8, a=(0.0, 0))})
+    assert (found.alpha, found.cases) == (0.0, 0)
+    assert found.tell("bern", min_cases=1, private=False) == PersonalReport("bern")
+
+
+def test_a_classifier_is_chosen_by_its_headline() -> None:
+    found = choose_by(
+        {
+            0.0: FullValidation("bern", 9, {"AUROC": 0.75}, {}),
+            1.0: FullValidation("bern", 9, {"AUROC": 0.875}, {}),
+        }
+    )
+    assert (found.metric, found.alpha, found.cases) == ("AUROC", 1.0, 9)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,19 +23,19 @@ import torch
 from nnunetv2_federated.federation.aggregation import Vector, is_finite
 from nnunetv2_federated.federation.errors import CheckpointError
 from nnunetv2_federated.federation.learning_rates import poly_lr
-from nnunetv2_federated.federation.messages import ALPHAS, PersonalReport
+from nnunetv2_federated.federation.messages import ALPHAS, FullValidation, PersonalReport
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.personal import (
     GLOBAL,
-    PERSONAL_FILE,
     PersonalChoice,
+    choose_by,
     interpolate,
     read_choice,
     write_choice,
 )
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
-from nnunetv2_federated.nnunet.summary import read_headline
+from nnunetv2_federated.nnunet.summary import summarise_site
 from nnunetv2_federated.nnunet.training.build_trainer import build_trainer, move_output
 from nnunetv2_federated.nnunet.training.metadata import write_metadata
 from nnunetv2_federated.nnunet.training.randomness import seed_everything
@@ -50,6 +49,8 @@ from nnunetv2_federated.nnunet.training.trainer import FederatedRounds, federate
 from nnunetv2_federated.nnunet.training.weights import federated_tensors, load_vector, to_vector
 
 CHECKPOINT = "checkpoint_final.pth"
+EARLIER = ".previous"
+"""Behind the name of a fold's folder: the personal model before this one."""
 _NEXT_STAGE = "predicted_next_stage"
 _AFTER_ROUNDS = 10**6
 """Added to the seed of a site's rounds."""
@@ -158,13 +159,12 @@ class PersonalTraining:
             tuned = self._fine_tune(trainer)
         else:  # as a training would have done: it sets what the checkpoint says of mirroring
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        scores: dict[float, float | None] = {GLOBAL: None}
-        metric = ""
+        found = {}
         # one that diverged is no model, and the global one stays
         for alpha in ALPHAS if judged and is_finite(tuned) else ():
             load_vector(trainer.network, interpolate(weights, tuned, alpha))
-            metric, scores[alpha] = self._validate(trainer, self._validated(alpha))
-        choice = PersonalChoice(len(judged) if metric else 0, metric, scores)
+            found[alpha] = self._validate(trainer, self._validated(alpha), len(judged))
+        choice = choose_by(found) if found else PersonalChoice(0, "", {GLOBAL: None})
         load_vector(trainer.network, interpolate(weights, tuned, choice.alpha))
         self._write(trainer, choice, self._made_of(weights))
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -197,22 +197,27 @@ class PersonalTraining:
         trainer.close()
         return to_vector(trainer.network)
 
-    def _validate(self, trainer: FederatedRounds, folder: Path) -> tuple[str, float | None]:
-        """Validate the present weights on whole cases; return metric and value, if defined."""
+    def _validate(self, trainer: FederatedRounds, folder: Path, cases: int) -> FullValidation:
+        """Validate the present weights on whole cases."""
         folder.mkdir(parents=True)
         trainer.output_folder = trainer.output_folder_base = str(folder)
         with watched(trainer):
             trainer.perform_actual_validation()
-        metric, value = read_headline(folder)
-        return metric, None if math.isnan(value) else value
+        return summarise_site(self.cases.name, cases, folder)
 
     def _validated(self, alpha: float) -> Path:
         return self._scratch / f"alpha_{alpha:g}"
 
     def _write(self, trainer: FederatedRounds, choice: PersonalChoice, made_of: str) -> None:
-        """Write the model as nnU-Net has it; the file that says so comes last."""
+        """Write the model as nnU-Net has it; the file that says so comes last.
+
+        A model that follows from something else may be in use: it is kept beside the new one.
+        """
         dataset = load_dataset(self.cases.dataset, self.run.plans_name)
-        (self.folder / PERSONAL_FILE).unlink(missing_ok=True)
+        if read_choice(self.folder) is not None:  # whole, and of another federation
+            earlier = self.folder.with_name(f"{self.folder.name}{EARLIER}")
+            shutil.rmtree(earlier, ignore_errors=True)
+            self.folder.rename(earlier)
         write_metadata(trainer, self.folder.parent, dataset.folder / "dataset_fingerprint.json")
         self.folder.mkdir(exist_ok=True)
         validated = self._validated(choice.alpha)

@@ -110,10 +110,8 @@ class Site:
         self._personal = PersonalTraining.of(run, index, self.folder)
         self.interrupted = False
         """Whether a round began and did not end: the trainer is in no state that is on disk."""
-        local_batchnorm = run.settings.batchnorm == "local"
-        self.state = TrainerState(
-            self.trainer, self.cases.name, self.folder, local_batchnorm=local_batchnorm
-        )
+        own = run.settings.batchnorm == "local"
+        self.state = TrainerState(self.trainer, self.cases.name, self.folder, local_batchnorm=own)
         """Where its trainer stands."""
 
     @property
@@ -265,7 +263,8 @@ class Site:
             told = self._personal.told(weights)
             if told is None:
                 self.interrupted = True  # another trainer takes the place of the rounds' own
-                self.trainer.close()
+                self.close()
+                self.trainer.network = self.trainer.optimizer = None  # they fill the GPU
                 self.trainer = self._personal.build()
                 told = self._personal.make(self.trainer, weights, self._observer)
         return told

@@ -9,6 +9,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import SiteCases
+from nnunetv2_federated.nnunet.training.ranks import check_batch, num_ranks
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
 
@@ -36,7 +37,13 @@ def prepare_for_site(trainer: FederatedRounds, cases: SiteCases, observer: Obser
         Cases of the site.
     observer
         Is told of every iteration.
+
+    Raises
+    ------
+    SettingsError
+        If the batch is too small for all ranks that train the site.
     """
+    check_batch(num_ranks(), trainer.configuration_manager.batch_size)
     trainer.disable_checkpointing = True
     training = list(cases.training_cases)
     # nnU-Net's loop needs a case to validate: a site without one validates training cases, and

@@ -22,9 +22,12 @@ from nnunetv2_federated.flower.deployment.site.ledger import Ledger
 from nnunetv2_federated.flower.deployment.site.local_run import LocalRun, find_dataset
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
+from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
+from nnunetv2_federated.nnunet.training.ranks import check_divisible
 from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder, one_run
 from nnunetv2_federated.nnunet.training.site_pool import SitePool, WorkingSite
 from nnunetv2_federated.nnunet.training.site_state import rounds_on_disk
+from nnunetv2_federated.nnunet.training.trainer import federated_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +124,10 @@ class Membership:
             run = replace(  # the site may have been started anew, with other GPUs
                 read_run(folder), device=self._here.device, num_gpus=self._here.num_gpus
             )
+            if run.num_gpus > 1:
+                segmentation = validates_segmentations(federated_trainer(run.trainer))
+                private = run.settings.private
+                check_divisible(run.num_gpus, private=private, segmentation=segmentation)
             return self._pool.get(run, 0, folder)
         except SettingsError as error:  # about this machine: for its log, not for the server
             logger.exception("the site cannot be built")

@@ -161,7 +161,12 @@ def describe_personal_here(folder: Path) -> str:
     """
     choice = read_choice(folder)
     where = f"in {folder}"
-    if choice is None or choice.alpha == GLOBAL:
+    if choice is None or choice.cases == 0:
+        return (
+            "personal model: the global one: there was nothing to choose by (no validation case "
+            f"has a value, or the fine-tuning diverged), {where}"
+        )
+    if choice.alpha == GLOBAL:
         return f"personal model: the global one, as none that is fine-tuned is better here, {where}"
     before, after = choice.scores[GLOBAL], choice.scores[choice.alpha]
     return (

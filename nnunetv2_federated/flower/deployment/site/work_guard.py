@@ -177,7 +177,7 @@ class WorkGuard:
             )
         site = self._membership.site()
         try:
-            _check(kind, task, site)
+            _check(kind, task, site, self._ledger.rounds_done(task.run_id))
         except SiteError as error:
             raise SiteError(f"site {self._here.name}: {error}") from error
         question = _question(kind, task, weights)
@@ -219,14 +219,14 @@ class WorkGuard:
         self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
 
 
-def _check(kind: str, task: TrainTask, site: WorkingSite) -> None:
+def _check(kind: str, task: TrainTask, site: WorkingSite, rounds_done: int) -> None:
     settings, iterations = site.run.settings, site.val_iterations
     if kind == MessageType.TRAIN:
         check_round(task, settings, site.lrs, iterations)
     elif kind == MessageType.EVALUATE:
         check_evaluation(task, settings, iterations)
     elif kind == TRAIN_PERSONAL:
-        check_personal(task, settings)
+        check_personal(task, settings, rounds_done)
     else:
         check_full_validation(task, settings)
 
