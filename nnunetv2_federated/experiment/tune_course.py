@@ -13,7 +13,7 @@ from nnunetv2_federated.experiment.tune_pieces import Piece, Trainings, best_tri
 from nnunetv2_federated.experiment.tune_plan import DEFAULT_TRIAL, TuningPlan
 from nnunetv2_federated.experiment.tune_study import Study, Trial
 from nnunetv2_federated.federation.halving import Bracket, promoted, rung
-from nnunetv2_federated.federation.tuning_budget import Cost, bytes_of_round
+from nnunetv2_federated.federation.tuning_budget import Budget, Cost, bytes_of_round
 
 WORST = 0.0
 """Score of a trial that diverged before it had one: Dice has none below."""
@@ -63,6 +63,7 @@ class Course:
                 self._study.begin_bracket(index, bracket)
             if not self._fill(index, bracket):
                 return ALL_TRIED
+            tried = len(self._of(index)) < bracket.trials
             is_open = any(trial.running for trial in self._of(index))
             stopped = self._climb(index, bracket)
             if stopped is not None:
@@ -70,6 +71,8 @@ class Course:
             self._discard()
             if is_open:
                 self._say_best()
+            if tried:
+                return ALL_TRIED
             begun.append(bracket)
             index += 1
 
@@ -132,8 +135,11 @@ class Course:
         return Piece(trial, settings, rung(settings.rounds, bracket.reduction, exponent), step)
 
     def _train(self, pieces: Sequence[Piece]) -> str | None:
-        """Train what the budget allows; return the limit that left something out."""
-        allowed, stopped = self._afforded(pieces)
+        """Train what the budget allows; return the limit that left something out.
+
+        What a round takes is known once some are trained, so hours are looked at again before as
+        many pieces as are trained at a time.
+        """
 
         def scored(piece: Piece, score: float) -> None:
             self._study.report(piece.trial.number, piece.step, score)
@@ -142,14 +148,19 @@ class Course:
             self._study.diverged(piece.trial.number, reason)
             self._say(f"trial {piece.trial.number}: diverged; it gets no more rounds")
 
-        if allowed:
-            self._trainings.train(allowed, scored, diverged)
-        return stopped
+        size = len(pieces) if self._plan.budget.hours is None else self._trainings.workers
+        for first in range(0, len(pieces), max(1, size)):
+            allowed, stopped = self._afforded(pieces[first : first + size])
+            if allowed:
+                self._trainings.train(allowed, scored, diverged)
+            if stopped is not None:
+                return stopped
+        return None
 
     def _afforded(self, pieces: Sequence[Piece]) -> tuple[list[Piece], str | None]:
         """Return the pieces that the budget allows, and the limit that leaves the next one out."""
         budget = self._plan.budget
-        if budget.gigabytes is None and budget.hours is None:
+        if budget == Budget():
             return list(pieces), None
         spent = self._trainings.spent(self._study.trials())
         seconds = spent.seconds / spent.rounds if spent.rounds else 0.0

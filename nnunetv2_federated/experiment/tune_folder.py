@@ -13,6 +13,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import read_state, write_atomically
 
 STUDY_FILE = "study.json"
+LOCK_FILE = ".lock"
 _FORMAT = 1
 
 
@@ -48,7 +49,8 @@ def open_study_folder(folder: Path, plan: TuningPlan) -> tuple[str, bool]:
         return str(stored["name"]), True
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        # what a command leaves that was killed before it wrote the file
+        if {path.name for path in folder.iterdir()} - {LOCK_FILE, f"{STUDY_FILE}.tmp"}:
             raise SettingsError(
                 f"--study {folder}: is not empty and holds no {STUDY_FILE}; give a new folder."
             )

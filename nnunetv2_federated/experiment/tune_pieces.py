@@ -26,6 +26,9 @@ class Piece:
 class Trainings(Protocol):
     """Trains the pieces of trials, and knows what they have cost."""
 
+    workers: int
+    """How many are trained at a time."""
+
     def train(
         self,
         pieces: Sequence[Piece],
@@ -47,11 +50,14 @@ class Trainings(Protocol):
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
     """Return the best of the trials that reached the highest rung; the first of equal ones.
 
-    A trial that diverged is none, whatever it had reached before.
+    A trial that diverged is none, whatever it had reached before. Where a study was stopped in the
+    first rung of that height, some have not been trained to it yet: the rung below is compared.
     """
     scored = [trial for trial in trials if trial.scores and trial.diverged is None]
     if not scored:
         return None
     highest = max(trial.reached for trial in scored)
-    there = [trial for trial in scored if trial.reached == highest]
+    if all(trial.running for trial in scored if trial.reached == highest):
+        highest = min(trial.reached for trial in scored if trial.running)
+    there = [trial for trial in scored if highest in trial.scores]
     return max(there, key=lambda trial: (trial.scores[highest], -trial.number))

@@ -143,7 +143,17 @@ def build_plan(choices: TuneChoices, *, say: Callable[[str], None]) -> TuningPla
 
 
 def _check_objective(base: Run) -> None:
-    """Refuse what leaves nothing to choose by."""
+    """Refuse what leaves nothing to choose by, or costs each trial what it is not chosen by."""
+    if base.fold == "all":
+        raise SettingsError(
+            "a tuning of fold all: trials would be chosen by the cases that they are trained on; "
+            "give a fold that leaves validation cases."
+        )
+    if base.settings.personalises:
+        raise SettingsError(
+            "--personal finetune: every trial would make personal models, by which none is chosen; "
+            "leave it out, and add it to the settings that are found."
+        )
     if base.settings.withholds:
         raise SettingsError(
             "--dp-validation withhold: a tuning chooses by the sites' validation, which would be "

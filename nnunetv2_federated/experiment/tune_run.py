@@ -11,7 +11,7 @@ from nnunetv2_federated.experiment.tune_export import (
     training_toml,
     write_toml,
 )
-from nnunetv2_federated.experiment.tune_folder import open_study_folder
+from nnunetv2_federated.experiment.tune_folder import LOCK_FILE, open_study_folder
 from nnunetv2_federated.experiment.tune_pieces import best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_report import gather
@@ -48,12 +48,14 @@ def run_study(
         As :func:`.tune` does.
     """
     folder = choices.study.absolute()
+    if choices.export is not None and choices.export.is_dir():
+        raise SettingsError(f"--export {choices.export}: is a folder; give the name of a file.")
     # before the folder is made: a database that cannot be opened leaves nothing
     storage = None if choices.storage is None else open_storage(choices.storage)
     name, began = open_study_folder(folder, plan)
     # trials inherit the lock: one that outlives a killed command keeps a second command off
     with only_one(
-        folder / ".lock",
+        folder / LOCK_FILE,
         f"--study {folder}: another command is at work on it, or a training that outlived a killed "
         "one; wait for it or end it.",
         inherited=True,
@@ -99,6 +101,8 @@ def _write(
     if best.number and choices.site_datasets is None:
         comparison = folder / "comparison.toml"
         write_toml(comparison, comparison_toml(choices, plan, found, _advice(plan, line)))
+    else:  # of a trial that was the best before
+        (folder / "comparison.toml").unlink(missing_ok=True)
     return TuningResult(folder, report, found, export, comparison, line, stopped)
 
 

@@ -69,7 +69,7 @@ class TrialTrainings:
     ) -> None:
         self._plan = plan
         self._folder = folder
-        self._workers = workers
+        self.workers = workers
         self._say = say
         self._say_round = say_round
 
@@ -95,7 +95,7 @@ class TrialTrainings:
                 scored(piece, _value(score, piece))
 
         jobs = [self._job(piece, scored, diverged) for piece in to_do]
-        train_side_by_side(jobs, self._workers, self._folder, again="")
+        train_side_by_side(jobs, self.workers, self._folder, again="")
 
     def score(self, number: int, finished_rounds: int) -> Score | None:
         """Return the score of a trial after some of its own rounds; ``None`` if there is none."""

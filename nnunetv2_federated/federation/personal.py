@@ -55,7 +55,7 @@ class PersonalChoices(Choices):
     personal_iterations: Annotated[
         Annotated[int, Field(ge=1, le=10**6), Allowed("a whole number of at least 1")],
         Choice("training iterations of the fine-tuning", "N"),
-    ] = 100
+    ] = 200
     personal_lr: Annotated[
         Annotated[float, Field(gt=0, le=1), Allowed("above 0 and at most 1")] | None,
         Choice(

@@ -26,8 +26,9 @@ class Range:
 
     def has(self, value: object) -> bool:
         """Whether it has a value."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low <= float(str(value)) <= self.high
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return self.low <= value <= self.high and (not self.whole or float(value).is_integer())
 
 
 @dataclass(frozen=True)

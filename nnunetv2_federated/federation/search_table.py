@@ -76,6 +76,13 @@ def read_search_space(table: Mapping[str, Any], base: FederationSettings) -> Sea
             "[search]: names no setting to vary; give a table such as [search] with initial_lr = "
             "{low = 0.001, high = 0.1, log = true}."
         )
+    names = [parameter.name for parameter in parameters]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(
+                f"[search] {name}: stands there twice, as {name} and in a table of the strategy; "
+                "leave one of them out."
+            )
     space = SearchSpace(parameters)
     tried = space.strategies(base)
     for parameter in parameters:
@@ -126,8 +133,14 @@ def _read_values(name: str, given: object, setting: str | None) -> Range | OneOf
     )
 
 
+def _same(value: object) -> str:
+    """Return a text that equal values share: 0 and 0.0 are one."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return repr(float(str(value)) if number else value)
+
+
 def _read_list(name: str, given: list[Any], setting: str | None) -> OneOf:
-    if len(given) < 2 or len(set(map(repr, given))) < len(given):
+    if len(given) < 2 or len(set(map(_same, given))) < len(given):
         raise SettingsError(f"[search] {name} = {given}: give at least two values, each once.")
     return OneOf(tuple(_checked(name, value, setting) for value in given))
 

@@ -49,6 +49,10 @@ class Cost:
         return cost
 
 
+_ROUNDING = 1 + 1e-12
+"""Sums of shares of rounds are not exact."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits of a tuning; ``None`` for no limit."""
@@ -95,11 +99,14 @@ class Budget:
             Expected cost of the next piece; 0 where it is not known.
         """
         limits = (
+            ("--budget-rounds", self.rounds, spent.rounds, coming.rounds, 1.0),
             ("--budget-gb", self.gigabytes, spent.bytes, coming.bytes, GIGABYTE),
             ("--budget-hours", self.hours, spent.seconds, coming.seconds, 3600.0),
         )
         for flag, limit, done, more, unit in limits:
-            if limit is not None and (done >= limit * unit or done + more > limit * unit):
+            if limit is not None and (
+                done >= limit * unit or done + more > limit * unit * _ROUNDING
+            ):
                 return f"{flag} {limit:g}: {done / unit:.3g} are spent"
         return None
 

@@ -86,6 +86,11 @@ def test_a_trial_has_its_own_values_and_the_options_of_its_own_strategy() -> Non
         ),
         ({"fedprox": {"proximal_mu": ["a", "b"]}}, "fedprox.proximal_mu: a: must be a number"),
         ({"sgd.mu": [1, 2]}, "sgd.mu: is no setting"),
+        ({"momentum": [0, 0.0, 0.9]}, "each once"),
+        (
+            {"fedprox.proximal_mu": [0.1, 1.0], "fedprox": {"proximal_mu": [0.2, 1.0]}},
+            "fedprox.proximal_mu: stands there twice",
+        ),
     ],
 )
 def test_a_space_that_is_none_is_refused(table: dict[str, Any], problem: str) -> None:
@@ -93,3 +98,12 @@ def test_a_space_that_is_none_is_refused(table: dict[str, Any], problem: str) ->
         read(table)
     assert str(refused.value).startswith("[search]")
     assert "\n" not in str(refused.value)
+
+
+def test_a_range_of_whole_numbers_has_no_other() -> None:
+    """The default proximal_mu of 0.01 is none of {low = 0, high = 1}: Optuna would refuse it."""
+    whole = Range(0, 1, log=False, whole=True)
+    assert [whole.has(value) for value in (0, 1.0, 0.01, 2, True, "1")] == [
+        *(True, True, False, False, False, False)
+    ]
+    assert Range(0, 1, log=False, whole=False).has(0.01)

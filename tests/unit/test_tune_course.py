@@ -66,6 +66,8 @@ def a_plan(
 class Paper:
     """Trains on paper: a score follows from settings and round; a high rate diverges."""
 
+    workers = 1
+
     def __init__(self, plan: TuningPlan) -> None:
         self.plan = plan
         self.done: dict[int, int] = {}
@@ -228,6 +230,33 @@ def test_budgets_end_a_study_which_a_larger_one_continues(tmp_path: Path) -> Non
     longer = a_plan(3, halving, momentum, Budget(hours=100))
     assert run(open_study(tmp_path / "hours", longer), longer, paper) is None
     assert all(not t.running for t in content(study))
+
+
+def test_hours_end_a_study_in_its_first_rung(tmp_path: Path) -> None:
+    """What a round takes is known after the first trial, not before."""
+    momentum: dict[str, Any] = {"momentum": {"low": 0.5, "high": 0.99}}
+    plan = a_plan(9, Halving("halving", 3, 2, size=9), momentum, Budget(hours=9))
+    study, paper = open_study(tmp_path, plan), Paper(plan)
+    assert run(study, plan, paper) == "--budget-hours 9: 8 are spent"
+    assert [sorted(t.scores) for t in content(study)] == [[4], [4], *[[]] * 7]
+
+
+def test_a_rung_that_was_not_finished_names_no_winner() -> None:
+    """Trial 0 was trained to the end first; trial 1 is better where both have been."""
+    default = Trial(0, 0, {}, {4: 0.5, 12: 0.625}, "running", None)
+    better = Trial(1, 0, {}, {4: 0.75}, "running", None)
+    worse = Trial(2, 0, {}, {4: 0.25}, "stopped", None)
+    assert best_trial([default, better, worse]) == better
+    ended = [replace(trial, state="complete") for trial in (default, better)]
+    assert best_trial([*ended, worse]) == ended[0]
+
+
+def test_all_settings_that_exist_are_tried_and_that_is_said(tmp_path: Path) -> None:
+    plan = a_plan(9, Halving("halving", 3, 2, size=3), {"momentum": [0.5, 0.75, 0.9, 0.95]})
+    study = open_study(tmp_path, plan)
+    assert run(study, plan) == ALL_TRIED
+    assert len(content(study)) < 9
+    assert all(not trial.running for trial in content(study))
 
 
 def test_gigabytes_are_counted_before_they_are_sent(tmp_path: Path) -> None:

@@ -45,4 +45,6 @@ def test_a_limit_is_reached_or_would_be_passed() -> None:
     assert limited.exceeded(Cost(0, 10**9 - 5, 7199), Cost(0, 5)) is None
     passed = limited.exceeded(Cost(0, 10**9 - 5, 0), Cost(0, 6))
     assert passed == "--budget-gb 1: 1 are spent"
+    assert Budget(rounds=12).exceeded(Cost(8), Cost(4)) is None
+    assert Budget(rounds=12).exceeded(Cost(8), Cost(4.5)) == "--budget-rounds 12: 8 are spent"
     assert limited.exceeded(Cost(0, 0, 7200), Cost()) == "--budget-hours 2: 2 are spent"
