@@ -56,8 +56,14 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
     scored = [trial for trial in trials if trial.scores and trial.diverged is None]
     if not scored:
         return None
+    rung = _compared_rung(scored)
+    there = [trial for trial in scored if rung in trial.scores]
+    return max(there, key=lambda trial: (trial.scores[rung], -trial.number))
+
+
+def _compared_rung(scored: Sequence[Trial]) -> int:
+    """Return the highest rung to which all trials have been trained that are to be."""
     highest = max(trial.reached for trial in scored)
-    if all(trial.running for trial in scored if trial.reached == highest):
-        highest = min(trial.reached for trial in scored if trial.running)
-    there = [trial for trial in scored if highest in trial.scores]
-    return max(there, key=lambda trial: (trial.scores[highest], -trial.number))
+    if any(not trial.running for trial in scored if trial.reached == highest):
+        return highest
+    return min(trial.reached for trial in scored if trial.running)
