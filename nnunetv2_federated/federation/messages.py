@@ -420,7 +420,8 @@ class PersonalReport(Payload):
 
     site: SiteName
     cases: Cases = 0
-    """Validation cases that it was chosen on; 0 if nothing is told of it."""
+    """Validation cases that it was chosen on, of the label that fewest have; 0 if nothing is told
+    of it."""
     metric: Text = ""
     """Headline metric of the trainer's full validation."""
     before: Number | None = None
