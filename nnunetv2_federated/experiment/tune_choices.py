@@ -107,7 +107,7 @@ class TuneChoices(
     storage: Annotated[
         str | None,
         Choice(
-            "Optuna's database, such as postgresql://user@host/name",
+            "Optuna's database, such as postgresql+psycopg://user@host/name",
             "URL",
             unset="study.db in --study",
         ),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+
+from optuna.storages import BaseStorage
 
 from nnunetv2_federated.experiment.tune_choices import TuneChoices
 from nnunetv2_federated.experiment.tune_course import Course
@@ -16,7 +19,8 @@ from nnunetv2_federated.experiment.tune_pieces import best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_report import gather
 from nnunetv2_federated.experiment.tune_result import TuningResult
-from nnunetv2_federated.experiment.tune_study import Study, open_storage
+from nnunetv2_federated.experiment.tune_storage import STORAGE, in_use, open_storage, opening
+from nnunetv2_federated.experiment.tune_study import Study
 from nnunetv2_federated.experiment.tune_trials import TrialTrainings
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
 from nnunetv2_federated.federation.files import only_one
@@ -54,19 +58,18 @@ def run_study(
     storage = None if choices.storage is None else open_storage(choices.storage)
     name, began = open_study_folder(folder, plan)
     # trials inherit the lock: one that outlives a killed command keeps a second command off
-    with only_one(
-        folder / LOCK_FILE,
-        f"--study {folder}: another command is at work on it, or a training that outlived a killed "
-        "one; wait for it or end it.",
-        inherited=True,
+    with (
+        only_one(
+            folder / LOCK_FILE,
+            f"--study {folder}: another command is at work on it, or a training that outlived a "
+            "killed one; wait for it or end it.",
+            inherited=True,
+        ),
+        in_use(_database(choices)),
     ):
-        study = Study(storage or open_storage(f"sqlite:///{folder / 'study.db'}"), name, plan)
+        study = _open_study(choices, plan, storage, name)
         trainings = TrialTrainings(plan, folder / "trials", choices.workers, say, say_round)
-        if not study.trials() and trainings.any_begun():
-            raise SettingsError(
-                f"--storage: this database has no trial of the study in {folder}, which has begun; "
-                "give the one it was begun with."
-            )
+        _check_of_this_folder(study, trainings, folder)
         say(f"{'continuing' if began else 'tuning'} in {folder}")
         try:
             stopped = Course(plan, study, trainings, say).run()
@@ -78,6 +81,34 @@ def run_study(
         say(f"stopped: {stopped}")
     say(result.verdict)
     return result
+
+
+def _database(choices: TuneChoices) -> str:
+    """Return what the study's database is called in messages."""
+    return str(_own_database(choices)) if choices.storage is None else STORAGE
+
+
+def _own_database(choices: TuneChoices) -> Path:
+    return choices.study.absolute() / "study.db"
+
+
+def _open_study(
+    choices: TuneChoices, plan: TuningPlan, storage: BaseStorage | None, name: str
+) -> Study:
+    """Open the study in a database that is open, or else in the folder's own."""
+    database = _database(choices)
+    with opening(database):
+        own = f"sqlite:///{_own_database(choices)}"
+        return Study(storage or open_storage(own, database), name, plan)
+
+
+def _check_of_this_folder(study: Study, trainings: TrialTrainings, folder: Path) -> None:
+    """Refuse a database that has nothing of a study whose trials have begun."""
+    if not study.trials() and trainings.any_begun():
+        raise SettingsError(
+            f"--storage: this database has no trial of the study in {folder}, which has begun; "
+            "give the one it was begun with."
+        )
 
 
 def _write(

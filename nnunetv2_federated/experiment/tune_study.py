@@ -18,7 +18,6 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
-from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.halving import Bracket
 from nnunetv2_federated.federation.search_space import OneOf, Parameter, Value, Values
 from nnunetv2_federated.federation.settings import Strategy
@@ -64,30 +63,13 @@ class Trial:
         return max(self.scores, default=0)
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """Connect to Optuna's database.
-
-    Raises
-    ------
-    SettingsError
-        If it cannot be opened.
-    """
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # SQLAlchemy's and every driver's own
-        raise SettingsError(
-            f"--storage: the database cannot be opened ({clean(error, 200)}); give one as "
-            "sqlite:///study.db or postgresql://user@host/name, and install its driver."
-        ) from error
-
-
 class Study:
     """The trials of a tuning; only one process at a time may have it.
 
     Parameters
     ----------
     storage
-        Database of :func:`open_storage`.
+        Database of :func:`.open_storage`.
     name
         Name of the study in it.
     plan

@@ -14,7 +14,7 @@ import nnunetv2_federated as federated
 from nnunetv2_federated.cli import compare as compare_command
 from nnunetv2_federated.cli import train as train_command
 from nnunetv2_federated.cli.tune import main
-from nnunetv2_federated.experiment.tune_study import open_storage
+from nnunetv2_federated.experiment.tune_storage import open_storage
 from nnunetv2_federated.federation.files import only_one
 
 SETTINGS = """

@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from nnunetv2_federated.experiment.tune import notes_on
 from nnunetv2_federated.experiment.tune_course import ALL_TRIED, Course
 from nnunetv2_federated.experiment.tune_pieces import Piece, best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
-from nnunetv2_federated.experiment.tune_study import Study, Trial, open_storage
-from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.experiment.tune_storage import open_storage
+from nnunetv2_federated.experiment.tune_study import Study, Trial
 from nnunetv2_federated.federation.halving import Halving
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.search_table import read_search_space
@@ -288,10 +286,3 @@ def test_what_a_private_tuning_costs_is_said_aloud() -> None:
     (line,) = notes_on(replace(plan, base=replace(plan.base, settings=private)))
     assert "every trial is charged to the sites' privacy ledgers" in line
     assert "not protected" in line
-
-
-def test_a_database_that_cannot_be_opened_is_one_line() -> None:
-    for url in ("nonsense", "postgresql://nobody@127.0.0.1:1/none", "mysql+nodriver://a/b"):
-        with pytest.raises(SettingsError, match="--storage: the database cannot be opened") as bad:
-            open_storage(url)
-        assert "\n" not in str(bad.value)
