@@ -14,7 +14,7 @@ from nnunetv2_federated.experiment.tune_export import (
     training_toml,
     write_toml,
 )
-from nnunetv2_federated.experiment.tune_folder import LOCK_FILE, open_study_folder
+from nnunetv2_federated.experiment.tune_folder import open_study_folder
 from nnunetv2_federated.experiment.tune_pieces import best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_report import gather
@@ -23,7 +23,6 @@ from nnunetv2_federated.experiment.tune_storage import STORAGE, in_use, open_sto
 from nnunetv2_federated.experiment.tune_study import Study
 from nnunetv2_federated.experiment.tune_trials import TrialTrainings
 from nnunetv2_federated.federation.errors import FederationError, SettingsError
-from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.report.tuning import verdict, write_tuning_report
 
 
@@ -56,17 +55,7 @@ def run_study(
         raise SettingsError(f"--export {choices.export}: is a folder; give the name of a file.")
     # before the folder is made: a database that cannot be opened leaves nothing
     storage = None if choices.storage is None else open_storage(choices.storage)
-    name, began = open_study_folder(folder, plan)
-    # trials inherit the lock: one that outlives a killed command keeps a second command off
-    with (
-        only_one(
-            folder / LOCK_FILE,
-            f"--study {folder}: another command is at work on it, or a training that outlived a "
-            "killed one; wait for it or end it.",
-            inherited=True,
-        ),
-        in_use(_database(choices)),
-    ):
+    with open_study_folder(folder, plan) as (name, began), in_use(_database(choices)):
         study = _open_study(choices, plan, storage, name)
         trainings = TrialTrainings(plan, folder / "trials", choices.workers, say, say_round)
         _check_of_this_folder(study, trainings, folder)

@@ -8,12 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nnunetv2_federated.experiment.tune import notes_on
 from nnunetv2_federated.experiment.tune_course import ALL_TRIED, Course
+from nnunetv2_federated.experiment.tune_folder import LOCK_FILE, open_study_folder
 from nnunetv2_federated.experiment.tune_pieces import Piece, best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_storage import open_storage
 from nnunetv2_federated.experiment.tune_study import Study, Trial
+from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.halving import Halving
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.search_table import read_search_space
@@ -286,3 +291,49 @@ def test_what_a_private_tuning_costs_is_said_aloud() -> None:
     (line,) = notes_on(replace(plan, base=replace(plan.base, settings=private)))
     assert "every trial is charged to the sites' privacy ledgers" in line
     assert "not protected" in line
+
+
+def test_two_commands_that_begin_in_one_folder_at_once_are_kept_apart(tmp_path: Path) -> None:
+    plan = a_plan(3, Halving("none", 3, 1))
+    folder = tmp_path / "below" / "study"
+    folder.mkdir(parents=True)
+    with only_one(folder / LOCK_FILE, ""):  # a command that has not written its first file yet
+        with pytest.raises(SettingsError, match="another command is at work on it"):
+            open_study_folder(folder, plan).__enter__()
+        assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+    with open_study_folder(folder, plan) as (name, began):
+        assert not began
+        with pytest.raises(SettingsError, match="another command is at work on it"):
+            open_study_folder(folder, plan).__enter__()
+    with open_study_folder(folder, plan) as again:
+        assert again == (name, True)
+
+
+def test_a_command_that_began_elsewhere_while_this_one_waited_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first look and the lock another command may begin a study, and end."""
+    ours, theirs = (a_plan(3, Halving("none", 3, rungs)) for rungs in (1, 2))
+    taken = only_one
+
+    def after_another(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr("nnunetv2_federated.experiment.tune_folder.only_one", taken)
+        with open_study_folder(tmp_path, theirs):
+            pass
+        return taken(*args, **kwargs)
+
+    monkeypatch.setattr("nnunetv2_federated.experiment.tune_folder.only_one", after_another)
+    with pytest.raises(SettingsError, match="holds another study, with other schedule rungs"):
+        open_study_folder(tmp_path, ours).__enter__()
+
+
+def test_a_kill_before_the_first_file_leaves_a_folder_to_begin_in(tmp_path: Path) -> None:
+    plan = a_plan(3, Halving("none", 3, 1))
+    for left in ((), (LOCK_FILE,), (LOCK_FILE, "study.json.tmp")):
+        folder = tmp_path / str(len(left))
+        folder.mkdir()
+        for name in left:
+            (folder / name).touch()
+        with open_study_folder(folder, plan) as (_, began):
+            assert not began
+            assert (folder / "study.json").stat().st_size > 0
