@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from nnunetv2_federated.experiment.choices import CompareChoices, TrainChoices
 from nnunetv2_federated.experiment.tune_choices import TuneChoices
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.federation.choice import Choices, choice_of, names_of, spell_key
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.federation.settings import FederationSettings
 
 SEEDS = 3
 """Seeds with which the comparison trains both settings, none of them the tuning's own."""
+_OF_A_STUDY = {".lock", "study.json", "study.db", "comparison.toml", "report.html", "tuning.png"}
+"""Files in the folder of a study that hold something else than the settings that were found."""
 _NOT_IN_FILES = {"dataset", "configuration", "fold", "device", "settings", "reduced", "quiet"}
 
 
@@ -64,9 +68,45 @@ def comparison_toml(
     return text
 
 
+def check_export(choices: TuneChoices) -> None:
+    """Refuse a settings file that could not be written after all trials.
+
+    Parameters
+    ----------
+    choices
+        What was chosen; ``export`` is looked at, and ``study``, which need not exist.
+
+    Raises
+    ------
+    SettingsError
+        If ``--export`` is a folder or a file of the study, its folder does not exist, or may not be
+        written.
+    """
+    if choices.export is None:
+        return
+    path, study = choices.export.absolute(), choices.study.absolute()
+    if path.is_dir():
+        raise SettingsError(f"--export {choices.export}: is a folder; give the name of a file.")
+    if path.parent == study:
+        if path.name in _OF_A_STUDY:
+            raise SettingsError(
+                f"--export {choices.export}: the study writes a {path.name} of its own there; give "
+                "another name."
+            )
+        if not study.exists():
+            return
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"--export {choices.export}: {path.parent} cannot be written ({error.strerror}); give "
+            "a file in a folder that exists and that you may write to."
+        ) from error
+
+
 def write_toml(path: Path, text: str) -> None:
     """Replace a settings file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)
 
 

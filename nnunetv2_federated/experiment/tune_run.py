@@ -10,6 +10,7 @@ from optuna.storages import BaseStorage
 from nnunetv2_federated.experiment.tune_choices import TuneChoices
 from nnunetv2_federated.experiment.tune_course import Course
 from nnunetv2_federated.experiment.tune_export import (
+    check_export,
     comparison_toml,
     training_toml,
     write_toml,
@@ -51,8 +52,7 @@ def run_study(
         As :func:`.tune` does.
     """
     folder = choices.study.absolute()
-    if choices.export is not None and choices.export.is_dir():
-        raise SettingsError(f"--export {choices.export}: is a folder; give the name of a file.")
+    check_export(choices)
     # before the folder is made: a database that cannot be opened leaves nothing
     storage = None if choices.storage is None else open_storage(choices.storage)
     with open_study_folder(folder, plan) as (name, began), in_use(_database(choices)):

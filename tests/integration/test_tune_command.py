@@ -141,6 +141,10 @@ PROBLEMS = {
         "dp_epsilon = 5.0\n[search]\nmomentum = [0.5, 0.9]",
         "--dp-validation withhold: a tuning chooses by the sites' validation",
     ),
+    "export": (
+        'export = "no/such/folder/best.toml"\n[search]\nmomentum = [0.5, 0.9]',
+        "no/such/folder cannot be written (No such file or directory)",
+    ),
     "storage": (
         'storage = "nonsense"\n[search]\nmomentum = [0.5, 0.9]',
         "--storage: the database cannot be opened",
