@@ -60,7 +60,15 @@ def write_tuning_report(data: TuningData, folder: Path, logarithms: Sequence[str
 
 
 def verdict(data: TuningData) -> str:
-    """Say in one line what was found, with the noise beside the difference."""
+    """Say in one line what was found, with the noise beside the difference, and what is missing."""
+    count = sum(trial.outcome == "paused" for trial in data.trials)
+    if not count:
+        return _found(data)
+    trials = f"{count} trial is" if count == 1 else f"{count} trials are"
+    return f"{_found(data)}; {trials} paused"
+
+
+def _found(data: TuningData) -> str:
     best = data.best
     if best is None:
         return "no trial and the default have a score at the same rung yet"

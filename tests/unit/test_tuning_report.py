@@ -98,6 +98,15 @@ def test_the_noise_stands_beside_the_difference(best: ReportedBest, line: str) -
     assert line in verdict(replace(DATA, best=best))
 
 
+def test_paused_trials_are_counted() -> None:
+    assert verdict(DATA).endswith("; 1 trial is paused")
+    two = [*TRIALS, a_trial(5, {3: 0.5}, "running", initial_lr=0.03)]
+    assert verdict(replace(DATA, trials=two)).endswith("; 2 trials are paused")
+    assert "paused" not in verdict(replace(DATA, trials=TRIALS[:4]))
+    unknown = replace(DATA, best=None, best_settings={})
+    assert verdict(unknown).endswith("at the same rung yet; 1 trial is paused")
+
+
 def test_tables() -> None:
     header, rows = trial_rows(DATA)
     assert header[-2:] == ["initial_lr", "strategy"]
