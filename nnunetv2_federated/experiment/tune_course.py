@@ -7,13 +7,18 @@ that was not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-from nnunetv2_federated.experiment.tune_pieces import Piece, Trainings, best_trial
+from nnunetv2_federated.experiment.tune_pieces import (
+    Piece,
+    Trainings,
+    best_trial,
+    expected_cost,
+)
 from nnunetv2_federated.experiment.tune_plan import DEFAULT_TRIAL, TuningPlan
 from nnunetv2_federated.experiment.tune_study import Study, Trial
 from nnunetv2_federated.federation.halving import Bracket, promoted, rung
-from nnunetv2_federated.federation.tuning_budget import Budget, Cost, bytes_of_round
 
 WORST = 0.0
 """Score of a trial that diverged before it had one: Dice has none below."""
@@ -101,10 +106,14 @@ class Course:
         allowed = self._plan.budget.rounds
         if allowed is None:
             return bracket
-        rounds = self._plan.rounds
+        rounds, kept = self._plan.rounds, self._plan.budget.kept.rounds
         planned = sum(b.cost(rounds, _extra(i)) for i, b in enumerate(begun))
-        smaller = self._plan.halving.afforded(bracket, rounds, allowed - planned, _extra(index))
-        return smaller or f"--budget-rounds {allowed}: {planned} are planned"
+        rest = math.floor(allowed - kept - planned)
+        nested = f", {kept:g} are for --nested" if kept else ""
+        return (
+            self._plan.halving.afforded(bracket, rounds, rest, _extra(index))
+            or f"--budget-rounds {allowed}: {planned} are planned{nested}"
+        )
 
     def _fill(self, index: int, bracket: Bracket) -> bool:
         """Add the trials of a bracket; return whether it has any."""
@@ -159,27 +168,15 @@ class Course:
 
     def _afforded(self, pieces: Sequence[Piece]) -> tuple[list[Piece], str | None]:
         """Return the pieces that the budget allows, and the limit that leaves the next one out."""
-        budget = self._plan.budget
-        if budget == Budget():
+        if self._plan.budget.unlimited:
             return list(pieces), None
         spent = self._trainings.spent(self._study.trials())
-        seconds = spent.seconds / spent.rounds if spent.rounds else 0.0
-        allowed: list[Piece] = []
-        for piece in pieces:
-            coming = self._expected(piece, seconds)
-            stopped = budget.exceeded(spent, coming)
-            if stopped is not None:
-                return allowed, stopped
-            spent += coming
-            allowed.append(piece)
-        return allowed, None
-
-    def _expected(self, piece: Piece, seconds: float) -> Cost:
-        rounds = max(0, piece.until - self._trainings.rounds_done(piece.trial))
-        sites = len(self._plan.base.sites)
-        sent = bytes_of_round(piece.settings, self._plan.values, sites)
-        work = rounds * self._plan.work(piece.settings)
-        return Cost(work, rounds * sent, work * seconds)
+        coming = [
+            expected_cost(self._plan, piece, self._trainings.rounds_done(piece.trial), spent)
+            for piece in pieces
+        ]
+        count, stopped = self._plan.budget.affords(spent, coming)
+        return list(pieces[:count]), stopped
 
     def _decide(self, index: int, step: int, count: int | None) -> None:
         """End the trials that do not go on; ``None`` if this was the last rung."""

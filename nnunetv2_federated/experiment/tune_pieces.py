@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_study import Trial
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.federation.tuning_budget import Cost
+from nnunetv2_federated.federation.tuning_budget import Cost, bytes_of_round
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,24 @@ def _compared_rung(scored: Sequence[Trial]) -> int:
     if any(not trial.running for trial in scored if trial.reached == highest):
         return highest
     return min(trial.reached for trial in scored if trial.running)
+
+
+def expected_cost(plan: TuningPlan, piece: Piece, rounds_done: int, spent: Cost) -> Cost:
+    """Return about what it costs to train a piece.
+
+    Parameters
+    ----------
+    plan
+        What is tuned.
+    piece
+        Piece to train.
+    rounds_done
+        Rounds of its training that are finished.
+    spent
+        Cost of all so far, from which follows how long a round takes.
+    """
+    seconds = spent.seconds / spent.rounds if spent.rounds else 0.0
+    rounds = max(0, piece.until - rounds_done)
+    sent = bytes_of_round(piece.settings, plan.values, len(plan.base.sites))
+    work = rounds * plan.work(piece.settings)
+    return Cost(work, rounds * sent, work * seconds)

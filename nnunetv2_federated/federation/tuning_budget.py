@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nnunetv2_federated.federation.errors import SettingsError
@@ -60,6 +60,13 @@ class Budget:
     rounds: int | None = None
     gigabytes: float | None = None
     hours: float | None = None
+    kept: Cost = Cost()
+    """What trials may not spend: for the trainings on other folds, or spent by these."""
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether it has no limit at all."""
+        return self.rounds is None and self.gigabytes is None and self.hours is None
 
     def check(self, default: Cost, rounds: int) -> None:
         """Refuse a budget that does not even allow the default trial.
@@ -76,16 +83,19 @@ class Budget:
         SettingsError
             If it allows no trial.
         """
-        if self.rounds is not None and self.rounds < rounds:
+        kept = self.kept.rounds
+        if self.rounds is not None and self.rounds < rounds + kept:
+            nested = f", and --nested {kept:g}" if kept else ""
             raise SettingsError(
                 f"--budget-rounds {self.rounds}: allows no trial; the default setting alone has "
-                f"{rounds} rounds."
+                f"{rounds} rounds{nested}."
             )
-        gigabytes = default.bytes / GIGABYTE
-        if self.gigabytes is not None and self.gigabytes < gigabytes:
+        gigabytes, kept = default.bytes / GIGABYTE, self.kept.bytes / GIGABYTE
+        if self.gigabytes is not None and self.gigabytes < gigabytes + kept:
+            nested = f", and --nested {kept:.3g} GB" if kept else ""
             raise SettingsError(
                 f"--budget-gb {self.gigabytes:g}: allows no trial; the default setting alone sends "
-                f"{gigabytes:.3g} GB."
+                f"{gigabytes:.3g} GB{nested}."
             )
 
     def exceeded(self, spent: Cost, coming: Cost) -> str | None:
@@ -99,16 +109,43 @@ class Budget:
             Expected cost of the next piece; 0 where it is not known.
         """
         limits = (
-            ("--budget-rounds", self.rounds, spent.rounds, coming.rounds, 1.0),
-            ("--budget-gb", self.gigabytes, spent.bytes, coming.bytes, GIGABYTE),
-            ("--budget-hours", self.hours, spent.seconds, coming.seconds, 3600.0),
+            ("--budget-rounds", self.rounds, "rounds", 1.0),
+            ("--budget-gb", self.gigabytes, "bytes", GIGABYTE),
+            ("--budget-hours", self.hours, "seconds", 3600.0),
         )
-        for flag, limit, done, more, unit in limits:
+        for flag, limit, what, unit in limits:
+            done, more, kept = (getattr(cost, what) for cost in (spent, coming, self.kept))
             if limit is not None and (
-                done >= limit * unit or done + more > limit * unit * _ROUNDING
+                done + kept >= limit * unit or done + kept + more > limit * unit * _ROUNDING
             ):
-                return f"{flag} {limit:g}: {done / unit:.3g} are spent"
+                nested = f", {kept / unit:.3g} are for --nested" if kept else ""
+                return f"{flag} {limit:g}: {done / unit:.3g} are spent{nested}"
         return None
+
+    def affords(self, spent: Cost, coming: Sequence[Cost]) -> tuple[int, str | None]:
+        """Return how many pieces may be trained one after another, and the limit that ends that.
+
+        Parameters
+        ----------
+        spent
+            Cost so far.
+        coming
+            Expected cost of each piece.
+
+        Returns
+        -------
+        tuple
+            Number of pieces from the first; the limit that leaves the next one out, ``None`` if all
+            may be trained.
+        """
+        if self.unlimited:
+            return len(coming), None
+        for index, cost in enumerate(coming):
+            stopped = self.exceeded(spent, cost)
+            if stopped is not None:
+                return index, stopped
+            spent += cost
+        return len(coming), None
 
 
 def bytes_of_round(settings: FederationSettings, values: int, sites: int) -> int:

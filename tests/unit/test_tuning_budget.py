@@ -48,3 +48,28 @@ def test_a_limit_is_reached_or_would_be_passed() -> None:
     assert Budget(rounds=12).exceeded(Cost(8), Cost(4)) is None
     assert Budget(rounds=12).exceeded(Cost(8), Cost(4.5)) == "--budget-rounds 12: 8 are spent"
     assert limited.exceeded(Cost(0, 0, 7200), Cost()) == "--budget-hours 2: 2 are spent"
+
+
+def test_what_is_kept_for_other_folds_is_not_for_trials() -> None:
+    kept = Cost(240, 6_000_000_000, 0.0)
+    Budget(rounds=360, gigabytes=9.0, kept=kept).check(Cost(120, 3_000_000_000), 120)
+    for budget, problem in (
+        (Budget(rounds=359, kept=kept), "alone has 120 rounds, and --nested 240."),
+        (Budget(gigabytes=8.9, kept=kept), "alone sends 3 GB, and --nested 6 GB."),
+    ):
+        with pytest.raises(SettingsError, match=problem):
+            budget.check(Cost(120, 3_000_000_000), 120)
+    budget = Budget(rounds=360, kept=kept)
+    assert budget.exceeded(Cost(80), Cost(40)) is None
+    passed = "--budget-rounds 360: 80 are spent, 240 are for --nested"
+    assert budget.exceeded(Cost(80), Cost(41)) == passed
+
+
+def test_pieces_are_afforded_in_their_order() -> None:
+    pieces = [Cost(4), Cost(4), Cost(2)]
+    assert Budget().affords(Cost(1e9), pieces) == (3, None)
+    assert Budget(rounds=18).affords(Cost(8), pieces) == (3, None)
+    # the third would fit where the second does not, but is not trained before it
+    stopped = "--budget-rounds 15: 12 are spent"
+    assert Budget(rounds=15).affords(Cost(8), pieces) == (1, stopped)
+    assert Budget(rounds=10).affords(Cost(), []) == (0, None)
