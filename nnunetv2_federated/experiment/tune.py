@@ -58,8 +58,9 @@ def notes_on(plan: TuningPlan) -> list[str]:
     lines = []
     if plan.base.settings.private:
         lines.append(
-            "differential privacy: every trial is charged to the sites' privacy ledgers like any "
-            "training, and the validation cases by which trials are chosen are not protected"
+            "differential privacy: every trial, and with --nested every training on another fold, "
+            "is charged to the sites' privacy ledgers like any training, and the validation cases "
+            "by which trials are chosen are not protected"
         )
     return lines
 

@@ -19,7 +19,7 @@ from nnunetv2_federated.experiment.choices import (
     SiteChoices,
     SiteDatasets,
 )
-from nnunetv2_federated.federation.choice import Allowed, Choice, Count, record
+from nnunetv2_federated.federation.choice import Allowed, Choice, Count, FromList, record
 from nnunetv2_federated.federation.halving import Brackets
 from nnunetv2_federated.federation.settings import FederationSettings
 
@@ -90,20 +90,35 @@ class TuneChoices(
     budget_rounds: Annotated[
         Count | None,
         Choice(
-            "most rounds of all trials together; one with more local epochs or iterations than the "
-            "default's counts accordingly",
+            "most rounds of all trials and of --nested; one with more local epochs or iterations "
+            "than the default's counts accordingly",
             "N",
             unset="none",
         ),
     ] = None
     budget_gb: Annotated[
         _Limit | None,
-        Choice("most gigabytes to and from the sites, of all trials", "X", unset="none"),
+        Choice(
+            "most gigabytes to and from the sites, of all trials and of --nested", "X", unset="none"
+        ),
     ] = None
     budget_hours: Annotated[
         _Limit | None,
-        Choice("most hours of rounds, of all trials one after another", "X", unset="none"),
+        Choice(
+            "most hours of rounds, of all trials and of --nested one after another",
+            "X",
+            unset="none",
+        ),
     ] = None
+    nested: Annotated[
+        Annotated[tuple[Fold, ...], FromList, Allowed("numbers of folds")],
+        Choice(
+            "other folds, by which nothing is chosen: once all trials have ended, the setting that "
+            "was found and the default are trained there to the end, and what both lose is shown",
+            "FOLD",
+            unset="none",
+        ),
+    ] = ()
     storage: Annotated[
         str | None,
         Choice(

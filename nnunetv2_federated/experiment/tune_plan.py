@@ -12,6 +12,7 @@ from typing import Any
 from nnunetv2_federated.experiment.choices import TrainChoices
 from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.tune_choices import TuneChoices
+from nnunetv2_federated.experiment.tune_folds import runs_of_other_folds
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.halving import Halving, with_equal_work, work_of_round
 from nnunetv2_federated.federation.run import Run
@@ -57,6 +58,8 @@ class TuningPlan:
     """Iterations of the trainer's own epoch."""
     values: int
     """Values of the network that are federated."""
+    nested: tuple[Run, ...] = ()
+    """Runs of the default on the folds of ``--nested``."""
 
     @property
     def rounds(self) -> int:
@@ -85,6 +88,13 @@ class TuningPlan:
             work_of_round(one, self.usual_iterations) for one in (settings, self.base.settings)
         )
         return own / base
+
+    @property
+    def whole_training(self) -> Cost:
+        """Return what the default costs, but for the time."""
+        settings = self.base.settings
+        sent = bytes_of_round(settings, self.values, len(self.base.sites))
+        return Cost(self.rounds, self.rounds * sent)
 
     def identity(self) -> dict[str, Any]:
         """Return what may not change while a study goes on, as plain JSON."""
@@ -134,11 +144,13 @@ def build_plan(choices: TuneChoices, *, say: Callable[[str], None]) -> TuningPla
             score_iterations=choices.score_iterations,
             usual_iterations=_usual_iterations(space, base, trainer),
             values=num_values(trainer.network),
+            nested=runs_of_other_folds(choices, base),
         )
         plan.halving.check(plan.rounds)
         _check_trials(plan)
-    sent = bytes_of_round(base.settings, plan.values, len(base.sites)) * plan.rounds
-    plan.budget.check(Cost(bytes=sent), plan.rounds)
+    whole = plan.whole_training
+    kept = sum([whole] * (2 * len(plan.nested)), Cost())
+    replace(plan.budget, kept=kept).check(whole, plan.rounds)
     return plan
 
 

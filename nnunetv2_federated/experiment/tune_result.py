@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_federated.federation.optimism import Optimism
 from nnunetv2_federated.federation.settings import FederationSettings
 
 
@@ -27,3 +28,5 @@ class TuningResult:
     """Score, default, difference and noise in one line."""
     stopped: str | None
     """Why not all trials were trained; ``None`` if they were."""
+    optimism: Optimism | None = None
+    """Scores on the folds of ``--nested``; ``None`` before one was trained, or without them."""

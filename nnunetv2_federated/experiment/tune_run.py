@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optuna.storages import BaseStorage
@@ -16,6 +17,7 @@ from nnunetv2_federated.experiment.tune_export import (
     write_toml,
 )
 from nnunetv2_federated.experiment.tune_folder import open_study_folder
+from nnunetv2_federated.experiment.tune_nested import Nested
 from nnunetv2_federated.experiment.tune_pieces import best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_report import gather
@@ -59,17 +61,38 @@ def run_study(
         study = _open_study(choices, plan, storage, name)
         trainings = TrialTrainings(plan, folder / "trials", choices.workers, say, say_round)
         _check_of_this_folder(study, trainings, folder)
+        nested = Nested(plan, trainings, folder / "nested", say, say_round)
+        work = _Work(plan, study, trainings, nested)
         say(f"{'continuing' if began else 'tuning'} in {folder}")
         try:
-            stopped = Course(plan, study, trainings, say).run()
+            stopped = work.train(say)
         except FederationError as error:  # the report shows the trials before
-            _write(choices, plan, study, trainings, str(error))
+            _write(choices, work, str(error))
             raise
-        result = _write(choices, plan, study, trainings, stopped)
+        result = _write(choices, work, stopped)
     if stopped is not None:
         say(f"stopped: {stopped}")
     say(result.verdict)
     return result
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A study, and who trains its trials."""
+
+    plan: TuningPlan
+    study: Study
+    trainings: TrialTrainings
+    nested: Nested
+
+    def train(self, say: Callable[[str], None]) -> str | None:
+        """Train all trials, and what was found on other folds; return what stopped either."""
+        kept = self.nested.kept(self.study.trials())
+        plan = replace(self.plan, budget=replace(self.plan.budget, kept=kept))
+        stopped = Course(plan, self.study, self.trainings, say).run()
+        trials = self.study.trials()
+        nested = self.nested.train(trials, best_trial(trials))
+        return "; ".join(reason for reason in (stopped, nested) if reason is not None) or None
 
 
 def _database(choices: TuneChoices) -> str:
@@ -100,16 +123,12 @@ def _check_of_this_folder(study: Study, trainings: TrialTrainings, folder: Path)
         )
 
 
-def _write(
-    choices: TuneChoices,
-    plan: TuningPlan,
-    study: Study,
-    trainings: TrialTrainings,
-    stopped: str | None,
-) -> TuningResult:
-    folder = choices.study.absolute()
-    best = best_trial(study.trials())
-    data = gather(plan, study, trainings, best, stopped)
+def _write(choices: TuneChoices, work: _Work, stopped: str | None) -> TuningResult:
+    folder, plan = choices.study.absolute(), work.plan
+    trials = work.study.trials()
+    best = best_trial(trials)
+    nested = work.nested.reported(trials, best)
+    data = replace(gather(plan, work.study, work.trainings, best, stopped), nested=nested)
     report = write_tuning_report(data, folder, plan.logarithms)
     line = verdict(data)
     if best is None:
@@ -123,7 +142,8 @@ def _write(
         write_toml(comparison, comparison_toml(choices, plan, found, _advice(plan, line)))
     else:  # of a trial that was the best before
         (folder / "comparison.toml").unlink(missing_ok=True)
-    return TuningResult(folder, report, found, export, comparison, line, stopped)
+    optimism = None if nested is None else nested.optimism
+    return TuningResult(folder, report, found, export, comparison, line, stopped, optimism)
 
 
 def _advice(plan: TuningPlan, line: str) -> str:

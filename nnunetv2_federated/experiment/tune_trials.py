@@ -86,20 +86,41 @@ class TrialTrainings:
         FederationError
             If a training failed for another reason; the same command goes on there.
         """
+        jobs = self.jobs(pieces, scored, diverged)
+        train_side_by_side(jobs, self.workers, self._folder, again="")
+
+    def jobs(
+        self,
+        pieces: Sequence[Piece],
+        scored: Callable[[Piece, float], None],
+        diverged: Callable[[Piece, str], None],
+    ) -> list[Job]:
+        """Return what to train of :meth:`train`: a piece that has its score is told at once."""
         to_do = []
         for piece in pieces:
             score = self.score(piece.trial.number, piece.until)
             if score is None:
                 to_do.append(piece)
             else:  # a kill came between the score and the study
-                scored(piece, _value(score, piece))
-
-        jobs = [self._job(piece, scored, diverged) for piece in to_do]
-        train_side_by_side(jobs, self.workers, self._folder, again="")
+                scored(piece, self.value(score, piece))
+        return [self._job(piece, scored, diverged) for piece in to_do]
 
     def score(self, number: int, finished_rounds: int) -> Score | None:
         """Return the score of a trial after some of its own rounds; ``None`` if there is none."""
         return read_score(score_file(self.place(number), finished_rounds))
+
+    def value(self, score: Score, piece: Piece) -> float:
+        """Return the value of a score; refuse one by which nothing can be chosen."""
+        if math.isfinite(score.value):
+            return score.value
+        raise FederationError(
+            f"trial {piece.trial.number}: its score is not a number, as no class occurs in the "
+            "batches of the score; begin another study with more --score-iterations."
+        )
+
+    def title(self, number: int) -> str:
+        """Return what a trial is called where it is told of."""
+        return f"trial {number}"
 
     def place(self, number: int) -> Path:
         """Return the folder of a trial: its ``nnUNet_results``, log and scores."""
@@ -119,26 +140,18 @@ class TrialTrainings:
     def cost(self, trial: Trial) -> Cost:
         """Return what a trial has cost so far."""
         settings = self._plan.settings_of(trial.number, trial.values)
-        return Cost.of(self._records(trial.number), self._plan.work(settings))
+        return Cost.of(records_in(self.place(trial.number)), self._plan.work(settings))
 
     def rounds_done(self, trial: Trial) -> int:
         """Return the rounds that a trial has finished."""
-        return len(self._records(trial.number))
+        return len(records_in(self.place(trial.number)))
 
     def discard(self, keep: set[int]) -> None:
         """Delete the weights of all trials but some; curves, logs and scores stay."""
         for place in sorted(self._folder.glob("trial_*")):
             if int(place.name.removeprefix("trial_")) in keep:
                 continue
-            for pattern in _WEIGHTS:
-                for path in place.rglob(pattern):
-                    path.unlink(missing_ok=True)
-            for sites in place.rglob("federation/sites"):
-                shutil.rmtree(sites, ignore_errors=True)
-
-    def _records(self, number: int) -> tuple[RoundRecord, ...]:
-        found = sorted(self.place(number).glob(f"*/*/fold_*/{HISTORY_FILE}"))
-        return read_history(found[0].parent).rounds if found else ()
+            delete_weights(place)
 
     def _job(
         self,
@@ -147,14 +160,14 @@ class TrialTrainings:
         diverged: Callable[[Piece, str], None],
     ) -> Job:
         number, place = piece.trial.number, self.place(piece.trial.number)
-        title = f"trial {number}"
+        title = self.title(number)
         rounds = f"to round {piece.until} of {piece.settings.rounds}"
 
         def ended() -> None:
             score = self.score(number, piece.until)
             if score is None:
                 raise FederationError(f"{title}: ended without a score; its log is in {place}.")
-            value = _value(score, piece)
+            value = self.value(score, piece)
             scored(piece, value)
             self._say(f"{title}: {value:.4f} after round {piece.until}")
 
@@ -174,13 +187,19 @@ class TrialTrainings:
         )
 
 
-def _value(score: Score, piece: Piece) -> float:
-    if math.isfinite(score.value):
-        return score.value
-    raise FederationError(
-        f"trial {piece.trial.number}: its score is not a number, as no class occurs in the batches "
-        "of the score; begin another study with more --score-iterations."
-    )
+def records_in(place: Path) -> tuple[RoundRecord, ...]:
+    """Return the finished rounds of the training in a folder."""
+    found = sorted(place.glob(f"*/*/fold_*/{HISTORY_FILE}"))
+    return read_history(found[0].parent).rounds if found else ()
+
+
+def delete_weights(place: Path) -> None:
+    """Delete the weights of the training in a folder; curves, log and scores stay."""
+    for pattern in _WEIGHTS:
+        for path in place.rglob(pattern):
+            path.unlink(missing_ok=True)
+    for sites in place.rglob("federation/sites"):
+        shutil.rmtree(sites, ignore_errors=True)
 
 
 def _described(piece: Piece) -> str:

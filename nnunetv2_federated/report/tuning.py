@@ -13,9 +13,8 @@ from nnunetv2_federated.federation.files import write_atomically
 from nnunetv2_federated.report.html import templates
 from nnunetv2_federated.report.tuning_data import TuningData
 from nnunetv2_federated.report.tuning_figures import tuning_figures
+from nnunetv2_federated.report.tuning_nested import Table, nested_line, nested_rows
 from nnunetv2_federated.report.tuning_png import save_tuning_png
-
-Table = tuple[list[str], list[list[str]]]
 
 
 def write_tuning_report(data: TuningData, folder: Path, logarithms: Sequence[str]) -> Path:
@@ -48,6 +47,7 @@ def write_tuning_report(data: TuningData, folder: Path, logarithms: Sequence[str
             best=_shown(data.best_settings),
             trials=trial_rows(data),
             budget=budget_rows(data),
+            nested=None if data.nested is None else nested_rows(data.nested),
             settings=_shown(data.settings),
             figures=figures,
             plotly=get_plotlyjs(),
@@ -61,11 +61,13 @@ def write_tuning_report(data: TuningData, folder: Path, logarithms: Sequence[str
 
 def verdict(data: TuningData) -> str:
     """Say in one line what was found, with the noise beside the difference, and what is missing."""
+    parts = [_found(data)]
+    if data.nested is not None:
+        parts.append(nested_line(data.nested))
     count = sum(trial.outcome == "paused" for trial in data.trials)
-    if not count:
-        return _found(data)
-    trials = f"{count} trial is" if count == 1 else f"{count} trials are"
-    return f"{_found(data)}; {trials} paused"
+    if count:
+        parts.append("1 trial is paused" if count == 1 else f"{count} trials are paused")
+    return "; ".join(parts)
 
 
 def _found(data: TuningData) -> str:
@@ -106,15 +108,23 @@ def trial_rows(data: TuningData) -> Table:
 
 def budget_rows(data: TuningData) -> Table:
     """Return the table of what was spent."""
+    nested = data.nested
+    rounds, megabytes, seconds = (
+        (0.0, 0.0, 0.0) if nested is None else (nested.rounds, nested.megabytes, nested.seconds)
+    )
+    megabytes += sum(trial.megabytes for trial in data.trials)
+    seconds += sum(trial.seconds for trial in data.trials)
     spent = {
-        "--budget-rounds": ("rounds", data.spent),
-        "--budget-gb": ("GB", sum(trial.megabytes for trial in data.trials) / 1000),
-        "--budget-hours": ("hours of rounds", sum(t.seconds for t in data.trials) / 3600),
+        "--budget-rounds": ("rounds", data.spent + rounds),
+        "--budget-gb": ("GB", megabytes / 1000),
+        "--budget-hours": ("hours of rounds", seconds / 3600),
     }
     rows = [
         [what, f"{value:.4g}", f"{data.limits[flag]:g}" if flag in data.limits else "none"]
         for flag, (what, value) in spent.items()
     ]
+    if nested is not None:
+        rows.append(["rounds of these on other folds", f"{rounds:.4g}", ""])
     share = data.spent / data.full if data.full else 0.0
     rows.append(["share of all trials trained to the end", f"{share:.1%}", ""])
     return ["of", "spent", "limit"], rows

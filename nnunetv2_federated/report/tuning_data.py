@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nnunetv2_federated.federation.optimism import Optimism
+
 Point = str | int | float
 
 
@@ -60,6 +62,24 @@ class ReportedBest:
 
 
 @dataclass(frozen=True)
+class ReportedNested:
+    """The default and the best trial on folds that chose nothing."""
+
+    folds: tuple[int | str, ...]
+    """Folds that are to be trained."""
+    optimism: Optimism | None
+    """Scores on those that both were trained on; ``None`` before there is one."""
+    default_alone: bool
+    """Whether the default is the best trial."""
+    diverged: tuple[str, ...]
+    """Trainings that diverged, which count 0, each with the reason."""
+    rounds: float
+    """Rounds of all trainings on other folds, in rounds of the default trial."""
+    megabytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TuningData:
     """A study, finished or not."""
 
@@ -75,6 +95,8 @@ class TuningData:
     stopped: str | None
     """Why it stopped early, if it did."""
     settings: Mapping[str, object] = field(default_factory=dict)
+    nested: ReportedNested | None = None
+    """``None`` without ``--nested``."""
 
     @property
     def parameters(self) -> list[str]:

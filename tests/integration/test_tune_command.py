@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nnunetv2_federated.cli import train as train_command
 from nnunetv2_federated.cli.tune import main
 from nnunetv2_federated.experiment.tune_storage import open_storage
 from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.federation.run import read_run
 
 SETTINGS = """
 rounds = 4
@@ -114,6 +116,65 @@ def test_a_study_killed_in_a_trial_ends_as_if_it_was_not(
         assert compared.federated["tuned"].rounds == choices.rounds
 
 
+@pytest.mark.slow(20)
+@pytest.mark.usefixtures("forked_trainings", "results")
+def test_what_was_found_is_trained_on_another_fold_and_its_optimism_shown(
+    dataset_2d: str, tmp_path: Path
+) -> None:
+    study, said = tmp_path / "study", list[str]()
+
+    def interrupted(line: str) -> None:
+        said.append(line)
+        if line.startswith("fold 1, trial 1: to round"):
+            raise KeyboardInterrupt
+
+    def tune(say: Callable[[str], None]) -> federated.TuningResult:
+        return federated.tune(
+            dataset_2d,
+            "2d",
+            0,
+            study,
+            {"initial_lr": [0.01, 0.02]},
+            say=say,
+            initial_lr=1e-7,  # the default hardly learns
+            rounds=2,
+            iterations_per_epoch=5,
+            val_iterations=1,
+            sites=2,
+            device="cpu",
+            brackets="none",
+            rungs=1,
+            trials=2,
+            score_iterations=6,
+            budget_rounds=8,
+            nested=(1,),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(interrupted)
+    result = tune(said.append)
+    assert result.stopped is None
+    assert result.optimism is not None
+    chosen, (other,) = result.optimism.chosen, result.optimism.others
+    assert chosen.found > chosen.default
+    assert (chosen.fold, other.fold) == (0, 1)
+    assert f"on fold 1, which chose nothing: {other.found:.4f}" in result.verdict
+    assert f"optimism {chosen.found - other.found:+.4f}" in result.verdict
+    # each fold is scored on its own cases, and none was trained twice
+    assert sum("fold 1, trial 0: to round" in line for line in said) == 1
+    for trial in ("000", "001"):
+        place = study / "nested" / f"fold_1_trial_{trial}"
+        run = read_run(place)
+        assert run.fold == 1
+        assert run.settings == read_run(study / "trials" / f"trial_{trial}").settings
+        assert (place / "score_00002.json").is_file()
+    assert not list((study / "nested").rglob("*.pth"))
+    page = (study / "report.html").read_text()
+    assert "<td>fold 0, which chose</td>" in page
+    assert "<td>rounds of these on other folds</td><td>4</td>" in page
+    assert "<td>rounds</td><td>8</td><td>8</td>" in page
+
+
 PROBLEMS = {
     "no space": ("", "[search]: names no setting to vary"),
     "unknown": ("[search]\nspeed = [1, 2]", "[search] speed: is no setting"),
@@ -140,6 +201,10 @@ PROBLEMS = {
     "privacy": (
         "dp_epsilon = 5.0\n[search]\nmomentum = [0.5, 0.9]",
         "--dp-validation withhold: a tuning chooses by the sites' validation",
+    ),
+    "nested": (
+        "nested = [1, 9]\n[search]\nmomentum = [0.5, 0.9]",
+        "--nested 9: fold 9 does not exist: Dataset901_Balls has folds 0 to 4",
     ),
     "export": (
         'export = "no/such/folder/best.toml"\n[search]\nmomentum = [0.5, 0.9]',

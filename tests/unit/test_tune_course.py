@@ -167,7 +167,7 @@ def test_what_a_private_tuning_costs_is_said_aloud() -> None:
     assert notes_on(plan) == []
     private = BASE.changed(dp_noise=1.0, dp_validation="clear")
     (line,) = notes_on(replace(plan, base=replace(plan.base, settings=private)))
-    assert "every trial is charged to the sites' privacy ledgers" in line
+    assert "every trial, and with --nested every training on another fold, is charged" in line
     assert "not protected" in line
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2_federated.federation.optimism import FoldScore, Optimism
 from nnunetv2_federated.report.tuning import (
     budget_rows,
     trial_rows,
@@ -16,12 +17,14 @@ from nnunetv2_federated.report.tuning import (
 )
 from nnunetv2_federated.report.tuning_data import (
     ReportedBest,
+    ReportedNested,
     ReportedTrial,
     TuningData,
     best_so_far,
     parallel_axes,
 )
 from nnunetv2_federated.report.tuning_figures import tuning_figures
+from nnunetv2_federated.report.tuning_nested import nested_line, nested_rows
 
 
 def a_trial(
@@ -96,6 +99,67 @@ def test_a_study_without_a_score_has_a_report_too(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_the_noise_stands_beside_the_difference(best: ReportedBest, line: str) -> None:
     assert line in verdict(replace(DATA, best=best))
+
+
+CHOSEN = FoldScore(0, found=0.8, default=0.7, noise=0.02)
+OTHERS = (FoldScore(1, 0.7, 0.68, 0.03), FoldScore(2, 0.74, 0.7, 0.04))
+NESTED = ReportedNested(
+    folds=(1, 2),
+    optimism=Optimism(CHOSEN, OTHERS),
+    default_alone=False,
+    diverged=(),
+    rounds=36.0,
+    megabytes=360.0,
+    seconds=120.0,
+)
+
+
+def test_what_other_folds_show_stands_in_verdict_table_and_page(tmp_path: Path) -> None:
+    whole = replace(DATA, trials=TRIALS[:4], nested=NESTED)
+    assert verdict(whole).endswith(
+        "; on folds 1, 2, which chose nothing: 0.7200, default 0.6900: difference +0.0300, noise "
+        "0.0250; optimism +0.0800, of the default +0.0100"
+    )
+    header, rows = nested_rows(NESTED)
+    assert header == ["", "found", "default", "difference", "noise"]
+    assert rows == [
+        ["fold 0, which chose", "0.8000", "0.7000", "+0.1000", "0.0200"],
+        ["fold 1", "0.7000", "0.6800", "+0.0200", "0.0300"],
+        ["fold 2", "0.7400", "0.7000", "+0.0400", "0.0400"],
+        ["mean of the others", "0.7200", "0.6900", "+0.0300", "0.0250"],
+        ["optimism", "+0.0800", "+0.0100", "+0.0700", ""],
+    ]
+    _, spent = budget_rows(whole)
+    assert spent[0] == ["rounds", "60", "30"]
+    assert spent[3] == ["rounds of these on other folds", "36", ""]
+    page = write_tuning_report(whole, tmp_path, []).read_text()
+    assert "<td>mean of the others</td>" in page
+    assert "On folds that chose nothing" not in write_tuning_report(DATA, tmp_path, []).read_text()
+
+
+def test_what_other_folds_do_not_show_yet_is_said() -> None:
+    nothing = replace(NESTED, optimism=None)
+    assert nested_line(nothing) == "folds 1, 2: not trained yet"
+    assert nested_rows(nothing)[1] == []
+    one = replace(NESTED, optimism=Optimism(CHOSEN, OTHERS[:1]))
+    assert nested_line(one).startswith("on fold 1, which chose nothing: 0.7000")
+    assert nested_line(one).endswith("; fold 2: not trained yet")
+    diverged = (replace(OTHERS[0], found=0.0, noise=math.nan),)
+    bad = replace(
+        NESTED, folds=(1,), optimism=Optimism(CHOSEN, diverged), diverged=("fold 1: nan",)
+    )
+    assert "difference -0.6800, noise not known; optimism +0.8000" in nested_line(bad)
+    assert nested_line(bad).endswith("1 of these diverged, which counts 0")
+
+
+def test_a_default_that_is_the_best_stands_alone() -> None:
+    same = [replace(one, found=one.default, noise=0.0) for one in (CHOSEN, *OTHERS)]
+    alone = replace(NESTED, default_alone=True, optimism=Optimism(same[0], tuple(same[1:])))
+    assert nested_line(alone) == "on folds 1, 2, which chose nothing: 0.6900, optimism +0.0100"
+    header, rows = nested_rows(alone)
+    assert header == ["", "default"]
+    assert rows[0] == ["fold 0, which chose", "0.7000"]
+    assert rows[-1] == ["optimism", "+0.0100"]
 
 
 def test_paused_trials_are_counted() -> None:
