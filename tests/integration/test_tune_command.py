@@ -15,8 +15,10 @@ import nnunetv2_federated as federated
 from nnunetv2_federated.cli import compare as compare_command
 from nnunetv2_federated.cli import train as train_command
 from nnunetv2_federated.cli.tune import main
+from nnunetv2_federated.experiment.tune_course import Course
 from nnunetv2_federated.experiment.tune_storage import open_storage
 from nnunetv2_federated.federation.files import only_one
+from nnunetv2_federated.federation.halving import Bracket
 from nnunetv2_federated.federation.run import read_run
 
 SETTINGS = """
@@ -270,6 +272,25 @@ def test_a_folder_of_something_else_is_refused(
         assert "another command is at work on it" in refused(study)
     (study / "study.json").write_text("{")
     assert "study.json is damaged: give another --study" in refused(study)
+
+
+def test_a_database_that_fails_in_the_course_is_one_line(
+    dataset_2d: str, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study"
+
+    def course(self: Course) -> None:
+        (study / "study.db").write_bytes(b"a full disk, or a server that is gone" * 100)
+        self._study.begin_bracket(0, Bracket(1, (0,), 2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunetv2_federated.experiment.tune_run.Course.run", course)
+        with pytest.raises(SystemExit) as end:
+            main([dataset_2d, "2d", "0", "--settings", str(settings), "--study", str(study)])
+    assert end.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {study}/study.db: the database failed (DatabaseError: ")
+    assert last.endswith("the same command goes on, and no trial is lost.")
 
 
 def _killed(*_: object) -> None:
