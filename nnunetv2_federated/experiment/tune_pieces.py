@@ -86,6 +86,6 @@ def expected_cost(plan: TuningPlan, piece: Piece, rounds_done: int, spent: Cost)
     """
     seconds = spent.seconds / spent.rounds if spent.rounds else 0.0
     rounds = max(0, piece.until - rounds_done)
-    sent = bytes_of_round(piece.settings, plan.values, len(plan.base.sites))
+    sent = bytes_of_round(piece.settings, plan.values, len(plan.base.site_names))
     work = rounds * plan.work(piece.settings)
     return Cost(work, rounds * sent, work * seconds)

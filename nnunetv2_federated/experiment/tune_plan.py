@@ -93,7 +93,7 @@ class TuningPlan:
     def whole_training(self) -> Cost:
         """Return what the default costs, but for the time."""
         settings = self.base.settings
-        sent = bytes_of_round(settings, self.values, len(self.base.sites))
+        sent = bytes_of_round(settings, self.values, len(self.base.site_names))
         return Cost(self.rounds, self.rounds * sent)
 
     def identity(self) -> dict[str, Any]:
