@@ -56,7 +56,7 @@ _COMMANDS: tuple[tuple[str, str, type[Choices], Collection[str]], ...] = (
     ("nnUNetv2_train_federated", train.DESCRIPTION, choices.TrainChoices, train.WITHOUT),
     ("nnUNetv2_federated_server", server.DESCRIPTION, choices.TrainChoices, server.WITHOUT),
     ("nnUNetv2_federated_compare", compare.DESCRIPTION, choices.CompareChoices, compare.WITHOUT),
-    ("nnUNetv2_federated_tune", tune.DESCRIPTION, TuneChoices, tune.WITHOUT),
+    ("nnUNetv2_federated_tune", tune.DESCRIPTION, TuneChoices, ()),
     ("nnUNetv2_federated_evaluate", evaluate.DESCRIPTION, EvaluateChoices, ()),
     (
         "nnUNetv2_find_best_configuration_federated",

@@ -16,9 +16,6 @@ federated training, and only the best get all their rounds. The table [search] o
 says what varies; all else is as in nnUNetv2_train_federated. May be killed at any time: the same
 command goes on. Writes best.toml, comparison.toml, report.html and tuning.png into --study."""
 
-WITHOUT = ("sites on other machines",)
-"""Group of fields that this command does not have."""
-
 
 def command() -> Command[TuneChoices]:
     """Return the command line; flags of a training are those of ``nnUNetv2_train_federated``."""
@@ -27,9 +24,8 @@ def command() -> Command[TuneChoices]:
         "nnUNetv2_federated_tune",
         DESCRIPTION,
         usage="%(prog)s DATASET CONFIGURATION FOLD --settings TOML --study FOLDER [flags]",
-        without=WITHOUT,
     )
-    return Command(TuneChoices, parser, without=WITHOUT)
+    return Command(TuneChoices, parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

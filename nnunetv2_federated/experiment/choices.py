@@ -25,9 +25,9 @@ from nnunetv2_federated.federation.choice import (
 )
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES
-from nnunetv2_federated.federation.messages import MOST_CASES
 from nnunetv2_federated.federation.names import read_fold
 from nnunetv2_federated.federation.partition import PartitionSettings
+from nnunetv2_federated.federation.payload import MOST_CASES
 from nnunetv2_federated.federation.settings import FederationSettings, Strategy, Waits
 
 DEFAULT_CREDENTIALS = Path("credentials", "server")

@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.choice import (
     record,
 )
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES, Metric
-from nnunetv2_federated.federation.messages import MOST_CASES
+from nnunetv2_federated.federation.payload import MOST_CASES
 
 QUANTILES = (0.25, 0.5, 0.75)
 """Quantiles that are told where enough patients are, if none are chosen."""

@@ -131,9 +131,9 @@ def train(
     """
     observer = observer or Observer()
     check_pause(run, until)
-    with _begun(run, resume=resume, backend=backend, server=server, observer=observer) as folder:
+    with begun_run(run, resume=resume, backend=backend, server=server, observer=observer) as folder:
         observer.run_prepared(run, folder)
-        with _global_trainer(run) as trainer:
+        with global_trainer(run) as trainer:
             if server is not None:
                 model = GlobalModel(run, trainer)
                 with contextlib.ExitStack() as started:
@@ -185,7 +185,7 @@ def train_rounds(
     """
     observer = observer or Observer()
     check_pause(run, until)
-    with _begun(run, resume=resume, observer=observer) as folder:
+    with begun_run(run, resume=resume, observer=observer) as folder:
         observer.run_prepared(run, folder)
         configure(trainer, run)
         try:
@@ -215,7 +215,7 @@ def prepare_run(
         If the run cannot be trained as asked.
     """
     observer = observer or Observer()
-    with _begun(run, resume=resume, backend=backend, observer=observer) as folder:
+    with begun_run(run, resume=resume, backend=backend, observer=observer) as folder:
         return folder
 
 
@@ -284,7 +284,7 @@ def check_pause(run: Run, until: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _begun(
+def begun_run(
     run: Run,
     *,
     resume: bool,
@@ -318,7 +318,7 @@ def _begun(
 
 
 @contextlib.contextmanager
-def _global_trainer(run: Run) -> Iterator[FederatedRounds]:
+def global_trainer(run: Run) -> Iterator[FederatedRounds]:
     """Build the trainer that holds the global model; close its trackers at the end."""
     with quiet():
         trainer = build_trainer(run, load_dataset(run.dataset, run.plans_name))

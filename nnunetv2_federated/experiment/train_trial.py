@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunetv2_federated.experiment.train import train_rounds
+from flwr.serverapp import Grid
+
+from nnunetv2_federated.experiment.train import begun_run, global_trainer, train_rounds
 from nnunetv2_federated.federation.errors import CheckpointError
 from nnunetv2_federated.federation.objective import score_file, write_score
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings
 from nnunetv2_federated.flower.sampling import validation_share
+from nnunetv2_federated.flower.server_app import Server
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.evaluation.scoring import score
@@ -60,3 +64,38 @@ def train_to_rung(
     found = score(run, state.weights, validation_share(own, cases))
     write_score(score_file(place, until), found)
     observer.say(f"scored {found.value:.4f} after round {until} of {run.settings.rounds}")
+
+
+def train_at_sites(
+    run: Run,
+    place: Path,
+    until: int,
+    iterations: int,
+    *,
+    server: ServerSettings,
+    grid: Grid,
+    resume: bool,
+    observer: Observer,
+) -> None:
+    """Do what :func:`train_to_rung` does with sites on other machines, which also score.
+
+    Parameters
+    ----------
+    run
+        Run of the trial, with the study that sites have approved.
+    place, until, iterations, resume, observer
+        As of :func:`train_to_rung`.
+    server, grid
+        Credentials of the server, and what reaches the sites.
+
+    Raises
+    ------
+    FederationError
+        As :func:`.train` does; or if a site does not score the model.
+    """
+    with begun_run(run, resume=resume, observer=observer, server=server) as folder:
+        observer.run_prepared(run, folder)
+        with global_trainer(run) as trainer:
+            coordinator = Server(grid, run, GlobalModel(run, trainer), observer)
+            coordinator.run(until)
+            write_score(score_file(place, until), coordinator.score(iterations))

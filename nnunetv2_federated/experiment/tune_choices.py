@@ -14,12 +14,14 @@ from nnunetv2_federated.experiment.choices import (
     DeviceChoices,
     Fold,
     ModelChoices,
+    Networked,
     Quiet,
     SettingsFile,
     SiteChoices,
     SiteDatasets,
 )
 from nnunetv2_federated.federation.choice import Allowed, Choice, Count, FromList, record
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.halving import Brackets
 from nnunetv2_federated.federation.settings import FederationSettings
 
@@ -35,6 +37,7 @@ class TuneChoices(
     SiteChoices,
     SiteDatasets,
     FederationSettings,
+    Networked,
     Quiet,
     SettingsFile,
 ):
@@ -143,3 +146,11 @@ class TuneChoices(
             table=True,
         ),
     ] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        FederationSettings.__post_init__(self)
+        if self.server is not None and self.workers > 1:
+            raise SettingsError(
+                f"--workers {self.workers} --server: trials of sites on other machines are trained "
+                "one after another; leave one of the two out."
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from nnunetv2_federated.federation.search_space import (
 )
 from nnunetv2_federated.federation.search_table import read_search_space
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyTerms
 from nnunetv2_federated.federation.tasks import DEFAULT_PROXIMAL_MU
 from nnunetv2_federated.federation.tuning_budget import Budget, Cost, bytes_of_round
 from nnunetv2_federated.flower.launch import check_buildable, check_choices, notes_on_datasets
@@ -96,10 +98,38 @@ class TuningPlan:
         sent = bytes_of_round(settings, self.values, len(self.base.site_names))
         return Cost(self.rounds, self.rounds * sent)
 
+    def terms(self, study_id: str) -> StudyTerms:
+        """Return what sites on other machines are asked to approve.
+
+        Parameters
+        ----------
+        study_id
+            Identifies the study.
+        """
+        rounds = self.halving.cost(self.trials, self.rounds)
+        if self.budget.rounds is not None:
+            rounds = min(rounds, self.budget.rounds)
+        # with less work in a round than the default's, a trial has more of them
+        longest = max(self.settings(values).rounds for values in _ends(self))
+        return StudyTerms(
+            study_id=study_id,
+            base=asdict(self.base.settings),
+            search=self.space.to_plain(),
+            trials=self.trials,
+            rounds=math.ceil(rounds * max(1.0, longest / self.rounds)),
+            reduction=self.halving.reduction,
+            rungs=1 if self.halving.brackets == "none" else self.halving.rungs,
+            score_iterations=self.score_iterations,
+            usual_iterations=self.usual_iterations,
+            hours=self.budget.hours,
+            gigabytes=self.budget.gigabytes,
+        )
+
     def identity(self) -> dict[str, Any]:
         """Return what may not change while a study goes on, as plain JSON."""
         run = json.loads(self.base.to_json())
-        del run["device"]
+        for name in ("device", "run_id"):
+            del run[name]
         schedule = {**asdict(self.halving), "sampler": self.sampler}
         return {
             "run": run,
@@ -171,7 +201,7 @@ def _check_objective(base: Run) -> None:
             "--dp-validation withhold: a tuning chooses by the sites' validation, which would be "
             "told to nobody; give --dp-validation clear, whose cases are then not protected."
         )
-    if not any(site.validation_cases for site in base.sites):
+    if not base.remote_sites and not any(site.validation_cases for site in base.sites):
         raise SettingsError(
             f"fold {base.fold}: no site has a validation case to choose by; give a fold that has."
         )

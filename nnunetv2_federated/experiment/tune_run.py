@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optuna.storages import BaseStorage
 
+from nnunetv2_federated.experiment.resolve import server_settings
 from nnunetv2_federated.experiment.tune_choices import TuneChoices
 from nnunetv2_federated.experiment.tune_course import Course
 from nnunetv2_federated.experiment.tune_export import (
@@ -18,6 +20,7 @@ from nnunetv2_federated.experiment.tune_export import (
 )
 from nnunetv2_federated.experiment.tune_folder import open_study_folder
 from nnunetv2_federated.experiment.tune_nested import Nested
+from nnunetv2_federated.experiment.tune_network import NetworkTrials, sites_of_study
 from nnunetv2_federated.experiment.tune_pieces import best_trial
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_report import gather
@@ -57,9 +60,13 @@ def run_study(
     check_export(choices)
     # before the folder is made: a database that cannot be opened leaves nothing
     storage = None if choices.storage is None else open_storage(choices.storage)
-    with open_study_folder(folder, plan) as (name, began), in_use(_database(choices)):
+    with (
+        open_study_folder(folder, plan) as (name, began),
+        in_use(_database(choices)),
+        contextlib.ExitStack() as opened,
+    ):
         study = _open_study(choices, plan, storage, name)
-        trainings = TrialTrainings(plan, folder / "trials", choices.workers, say, say_round)
+        trainings = opened.enter_context(_trainings(choices, plan, name, say, say_round))
         _check_of_this_folder(study, trainings, folder)
         nested = Nested(plan, trainings, folder / "nested", say, say_round)
         work = _Work(plan, study, trainings, nested)
@@ -116,10 +123,31 @@ def _open_study(
 
 def _check_of_this_folder(study: Study, trainings: TrialTrainings, folder: Path) -> None:
     """Refuse a database that has nothing of a study whose trials have begun."""
-    if not study.trials() and trainings.any_begun():
+    if not study.trials() and trainings.begun():
         raise SettingsError(
             f"--storage: this database has no trial of the study in {folder}, which has begun; "
             "give the one it was begun with."
+        )
+
+
+@contextlib.contextmanager
+def _trainings(
+    choices: TuneChoices,
+    plan: TuningPlan,
+    name: str,
+    say: Callable[[str], None],
+    say_round: Callable[[str], None],
+) -> Iterator[TrialTrainings]:
+    """Open what trains the trials: processes here, or sites on other machines."""
+    folder = choices.study.absolute()
+    if choices.server is None:
+        yield TrialTrainings(plan, folder / "trials", choices.workers, say, say_round)
+        return
+    server = server_settings(choices)
+    study_id = name.rsplit(maxsplit=1)[-1]
+    with sites_of_study(plan, folder, server, say) as grid:
+        yield NetworkTrials(
+            *(plan, folder / "trials", say, say_round), study_id=study_id, server=server, grid=grid
         )
 
 
@@ -137,7 +165,7 @@ def _write(choices: TuneChoices, work: _Work, stopped: str | None) -> TuningResu
     export = choices.export or folder / "best.toml"
     write_toml(export, training_toml(choices, found, f"Found by tuning: {line}."))
     comparison = None
-    if best.number and choices.site_datasets is None:
+    if best.number and choices.site_datasets is None and choices.server is None:
         comparison = folder / "comparison.toml"
         write_toml(comparison, comparison_toml(choices, plan, found, _advice(plan, line)))
     else:  # of a trial that was the best before

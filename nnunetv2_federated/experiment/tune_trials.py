@@ -15,6 +15,8 @@ from nnunetv2_federated.experiment.tune_study import Trial
 from nnunetv2_federated.federation.errors import DIVERGED, FederationError
 from nnunetv2_federated.federation.history import HISTORY_FILE, RoundRecord, read_history
 from nnunetv2_federated.federation.objective import Score, read_score, score_file
+from nnunetv2_federated.federation.run import Run
+from nnunetv2_federated.federation.study import trial_name
 from nnunetv2_federated.federation.tuning_budget import Cost
 
 _SIGNS_OF_DIVERGENCE = (DIVERGED, "not finite", "its update has a norm of")
@@ -23,10 +25,12 @@ _WEIGHTS = ("*.pth", "state.pt")
 
 
 @dataclass(frozen=True)
-class _TrialJob(Job):
+class TrialJob(Job):
     """A piece of a trial as a job."""
 
     folder_name: str = ""
+    until: int = 0
+    """Round of the trial's own to train to, counted from 1."""
     diverged: Callable[[str], None] = lambda reason: None  # noqa: ARG005  # a default
 
     @property
@@ -86,7 +90,9 @@ class TrialTrainings:
         FederationError
             If a training failed for another reason; the same command goes on there.
         """
-        jobs = self.jobs(pieces, scored, diverged)
+        self._train_all(self.jobs(pieces, scored, diverged))
+
+    def _train_all(self, jobs: Sequence[TrialJob]) -> None:
         train_side_by_side(jobs, self.workers, self._folder, again="")
 
     def jobs(
@@ -94,7 +100,7 @@ class TrialTrainings:
         pieces: Sequence[Piece],
         scored: Callable[[Piece, float], None],
         diverged: Callable[[Piece, str], None],
-    ) -> list[Job]:
+    ) -> list[TrialJob]:
         """Return what to train of :meth:`train`: a piece that has its score is told at once."""
         to_do = []
         for piece in pieces:
@@ -104,6 +110,10 @@ class TrialTrainings:
             else:  # a kill came between the score and the study
                 scored(piece, self.value(score, piece))
         return [self._job(piece, scored, diverged) for piece in to_do]
+
+    def _run(self, piece: Piece) -> Run:
+        """Return the run of a trial."""
+        return replace(self._plan.base, settings=piece.settings)
 
     def score(self, number: int, finished_rounds: int) -> Score | None:
         """Return the score of a trial after some of its own rounds; ``None`` if there is none."""
@@ -124,11 +134,12 @@ class TrialTrainings:
 
     def place(self, number: int) -> Path:
         """Return the folder of a trial: its ``nnUNet_results``, log and scores."""
-        return self._folder / f"trial_{number:03d}"
+        return self._folder / trial_name(number)
 
-    def any_begun(self) -> bool:
-        """Whether the folder of any trial is there."""
-        return any(self._folder.glob("trial_*"))
+    def begun(self) -> set[int]:
+        """Return the numbers of the trials that have a folder."""
+        places = self._folder.glob("trial_*")
+        return {int(place.name.removeprefix("trial_")) for place in places}
 
     def spent(self, trials: Sequence[Trial]) -> Cost:
         """Return what trials have cost so far."""
@@ -148,17 +159,18 @@ class TrialTrainings:
 
     def discard(self, keep: set[int]) -> None:
         """Delete the weights of all trials but some; curves, logs and scores stay."""
-        for place in sorted(self._folder.glob("trial_*")):
-            if int(place.name.removeprefix("trial_")) in keep:
-                continue
-            delete_weights(place)
+        for number in sorted(self.begun() - keep):
+            delete_weights(self.place(number))
+
+    def finish(self) -> None:
+        """Tell whoever has to know that no trial comes any more."""
 
     def _job(
         self,
         piece: Piece,
         scored: Callable[[Piece, float], None],
         diverged: Callable[[Piece, str], None],
-    ) -> Job:
+    ) -> TrialJob:
         number, place = piece.trial.number, self.place(piece.trial.number)
         title = self.title(number)
         rounds = f"to round {piece.until} of {piece.settings.rounds}"
@@ -172,8 +184,8 @@ class TrialTrainings:
             self._say(f"{title}: {value:.4f} after round {piece.until}")
 
         environment: Mapping[str, str] = {"nnUNet_results": str(place)}
-        return _TrialJob(
-            run=replace(self._plan.base, settings=piece.settings),
+        return TrialJob(
+            run=self._run(piece),
             flags=(
                 *("--until-round", str(piece.until)),
                 *("--score-iterations", str(self._plan.score_iterations)),
@@ -183,6 +195,7 @@ class TrialTrainings:
             round_done=lambda line: self._say_round(f"{title}: {line}"),
             environment=environment,
             folder_name=place.name,
+            until=piece.until,
             diverged=lambda reason: diverged(piece, reason),
         )
 

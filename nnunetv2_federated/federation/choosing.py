@@ -12,18 +12,18 @@ from pydantic.dataclasses import dataclass
 from nnunetv2_federated.federation.best_configuration import Candidate, most_questions
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES
-from nnunetv2_federated.federation.messages import (
+from nnunetv2_federated.federation.messages import FullValidation
+from nnunetv2_federated.federation.payload import (
     STRICT,
-    Approvable,
     Cases,
     Fold,
-    FullValidation,
     Hash,
     Name,
     Packages,
     Payload,
     SiteName,
 )
+from nnunetv2_federated.federation.proposals import Approvable
 from nnunetv2_federated.federation.queue import Folds, check_queue
 
 _MOST_LABELS = 10_000

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.messages import STRICT, Fold, Hash, Name, Payload
+from nnunetv2_federated.federation.payload import STRICT, Fold, Hash, Name, Payload
 
 MOST_FOLDS = 20
 """Largest number of folds of an ensemble."""

@@ -13,9 +13,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from nnunetv2_federated.federation.evaluated_model import MOST_FOLDS, ModelDescription
-from nnunetv2_federated.federation.messages import (
+from nnunetv2_federated.federation.payload import (
     STRICT,
-    Approvable,
     Hash,
     Number,
     Packages,
@@ -24,6 +23,7 @@ from nnunetv2_federated.federation.messages import (
     SomeCases,
     Text,
 )
+from nnunetv2_federated.federation.proposals import Approvable
 
 FEWEST_CASES = 3
 """Smallest ``min_cases``: mean and variance of two patients give both values away."""

@@ -25,7 +25,7 @@ from nnunetv2_federated.federation.intensities import (
     nnunet_properties,
     pool_channels,
 )
-from nnunetv2_federated.federation.messages import MOST_CASES
+from nnunetv2_federated.federation.payload import MOST_CASES
 from nnunetv2_federated.federation.text import clean
 
 RELATIVE_SIZE_BINS = 128

@@ -84,6 +84,24 @@ class Halving:
             usual = self.size or whole
         return Bracket(min(usual, left), tuple(range(lowest, -1, -1)), self.reduction)
 
+    def cost(self, trials: int, rounds: int) -> int:
+        """Return the rounds of all brackets together, each with a trial that always goes on.
+
+        Parameters
+        ----------
+        trials
+            Trials that begin, in all brackets.
+        rounds
+            Rounds of a whole training.
+        """
+        total, index = 0, 0
+        while trials > 0:
+            bracket = self.bracket(index, trials)
+            total += bracket.cost(rounds, extra=1)
+            trials -= bracket.trials
+            index += 1
+        return total
+
     def check(self, rounds: int) -> None:
         """Raise ``SettingsError`` if a training has too few rounds for its rungs."""
         if self.brackets != "none" and self.reduction ** (self.rungs - 1) > rounds:

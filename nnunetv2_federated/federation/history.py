@@ -32,8 +32,8 @@ from nnunetv2_federated.federation.messages import (
     PrivacyTerms,
     TrainReport,
     Validation,
-    first_problem,
 )
+from nnunetv2_federated.federation.payload import first_problem
 
 HISTORY_FILE = "federation.json"
 _FORMAT = 1

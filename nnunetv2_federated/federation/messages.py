@@ -6,128 +6,47 @@ A payload that does not fit cannot be built, on either side.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Collection
 from dataclasses import asdict, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.names import check_fold, check_name
-from nnunetv2_federated.federation.queue import Folds, check_queue, ids_of_queue
-from nnunetv2_federated.federation.text import clean
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.payload import (
+    LARGEST,
+    MEGABYTE,
+    STRICT,
+    Cases,
+    Hash,
+    Iterations,
+    MinCases,
+    Name,
+    Names,
+    Number,
+    Packages,
+    Payload,
+    Round,
+    Seconds,
+    SiteName,
+    SomeCases,
+    Text,
+    Voxels,
+)
 
 WEIGHTS = "weights"
 """Name of the one array in a message: the network's flat float32 vector."""
 
-WIRE_FORMAT = 6
+WIRE_FORMAT = 7
 """Number of the format of messages; a side with another one is told which side to upgrade."""
 
 VALIDATION_EPOCH = -1
 """In place of a number of validation iterations: as many as the site's trainer has in an epoch."""
 
-MOST_CASES = 10**6
-"""Largest number of cases of one site."""
-
 ROUGH_SECONDS = 10
 """Under differential privacy a duration is told in multiples of so many seconds."""
-
-_MOST_ROUNDS = 10**6
-_LARGEST = 1e12
-_MOST_VOXELS = 1e18
-_MEGABYTE = 2**20
-
-
-def _plain(value: str) -> str:
-    try:
-        return check_name("name", value)
-    except SettingsError as error:
-        raise ValueError(str(error)) from error
-
-
-def _fold(value: int | str) -> int | str:
-    try:
-        return check_fold(value)
-    except SettingsError as error:
-        raise ValueError(str(error)) from error
-
-
-def _short(value: str) -> str:
-    if clean(value) != value:
-        raise ValueError("is not one line of at most 300 printable characters")
-    return value
-
-
-Name = Annotated[str, Field(max_length=128), AfterValidator(_plain)]
-Fold = Annotated[int | str, AfterValidator(_fold)]
-SiteName = Annotated[str, Field(min_length=1), AfterValidator(_short)]
-"""On one machine a site may be called as its operator likes; over a network it is a plain name."""
-Text = Annotated[str, Field(max_length=4000), AfterValidator(clean)]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Cases = Annotated[int, Field(ge=0, le=MOST_CASES)]
-SomeCases = Annotated[int, Field(ge=1, le=MOST_CASES)]
-Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
-Seconds = Annotated[float, Field(ge=0, le=1e9)]
-Voxels = Annotated[list[Annotated[float, Field(ge=0, le=_MOST_VOXELS)]], Field(max_length=10_000)]
-Iterations = Annotated[int, Field(ge=0, le=10**7)]
-Round = Annotated[int, Field(ge=0, le=_MOST_ROUNDS)]
-MinCases = Annotated[int, Field(ge=1, le=MOST_CASES)]
-Names = Annotated[list[Name], Field(max_length=100)]
-Packages = Annotated[dict[Text, Text], Field(max_length=100)]
-
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""No value is converted, no unknown key is passed over, no number is infinite or NaN."""
-
-
-class Payload:
-    """JSON text in, JSON text out; an unknown or missing key is refused."""
-
-    most_bytes: ClassVar[int] = _MEGABYTE
-    """Longest text that is looked at."""
-
-    def to_json(self) -> str:
-        """Return the payload as text."""
-        return json.dumps(asdict(self))  # type: ignore[call-overload]  # subclasses are dataclasses
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read and check a payload.
-
-        Raises
-        ------
-        SiteError
-            If the text is too long or too deep, or a field does not fit; names the first of them.
-        """
-        if len(text) > cls.most_bytes:
-            raise SiteError(f"not a valid {cls.__name__}: {len(text)} characters are too many")
-        try:
-            payload: Self = _adapter(cls).validate_json(text)
-        except ValidationError as error:
-            raise SiteError(f"not a valid {cls.__name__}: {first_problem(error)}") from None
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise SiteError(f"not a valid {cls.__name__}: {clean(error)}") from None
-        return payload
-
-
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
-
-
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    """Build the reader of a payload's type, once."""
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
-
-
-def first_problem(error: ValidationError) -> str:
-    """Say in one line where a value does not fit, and why; the value itself is left out."""
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(str, problem["loc"]))
-    return clean(f"{place}: {problem['msg']}" if place else problem["msg"])
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -167,7 +86,7 @@ class FingerprintTask(Payload):
 class PrepareTask(Payload):
     """The federation's plan, for every site the same."""
 
-    most_bytes: ClassVar[int] = 16 * _MEGABYTE
+    most_bytes: ClassVar[int] = 16 * MEGABYTE
 
     plans: dict[str, Any]
     """nnU-Net's plans without ``dataset_name``."""
@@ -196,7 +115,7 @@ class PrepareReport(Payload):
     """Number of preprocessed cases of each configuration."""
 
 
-_Above0 = Annotated[float, Field(gt=0, le=_LARGEST)]
+_Above0 = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -216,11 +135,11 @@ class PrivacyTerms(Payload):
     iterations: Annotated[int, Field(ge=1, le=10**12)]
     """Iterations of the whole training, each of which releases one noisy gradient."""
     delta: Annotated[float, Field(gt=0, lt=1)]
-    epsilon: Annotated[float, Field(ge=0, le=_LARGEST)]
+    epsilon: Annotated[float, Field(ge=0, le=LARGEST)]
     """Of this training, if one patient more or less is in the site's data."""
-    epsilon_replace_one: Annotated[float, Field(ge=0, le=_LARGEST)]
+    epsilon_replace_one: Annotated[float, Field(ge=0, le=LARGEST)]
     """Of this training, if one patient is another one."""
-    epsilon_spent: Annotated[float, Field(ge=0, le=_LARGEST)]
+    epsilon_spent: Annotated[float, Field(ge=0, le=LARGEST)]
     """Of all trainings with these patients so far, with the whole of this one; at the smaller of
     ``delta`` and the site's usual one."""
     max_epsilon: _Above0 | None
@@ -251,104 +170,6 @@ class SiteDescription(Payload):
     """Room for its results, in GB."""
     privacy: PrivacyTerms | None = None
     """What the site promises its patients; ``None`` without differential privacy."""
-
-
-class Approvable(Payload):
-    """A proposal to a site on another machine, which takes part only once it was approved."""
-
-    what: ClassVar[str]
-    """Name of what is proposed, for the site's engineer."""
-    not_covered_by_approval: ClassVar[tuple[str, ...]] = ()
-    """Fields that an approval does not cover."""
-
-    def approval(self) -> str:
-        """SHA-256 of all that is the same for every site and every start: what a site approves."""
-        content: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # as above
-        content = {k: v for k, v in content.items() if k not in self.not_covered_by_approval}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True, config=STRICT)
-class PlanProposal(Approvable):
-    """Invites a site to joint planning: its fingerprint, and preprocessing with the plans."""
-
-    what = "planning"
-
-    dataset: Name
-    """Name of the dataset at the server; a site's own may differ."""
-    planner: Annotated[dict[Name, Any], Field(max_length=20)]
-    """nnU-Net's planner and its options."""
-    configurations: Names
-    """Configurations to preprocess at most."""
-    min_cases: MinCases | None
-    """Fewest cases in a bin of the fingerprint, ``None`` for the finest bins."""
-    verify_dataset_integrity: bool
-    replace_plans: bool
-    """Replace plans of the same name that differ."""
-    packages: Packages = field(default_factory=dict)
-    """Names and versions of the packages that define what the planner and the plans name."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class Proposal(Approvable):
-    """Asks a site to take part in a training, or in the next one of a queue of trainings.
-
-    What is approved is the whole queue; which of its trainings comes next is not covered.
-    """
-
-    what = "federation"
-    not_covered_by_approval = ("run_id", "site_index", "configuration", "fold")
-
-    run_id: Name
-    """Identifies the run: a new one starts from nothing, the same one continues."""
-    dataset: Name
-    """Name of the dataset at the server; a site's own may differ."""
-    configuration: Name
-    fold: Fold
-    queue: Annotated[
-        dict[Name, Annotated[list[Fold], Field(min_length=1, max_length=100)]],
-        Field(min_length=1, max_length=20),
-    ]
-    """Folds by configuration of all trainings that are proposed, this one among them."""
-    trainer: Name
-    plans_name: Name
-    plans_hash: Hash
-    site_index: Annotated[int, Field(ge=0, le=100_000)]
-    """Index of the site among all, from 0: its random numbers begin from it."""
-    settings: Annotated[dict[Name, Any], Field(max_length=100)]
-    """Settings of the federation, see :class:`.settings.FederationSettings`."""
-    packages: Packages = field(default_factory=dict)
-    """Names and versions of the packages that define what plans, trainer and settings name."""
-    npz: bool = False
-    """Keep the softmax outputs of the full validation at the site."""
-
-    def __post_init__(self) -> None:
-        try:
-            check_queue(self.folds, self.configuration, self.fold)
-            self.run_ids  # noqa: B018  # raises if the identifier is not of the queue
-        except SettingsError as error:
-            raise ValueError(str(error)) from error
-
-    @property
-    def folds(self) -> dict[str, Folds]:
-        """The queue, as a run has it."""
-        return {name: tuple(folds) for name, folds in self.queue.items()}
-
-    @property
-    def current(self) -> dict[str, Folds]:
-        """The training of the queue that comes next, as a queue of its own."""
-        return {self.configuration: (self.fold,)}
-
-    @property
-    def run_ids(self) -> list[str]:
-        """Identifiers of all trainings of the queue."""
-        queue = self.folds if self.count > 1 else {}
-        return ids_of_queue(self.run_id, self.configuration, self.fold, queue)
-
-    @property
-    def count(self) -> int:
-        """Number of trainings that are proposed."""
-        return sum(len(folds) for folds in self.queue.values())
 
 
 DICE = "Dice"
@@ -486,6 +307,28 @@ class Validation(Payload):
     ) -> Self:
         """Build one from sums, of which the loss need not be finite."""
         return cls(iterations, loss if math.isfinite(loss) else None, tp, fp, fn)
+
+
+@dataclass(frozen=True, config=STRICT)
+class SiteScore(Payload):
+    """A site's answer to ``evaluate.score``: sums over blocks of validation batches."""
+
+    site: SiteName
+    blocks: Annotated[list[Validation], Field(min_length=1, max_length=10)]
+
+    def check(self, site: str, classes: int) -> SiteScore:
+        """Compare an answer with what is known of the site and the dataset; return it.
+
+        Raises
+        ------
+        SiteError
+            If it is another site's, or of other classes.
+        """
+        if self.site != site:
+            raise SiteError("answers for another site")
+        if any(len(block.tp) != classes for block in self.blocks):
+            raise SiteError(f"its score is not of {classes} classes")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -17,7 +17,7 @@ from nnunetv2_federated.federation.errors import CheckpointError
 from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.files import format_problem
 from nnunetv2_federated.federation.history import Count, SiteSummary
-from nnunetv2_federated.federation.messages import first_problem
+from nnunetv2_federated.federation.payload import first_problem
 
 CARD_FILE = "model_card.json"
 MARKDOWN_FILE = "MODEL_CARD.md"

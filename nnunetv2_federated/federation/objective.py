@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice
@@ -18,8 +19,14 @@ from nnunetv2_federated.federation.files import read_state, write_atomically
 from nnunetv2_federated.federation.messages import Validation
 
 BLOCKS = 10
-"""Blocks of a score."""
-_FORMAT = 1
+"""Blocks of a score at most."""
+FEWEST_CASES = 3
+"""Fewest validation cases to a block that leaves a site, as in an evaluation."""
+_FORMAT = 2
+_TIE = 1e-9
+"""Weight of the loss in a value: it ranks trials of the same Dice, such as those that do not tell
+any foreground from background yet, and no others."""
+_WORST_LOSS = 1000.0
 _REMEDY = "delete it, and the same command scores the trial again."
 
 
@@ -30,6 +37,9 @@ class Block:
     tp: tuple[float, ...]
     fp: tuple[float, ...]
     fn: tuple[float, ...]
+    iterations: int = 0
+    loss: float | None = 0.0
+    """Sum of the loss over the iterations; ``None`` if it is not finite."""
 
     @classmethod
     def of(cls, validations: Sequence[Validation]) -> Block:
@@ -38,7 +48,8 @@ class Block:
             tuple(sum(c) for c in zip(*(getattr(v, name) for v in validations), strict=True))
             for name in ("tp", "fp", "fn")
         )
-        return cls(tp, fp, fn)
+        iterations = sum(v.iterations for v in validations)
+        return cls(tp, fp, fn, iterations, _sum([v.loss for v in validations]))
 
 
 @dataclass(frozen=True)
@@ -49,13 +60,42 @@ class Score:
 
     @property
     def value(self) -> float:
-        """Mean Dice of the classes that occur, from the counts of all blocks; NaN if none does."""
-        return _dice(self.blocks)
+        """Mean Dice of the classes that occur, from the counts of all blocks; NaN if none does.
+
+        Of equal ones that of the smaller loss is larger, by next to nothing.
+        """
+        return _dice(self.blocks) - _TIE * self.loss
+
+    @property
+    def loss(self) -> float:
+        """Mean validation loss, to six decimals; :data:`_WORST_LOSS` if it is not finite."""
+        total = _sum([block.loss for block in self.blocks])
+        iterations = sum(block.iterations for block in self.blocks)
+        return _WORST_LOSS if total is None else round(total / max(1, iterations), 6)
 
     @property
     def noise(self) -> float:
         """Standard error of the value over batches; NaN with fewer than two blocks."""
         return _jackknife([_dice(rest) for rest in _without_each(self.blocks)])
+
+
+def score_of_sites(sites: Iterable[Sequence[Validation]]) -> Score:
+    """Add the counts of sites, block by block; a site may have fewer blocks than others."""
+    blocks = zip_longest(*sites)
+    return Score(tuple(Block.of([v for v in block if v is not None]) for block in blocks))
+
+
+def blocks_for(cases: int) -> int:
+    """Return in how many blocks a site on another machine tells its counts.
+
+    A block of few cases would nearly describe them.
+
+    Parameters
+    ----------
+    cases
+        Validation cases of the site.
+    """
+    return max(1, min(BLOCKS, cases // FEWEST_CASES))
 
 
 def noise_of_difference(ours: Score, theirs: Score) -> float:
@@ -104,12 +144,22 @@ def read_score(path: Path) -> Score | None:
     try:
         return Score(
             tuple(
-                Block(*(tuple(map(float, block[name])) for name in ("tp", "fp", "fn")))
+                Block(
+                    *(tuple(map(float, block[name])) for name in _COUNTS),
+                    iterations=int(block["iterations"]),
+                    loss=None if block["loss"] is None else float(block["loss"]),
+                )
                 for block in content["blocks"]
             )
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): {_REMEDY}") from error
+
+
+def _sum(losses: Sequence[float | None]) -> float | None:
+    """Return a sum; ``None`` if a part of it is not finite."""
+    finite = [loss for loss in losses if loss is not None]
+    return sum(finite) if len(finite) == len(losses) else None
 
 
 def _dice(blocks: Sequence[Block]) -> float:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_federated.federation.choice import require
-from nnunetv2_federated.federation.errors import SettingsError
+from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.files import format_problem
 from nnunetv2_federated.federation.names import check_fold, check_name
 from nnunetv2_federated.federation.queue import Folds, check_queue
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyTerms
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Run:
     empty for a training of its own."""
     num_gpus: int = 1
     """GPUs on which each site of this machine trains."""
+    study: StudyTerms | None = None
+    """Study over a network that this training is a trial of."""
+    trial: int | None = None
+    """Number of the trial."""
 
     def __post_init__(self) -> None:
         for what in ("configuration", "trainer", "plans_name"):
@@ -111,6 +116,8 @@ class Run:
                 site[key] = tuple(site[key])
         raw["sites"] = tuple(SiteCases(**site) for site in raw["sites"])
         raw["remote_sites"] = tuple(raw["remote_sites"])
+        if raw["study"] is not None:
+            raw["study"] = StudyTerms.from_json(json.dumps(raw["study"]))
         raw["queue"] = {name: tuple(folds) for name, folds in raw["queue"].items()}
         return cls(**raw)
 
@@ -118,7 +125,7 @@ class Run:
 RUN_FILE = "run.json"
 
 
-_RUN_FORMAT = 4
+_RUN_FORMAT = 5
 
 
 def read_run(folder: Path) -> Run:
@@ -134,7 +141,7 @@ def read_run(folder: Path) -> Run:
         return Run.from_json(path.read_text())
     except (
         *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
-        SettingsError,
+        *(SettingsError, SiteError),
     ) as error:
         what = str(error).rstrip(".")
         raise SettingsError(

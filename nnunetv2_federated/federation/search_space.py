@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.settings import FederationSettings
 
 Value = str | int | float
@@ -98,6 +99,26 @@ class SearchSpace:
         if "strategy" in values or own:
             changes["strategy_options"] = {**options, **own}
         return base.changed(**changes)
+
+    def values_of(self, settings: FederationSettings) -> dict[str, Value]:
+        """Return the values by which :meth:`apply` gives settings.
+
+        Raises
+        ------
+        SettingsError
+            If one is not in the space.
+        """
+        found: dict[str, Value] = {}
+        for parameter in self.of(settings.strategy):
+            value: Any = (
+                getattr(settings, parameter.name)
+                if parameter.strategy is None
+                else settings.strategy_options.get(parameter.option)
+            )
+            if not parameter.values.has(value):
+                raise SettingsError(f"{parameter.name} {value}: is not in the space of the study.")
+            found[parameter.name] = value
+        return found
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain JSON, by which two spaces are compared."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import VALIDATION_EPOCH, TrainTask
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 
 SHARE_TO_TRAIN = 0.8
@@ -124,6 +125,34 @@ def check_personal(task: TrainTask, settings: FederationSettings, rounds_done: i
     _check("server_round", task.server_round, settings.rounds + 2)
     if rounds_done == 0:
         raise SiteError("refused a personal model: this site has trained no round of it")
+
+
+def check_score(task: TrainTask, run: Run) -> None:
+    """Allow the score of a trial of a study after each of its rungs, on as much as was approved.
+
+    Parameters
+    ----------
+    task
+        Task as it came; it is numbered as many rounds as the trial has been trained.
+    run
+        Run of the trial at the site, which need not have been drawn for any of these rounds.
+
+    Raises
+    ------
+    SiteError
+        If the run is no trial, there is no such rung, or more is asked than approved.
+    """
+    if run.study is None:
+        raise SiteError("refused a score: the training is no trial of a study")
+    rungs = run.study.scored_after(run.settings)
+    if task.server_round not in rungs:
+        raise SiteError(
+            f"refused a score after round {task.server_round}: approved are scores after rounds "
+            f"{', '.join(map(str, sorted(rungs)))}"
+        )
+    asked, most = task.validate_received, run.study.score_iterations
+    if not (asked == VALIDATION_EPOCH or 0 < asked <= most):
+        raise SiteError(f"refused {asked} validation iterations: approved are at most {most}")
 
 
 def _check(name: str, came: float | None, expected: float | None) -> None:

@@ -18,6 +18,7 @@ from nnunetv2_federated.flower.records import (
     unpack_payload,
     unpack_weights,
 )
+from nnunetv2_federated.nnunet.evaluation.scoring import score_here
 from nnunetv2_federated.nnunet.planning.raw_site import RawSite
 from nnunetv2_federated.nnunet.training.site_pool import SitePool, WorkingSite
 
@@ -109,6 +110,13 @@ def make_client_app(
     def evaluate_fully(message: Message, context: Context) -> Message:
         site = find(context)
         return reply(message, site.validate_fully(unpack_weights(message.content)).to_json())
+
+    @app.evaluate("score")
+    def evaluate_score(message: Message, context: Context) -> Message:
+        task = TrainTask.from_json(unpack_payload(message.content, _READER))
+        site = find(context)
+        weights = unpack_weights(message.content)
+        return reply(message, score_here(site, weights, task.validate_received).to_json())
 
     return app
 

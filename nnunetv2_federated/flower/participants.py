@@ -12,8 +12,9 @@ from flwr.serverapp import Grid
 
 from nnunetv2_federated.federation.declared import declared_of, find_difference
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
-from nnunetv2_federated.federation.messages import Proposal, SiteDescription
+from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.flower.asking import ask_all
 from nnunetv2_federated.flower.enrolment import LOOK_SECONDS, Enrolment
@@ -216,4 +217,6 @@ class Participants:
             settings=asdict(run.settings),
             packages=dict(self._required.packages),
             npz=run.npz,
+            study=run.study,
+            trial=run.trial,
         ).to_json()

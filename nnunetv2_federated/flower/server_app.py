@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.federation.history import (
     HISTORY_FILE,
     History,
@@ -29,9 +29,11 @@ from nnunetv2_federated.federation.messages import (
     FullValidation,
     PersonalReport,
     SiteDescription,
+    SiteScore,
     TrainTask,
     Validation,
 )
+from nnunetv2_federated.federation.objective import Score, score_of_sites
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.personal import describe_personal
 from nnunetv2_federated.federation.privacy import describe_terms
@@ -40,6 +42,7 @@ from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_nor
 from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.participants import Participants, Requirements
 from nnunetv2_federated.flower.records import pack_content, pack_weights, run_folder
+from nnunetv2_federated.flower.sampling import validation_share
 from nnunetv2_federated.flower.site_grid import works_in_turn
 from nnunetv2_federated.flower.strategies import averages, build_strategy
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
@@ -52,7 +55,7 @@ from nnunetv2_federated.nnunet.training.server_state import ServerState
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 from nnunetv2_federated.report.federation_png import plot_federation
 
-Answer = TypeVar("Answer", Validation, FullValidation, PersonalReport)
+Answer = TypeVar("Answer", Validation, FullValidation, PersonalReport, SiteScore)
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
 
 
@@ -155,10 +158,43 @@ class Server:
         self._validate_last(strategy)
         self.model.finish(self._sent)
         self._write_report()
+        if self._run.study is not None:  # no trial is judged by more than its score
+            return
         if self._run.remote_sites and not self.settings.withholds:
             self._validate_fully()
         if self.settings.personalises:
             self._personalise()
+
+    def score(self, iterations: int) -> Score:
+        """Let sites on other machines score the model of the last round that is done.
+
+        Parameters
+        ----------
+        iterations
+            Validation iterations, shared out by validation cases; trainers that validate every case
+            do so.
+
+        Raises
+        ------
+        RoundError
+            If a site is not there or does not answer: scores of other sites cannot be compared.
+        """
+        own = None if self.model.val_iterations is None else iterations
+        cases = {site.site: site.validation_cases for site in self._sites}
+        shares = {s: n for s, n in validation_share(own, cases).items() if n}
+        weights, number = pack_weights(self._sent), len(self.rounds)
+        questions = {
+            site: pack_content(
+                TrainTask(number, 0.0, 0, share, run_id=self._run.run_id).to_json(), weights
+            )
+            for site, share in shares.items()
+        }
+        classes = len(self.rounds[-1].dice_per_class)
+        found = self._ask(questions, f"{MessageType.EVALUATE}.score", SiteScore.from_json)
+        absent = shares.keys() - found.keys()
+        if absent or not found:
+            raise RoundError(f"no score of {', '.join(sorted(absent)) or 'any site'}")
+        return score_of_sites(found[s].check(s, classes).blocks for s in sorted(found))
 
     def _load(self, inner: Strategy) -> None:
         """Load what an earlier start of the run left, or the weights to begin with."""

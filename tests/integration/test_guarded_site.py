@@ -14,7 +14,8 @@ import pytest
 
 from nnunetv2_federated.federation.agreement import hash_plans
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
-from nnunetv2_federated.federation.messages import Proposal, TrainTask
+from nnunetv2_federated.federation.messages import TrainTask
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.run import read_run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address

@@ -16,13 +16,8 @@ from coordinator import Coordinator, refusal
 from flwr.app import Message, RecordDict
 
 from nnunetv2_federated.federation.learning_rates import poly_lr
-from nnunetv2_federated.federation.messages import (
-    PersonalReport,
-    PlanProposal,
-    Proposal,
-    TrainReport,
-    TrainTask,
-)
+from nnunetv2_federated.federation.messages import PersonalReport, TrainReport, TrainTask
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent

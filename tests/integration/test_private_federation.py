@@ -18,10 +18,11 @@ from helpers import Train, a_run, find_different, load_history, load_weights
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.history import read_history
-from nnunetv2_federated.federation.messages import PrivacyTerms, Proposal, TrainTask
+from nnunetv2_federated.federation.messages import PrivacyTerms, TrainTask
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.privacy_ledger import PrivacyLedger
 from nnunetv2_federated.federation.privacy_rows import Row
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.consent import Record, record_nothing
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite

@@ -25,8 +25,9 @@ from nnunetv2_federated.cli.site_process import check as check_site_command
 from nnunetv2_federated.cli.site_process import take_part
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import RoundError, SettingsError, SiteError
-from nnunetv2_federated.federation.messages import Proposal, TrainTask
+from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address

@@ -16,7 +16,7 @@ from small_datasets import write_dataset
 from nnunetv2_federated.cli.plan import main as plan
 from nnunetv2_federated.cli.train import main
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite

@@ -15,8 +15,8 @@ from nnunetv2_federated.experiment.choices import TrainChoices
 from nnunetv2_federated.experiment.queue import Training, resolve_queue
 from nnunetv2_federated.experiment.train_queue import HowToTrain, train_queue
 from nnunetv2_federated.federation.errors import FederationError, SiteError
-from nnunetv2_federated.federation.messages import Proposal
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite

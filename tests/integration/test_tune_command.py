@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from consortium import wait_for
+from study_database import trials_of
 
 import nnunetv2_federated as federated
 from nnunetv2_federated.cli import compare as compare_command
 from nnunetv2_federated.cli import train as train_command
 from nnunetv2_federated.cli.tune import main
 from nnunetv2_federated.experiment.tune_course import Course
-from nnunetv2_federated.experiment.tune_storage import open_storage
 from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.halving import Bracket
 from nnunetv2_federated.federation.run import read_run
@@ -49,16 +49,6 @@ def settings(tmp_path: Path, results: Path) -> Path:
     path = tmp_path / "tune.toml"
     path.write_text(SETTINGS)
     return path
-
-
-def trials_of(study: Path) -> list[tuple[object, ...]]:
-    """What a study keeps of its trials, but for when that was."""
-    storage = open_storage(f"sqlite:///{study / 'study.db'}")
-    (found,) = storage.get_all_studies()
-    return [
-        (t.number, t.state, t.params, t.intermediate_values, t.values, t.user_attrs)
-        for t in storage.get_all_trials(found._study_id)
-    ]
 
 
 @pytest.mark.slow(60)

@@ -48,17 +48,16 @@ from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     FullValidation,
     PersonalReport,
-    PlanProposal,
     PrepareReport,
     PrepareTask,
     PrivacyTerms,
-    Proposal,
     SiteDescription,
     SiteSurvey,
     TrainReport,
     TrainTask,
     Validation,
 )
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.message_objects import put_together
 from nnunetv2_federated.flower.records import (
@@ -449,9 +448,9 @@ def test_a_channel_that_overflows_is_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("found", "reader", "text"),
     [
-        (1, "server", "knows 6: its sender is of an older nnunetv2-federated"),
-        (7, "server", "the server knows 6: upgrade nnunetv2-federated of the server"),
-        (7, "site", "the site knows 6: upgrade nnunetv2-federated of the site"),
+        (1, "server", "knows 7: its sender is of an older nnunetv2-federated"),
+        (8, "server", "the server knows 7: upgrade nnunetv2-federated of the server"),
+        (8, "site", "the site knows 7: upgrade nnunetv2-federated of the site"),
         ("6", "site", "format is no number"),
     ],
 )

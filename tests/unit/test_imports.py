@@ -15,7 +15,7 @@ import pytest
 
 from nnunetv2_federated.federation.evaluated_model import ModelDescription
 from nnunetv2_federated.federation.evaluation import EvaluationProposal
-from nnunetv2_federated.federation.messages import PlanProposal, Proposal
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.server.credentials import provision

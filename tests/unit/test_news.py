@@ -12,13 +12,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from nnunetv2_federated.federation.messages import (
     FullValidation,
     PersonalReport,
-    Proposal,
     TrainReport,
     TrainTask,
     Validation,
 )
 from nnunetv2_federated.federation.personal import PersonalChoice, write_choice
 from nnunetv2_federated.federation.progress import Progress, in_words
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.site.news import (
     ConnectionNews,

@@ -13,9 +13,11 @@ from nnunetv2_federated.federation.messages import Validation
 from nnunetv2_federated.federation.objective import (
     Block,
     Score,
+    blocks_for,
     noise_of_difference,
     read_score,
     score_file,
+    score_of_sites,
     write_score,
 )
 
@@ -31,10 +33,30 @@ def test_the_value_is_dice_of_all_counts_of_all_sites() -> None:
         Validation.of(1, 0.5, [1.0, 0.0], [0.0, 0.0], [1.0, 0.0]),
     ]
     block = Block.of(sites)
-    assert block == Block((4.0, 0.0), (1.0, 0.0), (1.0, 0.0))
+    assert block == Block((4.0, 0.0), (1.0, 0.0), (1.0, 0.0), 2, 1.0)
     # the second class does not occur
     assert Score((block,)).value == pytest.approx(8 / 10)
     assert math.isnan(a_score((0, 0, 0)).value)
+
+
+def test_of_equal_dice_the_smaller_loss_goes_on_and_of_unequal_the_larger_dice() -> None:
+    def scored(tp: float, loss: float) -> Score:
+        """Two blocks of two iterations, as of a model that calls everything foreground."""
+        part = Validation.of(2, 2 * loss, [tp], [10.0 - tp], [0.0])
+        return Score((Block.of([part]), Block.of([part])))
+
+    assert scored(5, 0.25).loss == 0.25
+    assert scored(5, 0.25).value > scored(5, 0.75).value
+    assert scored(5, math.nan).value < scored(5, 100.0).value
+    assert scored(5.001, 100.0).value > scored(5, 0.25).value
+    assert scored(5, 0.25).value == pytest.approx(20 / 30)
+
+
+def test_a_site_with_few_cases_tells_fewer_blocks() -> None:
+    assert [blocks_for(cases) for cases in (0, 1, 5, 6, 29, 30, 500)] == [1, 1, 1, 2, 9, 10, 10]
+    validation = Validation.of(1, 0.5, [3.0], [1.0], [0.0])
+    blocks = score_of_sites([[validation] * 2, [validation]]).blocks
+    assert [block.tp for block in blocks] == [(6.0,), (3.0,)]
 
 
 def test_the_noise_is_the_jackknifes() -> None:
@@ -60,9 +82,9 @@ def test_a_score_on_disk(tmp_path: Path) -> None:
     assert path.name == "score_00014.json"
     assert read_score(path) is None
     write_score(path, score)
-    assert json.loads(path.read_text())["format"] == 1
+    assert json.loads(path.read_text())["format"] == 2
     assert read_score(path) == score
-    for damaged in ("", '{"format": 2}', '{"format": 1}', '{"format": 1, "blocks": [{"tp": 1}]}'):
+    for damaged in ("", '{"format": 2}', '{"format": 1}', '{"format": 2, "blocks": [{"tp": 1}]}'):
         path.write_text(damaged)
         with pytest.raises(CheckpointError, match=r"score_00014\.json"):
             read_score(path)

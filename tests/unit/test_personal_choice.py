@@ -13,12 +13,7 @@ import pytest
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.history import PersonalRecord
-from nnunetv2_federated.federation.messages import (
-    ALPHAS,
-    FullValidation,
-    PersonalReport,
-    TrainTask,
-)
+from nnunetv2_federated.federation.messages import ALPHAS, FullValidation, PersonalReport, TrainTask
 from nnunetv2_federated.federation.personal import (
     PERSONAL_FILE,
     PersonalChoice,

@@ -10,7 +10,7 @@ import pytest
 from nnunetv2_federated.experiment.choices import TrainChoices
 from nnunetv2_federated.experiment.side_by_side import share_of_machine
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.queue import describe_queue
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings

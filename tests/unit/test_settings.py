@@ -189,7 +189,8 @@ def test_a_damaged_value_is_refused_when_read(tmp_path):
         (1, "older nnunetv2-federated"),
         (2, "older nnunetv2-federated"),
         (3, "older nnunetv2-federated"),
-        (5, "upgrade"),
+        (4, "older nnunetv2-federated"),
+        (6, "upgrade"),
         ("x", "readable run"),
     ],
 )

@@ -21,11 +21,10 @@ from nnunetv2_federated.federation.errors import CheckpointError, SettingsError,
 from nnunetv2_federated.federation.messages import (
     VALIDATION_EPOCH,
     FingerprintTask,
-    PlanProposal,
     PrepareTask,
-    Proposal,
     TrainTask,
 )
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.tasks import (
     check_evaluation,
@@ -212,7 +211,7 @@ def test_limits_belong_to_the_dataset_and_add_up_over_runs(tmp_path: Path) -> No
     for run in ("first", "second"):
         ledger.open_run(run, tmp_path)
         assert ledger.begin(Question(run, ROUND, 0, "q"), "D", limits, "bern") is None
-    ledger.spend_hours("D", 0.5)
+    ledger.spend(["D"], hours=0.5)
     ledger.spend_hours("D", 0.25)
     assert Ledger(tmp_path).spent("D") == Spent(2, 0.75, 0)
     assert ledger.spent("E") == Spent()
@@ -318,7 +317,7 @@ def test_a_site_that_is_further_on_goes_back_only_by_its_engineers_word(tmp_path
         assert ledger.begin(asked, "D", Limits(), "bern") is None
         ledger.finish(asked, ANSWER)
 
-    with pytest.raises(SiteError, match=r"at round 3 already.*--rewind 0123456789ab 2"):
+    with pytest.raises(SiteError, match=r"at round 3 already.*--rewind 0123456789abcdef 2"):
         ledger.begin(Question(run, ROUND, 1, "other"), "D", Limits(), "bern")
     with pytest.raises(SiteError, match=r"another question for round 3 came before"):
         ledger.begin(Question(run, ROUND, 2, "other"), "D", Limits(), "bern")

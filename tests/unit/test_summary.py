@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_federated.federation.messages import (
-    FullValidation,
-)
+from nnunetv2_federated.federation.messages import FullValidation
 from nnunetv2_federated.nnunet.summary import only_own, pool_sites, summarise_site
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.choice import names_of
-from nnunetv2_federated.federation.messages import VALIDATION_EPOCH, Validation
-from nnunetv2_federated.federation.objective import BLOCKS, Block, Score
+from nnunetv2_federated.federation.messages import VALIDATION_EPOCH, SiteScore, Validation
+from nnunetv2_federated.federation.objective import BLOCKS, Score, blocks_for, score_of_sites
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.privacy import PrivacyChoices
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.nnunet.environment import environment, quiet
-from nnunetv2_federated.nnunet.training.randomness import seed_everything
+from nnunetv2_federated.nnunet.training.randomness import (
+    capture_randomness,
+    restore_randomness,
+    seed_everything,
+)
 from nnunetv2_federated.nnunet.training.site import Site
+from nnunetv2_federated.nnunet.training.site_pool import WorkingSite
 
 
 def score(run: Run, weights: Vector, iterations: Mapping[str, int]) -> Score:
@@ -36,33 +40,71 @@ def score(run: Run, weights: Vector, iterations: Mapping[str, int]) -> Score:
     iterations
         Validation iterations at each site; 0 for none, ``VALIDATION_EPOCH`` for the trainer's own.
     """
-    scored = replace(run, settings=_without_privacy(run.settings))
-    sites: list[list[Validation]] = []
+    return score_of_sites(
+        score_site(run, index, weights, iterations[cases.name])
+        for index, cases in enumerate(run.sites)
+        if iterations[cases.name]
+    )
+
+
+def score_site(
+    run: Run,
+    index: int,
+    weights: Vector,
+    iterations: int,
+    *,
+    blocks: int = BLOCKS,
+    observer: Observer | None = None,
+) -> list[Validation]:
+    """Validate weights at one site; each part of the result is of a block of batches.
+
+    Parameters
+    ----------
+    run, weights
+        As of :func:`score`.
+    index
+        Position of the site in ``run.sites``.
+    iterations
+        Validation iterations, ``VALIDATION_EPOCH`` for the trainer's own.
+    blocks
+        Parts of the result at most.
+    observer
+        Receives the progress.
+    """
+    scored = replace(run, settings=_without_privacy(run.settings), num_gpus=1)
     # worker processes would draw batches in another order each time
     with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_n_proc_DA="0"):
-        for index, cases in enumerate(run.sites):
-            if not iterations[cases.name]:
-                continue
-            site = Site(scored, index, Path(scratch), Observer())
-            try:
-                seed = run.settings.seed + index
-                sites.append(_score_site(site, weights, iterations[cases.name], seed))
-            finally:
-                site.close()
-    blocks = zip_longest(*sites)
-    return Score(tuple(Block.of([v for v in block if v is not None]) for block in blocks))
+        site = Site(scored, index, Path(scratch), observer or Observer())
+        try:
+            with quiet():
+                site.state.start()
+                if iterations == VALIDATION_EPOCH:  # a classifier's follow from its loader
+                    iterations = site.trainer.num_val_iterations_per_epoch
+                site.state.receive(weights)
+                seed_everything(run.settings.seed + index)
+                return site.trainer.validate_blocks(iterations, blocks)
+        finally:
+            site.close()
 
 
-def _score_site(site: Site, weights: Vector, iterations: int, seed: int) -> list[Validation]:
-    """Validate at one site; each part of the result is of a block of batches."""
-    trainer = site.trainer
-    with quiet():
-        site.state.start()
-        if iterations == VALIDATION_EPOCH:  # a classifier's follow from its loader, known by now
-            iterations = trainer.num_val_iterations_per_epoch
-        site.state.receive(weights)
-        seed_everything(seed)
-        return trainer.validate_blocks(iterations, BLOCKS)
+def score_here(site: WorkingSite, weights: Vector, iterations: int) -> SiteScore:
+    """Score weights at a site that answers for itself alone.
+
+    Parameters
+    ----------
+    site
+        The site, whose own trainer stays as it is.
+    weights, iterations
+        As of :func:`score_site`.
+    """
+    cases = site.run.sites[0]
+    blocks = blocks_for(len(cases.validation_cases))
+    before = capture_randomness()  # its next round goes on with these
+    try:
+        found = score_site(site.run, 0, weights, iterations, blocks=blocks, observer=site.observer)
+    finally:
+        restore_randomness(before)
+    return SiteScore(cases.name, found)
 
 
 def _without_privacy(settings: FederationSettings) -> FederationSettings:

@@ -53,7 +53,7 @@ class RankedSite:
         self.run = run
         self.cases: SiteCases = run.sites[index]
         self.folder = folder / "sites" / self.cases.name
-        self._observer = observer
+        self.observer = observer
         self._personal = PersonalTraining.of(run, index, self.folder)
         self.group = RankGroup(run, index, folder, observer, max_gpu_gb)
         self.interrupted = False
@@ -100,7 +100,7 @@ class RankedSite:
                 self.group.kill()  # it has the GPUs
                 trainer = self._personal.build()
                 try:
-                    told = self._personal.make(trainer, weights, self._observer)
+                    told = self._personal.make(trainer, weights, self.observer)
                 finally:
                     trainer.close()
         return told

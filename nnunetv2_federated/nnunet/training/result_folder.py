@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
@@ -16,6 +16,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import only_one, write_atomically
 from nnunetv2_federated.federation.run import RUN_FILE, Run
+from nnunetv2_federated.federation.study import StudyTerms, trial_name
 from nnunetv2_federated.nnunet.data.dataset import check_environment
 from nnunetv2_federated.nnunet.training.build_trainer import results_not_writable
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
@@ -30,11 +31,30 @@ _locked: set[Path] = set()
 
 
 def result_folder(run: Run) -> Path:
-    """Return ``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>/fold_X`` of a run."""
+    """Return ``nnUNet_results/<Dataset>/<Trainer>__<Plans>__<configuration>/fold_X`` of a run.
+
+    At a site a trial of a study has its own below ``nnUNet_results/studies``; at the coordinator
+    ``nnUNet_results`` is that of the trial.
+    """
     check_environment()
+    results = Path(nnUNet_results.require())
+    if run.study is not None and run.trial is not None and not run.remote_sites:
+        results = study_folder(run.study) / trial_name(run.trial)
     trainer = federated_trainer(run.trainer).__name__
     name = f"{trainer}__{run.plans_name}__{run.configuration}"
-    return Path(nnUNet_results.require()) / run.dataset / name / f"fold_{run.fold}"
+    return results / run.dataset / name / f"fold_{run.fold}"
+
+
+def study_folder(study: StudyTerms) -> Path:
+    """Return the folder of a study's trials at a site on another machine."""
+    return Path(nnUNet_results.require()) / "studies" / study.study_id
+
+
+def drop_trials(study: StudyTerms, trials: Iterable[int]) -> None:
+    """Delete what a site needs to continue trials that get no more rounds; logs stay."""
+    for number in trials:
+        for sites in (study_folder(study) / trial_name(number)).glob("*/*/fold_*/federation/sites"):
+            shutil.rmtree(sites, ignore_errors=True)
 
 
 def federation_folder(run: Run) -> Path:

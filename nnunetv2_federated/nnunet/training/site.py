@@ -96,7 +96,7 @@ class Site:
         self.run = run
         self.cases: SiteCases = run.sites[index]
         self.folder = folder / "sites" / self.cases.name
-        self._observer = observer
+        self.observer = observer
         self._dataset = load_dataset(self.cases.dataset, run.plans_name)
         with quiet():
             # site 0 draws what a stock training with this seed draws
@@ -178,7 +178,7 @@ class Site:
         with quiet():
             self.state.return_to(task.server_round)
             received_iterations = self._iterations(task.validate_received)
-            self._observer.site_started(
+            self.observer.site_started(
                 self.cases.name,
                 received_iterations + task.local_epochs * self._iterations_per_epoch(),
             )
@@ -215,7 +215,7 @@ class Site:
         with quiet():
             self.state.start()
             iterations = self._iterations(iterations)
-            self._observer.site_started(self.cases.name, iterations)
+            self.observer.site_started(self.cases.name, iterations)
             self.state.receive(weights)
             return self.trainer.validate_iterations(iterations)
 
@@ -266,7 +266,7 @@ class Site:
                 self.close()
                 self.trainer.network = self.trainer.optimizer = None  # they fill the GPU
                 self.trainer = self._personal.build()
-                told = self._personal.make(self.trainer, weights, self._observer)
+                told = self._personal.make(self.trainer, weights, self.observer)
         return told
 
     @property

@@ -31,6 +31,7 @@ class WorkingSite(Protocol):
     run: Run
     folder: Path
     interrupted: bool
+    observer: Observer
 
     @property
     def lrs(self) -> tuple[float, ...]:

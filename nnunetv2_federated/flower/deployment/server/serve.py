@@ -189,9 +189,14 @@ def _what_failed(error: httpx.HTTPError) -> str:
 
 @contextmanager
 def federation_grid(
-    run: Run, folder: Path, server: ServerSettings, observer: Observer
+    run: Run,
+    folder: Path,
+    server: ServerSettings,
+    observer: Observer,
+    *,
+    again: str = "the same command with --c continues after the last finished round",
 ) -> Iterator[NetworkGrid]:
-    """Start a SuperLink for a run, or for all of a queue, and stop it again.
+    """Start a SuperLink for a run, or for all of a queue or a study, and stop it again.
 
     Parameters
     ----------
@@ -203,6 +208,8 @@ def federation_grid(
         Credentials and address of the server.
     observer
         Called with a line about where the server listens.
+    again
+        How to go on after it was stopped, for the message.
 
     Yields
     ------
@@ -225,6 +232,4 @@ def federation_grid(
         ) as grid:
             yield grid
     except KeyboardInterrupt as stop:
-        raise FederationError(
-            "stopped; the same command with --c continues after the last finished round"
-        ) from stop
+        raise FederationError(f"stopped; {again}") from stop

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.messages import PlanProposal, PrepareTask, SiteSurvey
+from nnunetv2_federated.federation.messages import PrepareTask, SiteSurvey
+from nnunetv2_federated.federation.proposals import PlanProposal
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings
 from nnunetv2_federated.flower.deployment.server.serve_once import agreed_sites
 from nnunetv2_federated.flower.joint_planning import (

@@ -108,5 +108,5 @@ class AgreedWork(Generic[Kind]):
             spent = self.ledger.spent(dataset)
             limits.check_hours(replace(spent, hours=spent.hours + hours), site)
 
-        with self.meter.measuring(dataset, check):
+        with self.meter.measuring([dataset], check):
             yield

@@ -18,7 +18,7 @@ from nnunetv2_federated.federation.files import (
     wait_for_turn,
     write_state,
 )
-from nnunetv2_federated.federation.messages import PlanProposal, Proposal
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 
 PROPOSED, APPROVED = "proposed.json", "approved.json"
 FEWEST_DIGITS = 12

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,15 +28,19 @@ from nnunetv2_federated.federation.files import (
     write_state,
 )
 from nnunetv2_federated.federation.messages import WEIGHTS
+from nnunetv2_federated.federation.proposals import Proposal
+from nnunetv2_federated.federation.study import trial_name
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload
 
 LEDGER = "ledger.json"
 ROUND, EVALUATION, VALIDATION = "round", "evaluation", "full validation"
-PERSONAL = "personal model"
-"""Kinds of work: of all but rounds a run has one each."""
+PERSONAL, SCORE = "personal model", "score"
+"""Kinds of work: of all but rounds and scores a run has one each."""
 _AFTER_ROUNDS = (EVALUATION, VALIDATION, PERSONAL)
-_KINDS = (ROUND, *_AFTER_ROUNDS)
+_STEPS = (ROUND, SCORE)
+"""Kinds of work of which a run has one for each round, or after some."""
+_KINDS = (*_STEPS, *_AFTER_ROUNDS)
 _NOTHING: dict[str, Any] = {"step": -1, "digest": "", "done": True}
 _FORMAT = 1
 _SHORTEST_PREFIX = 8
@@ -53,9 +57,9 @@ class Question:
     run: str
     """Identifier of the run."""
     kind: str
-    """:data:`ROUND`, :data:`EVALUATION`, :data:`VALIDATION` or :data:`PERSONAL`."""
+    """:data:`ROUND`, :data:`EVALUATION`, :data:`VALIDATION`, :data:`PERSONAL` or :data:`SCORE`."""
     step: int
-    """Number of the round, from 0; of the others there is one."""
+    """Number of the round, from 0; of a score the rounds before it; of the others there is one."""
     digest: str
     """SHA-256 of what the work depends on."""
 
@@ -65,6 +69,8 @@ class Question:
         return self.kind == ROUND
 
     def __str__(self) -> str:
+        if self.kind == SCORE:
+            return f"the score after round {self.step}"
         return _step(self.step) if self.is_round else f"the {self.kind}"
 
 
@@ -87,6 +93,7 @@ class _Spent:
     rounds: _Count = 0
     hours: Annotated[float, Field(strict=True, ge=0)] = 0.0
     evaluations: _Count = 0
+    gigabytes: Annotated[float, Field(strict=True, ge=0)] = 0.0
 
 
 @checked(config=ConfigDict(extra="forbid"))
@@ -105,6 +112,8 @@ class _Run:
     full_validation: Annotated[_Work, Field(alias=VALIDATION)]
     personal_model: Annotated[_Work | None, Field(alias=PERSONAL)] = None
     """``None`` in a ledger of before there were personal models."""
+    score: _Work | None = None
+    """``None`` in a ledger of before there were studies."""
 
 
 @checked
@@ -162,15 +171,19 @@ class Ledger:
 
     # What was spent
 
-    def spent(self, dataset: str) -> Spent:
-        """Return what the site has given of a dataset, over all runs."""
-        return _spent(self._read(), dataset)
+    def spent(self, account: str) -> Spent:
+        """Return what the site has given of a dataset over all runs, or to a study."""
+        return _spent(self._read(), account)
 
-    def spend_hours(self, dataset: str, hours: float) -> None:
-        """Add to the hours of a dataset."""
+    def spend(self, accounts: Collection[str], *, hours: float = 0.0, size: int = 0) -> None:
+        """Add hours, and bytes that came or left, to what was spent of datasets and studies."""
         with self._changing() as content:
-            before = _spent(content, dataset)
-            content["spent"][dataset] = asdict(before) | {"hours": before.hours + hours}
+            for name in accounts:
+                before = _spent(content, name)
+                content["spent"][name] = asdict(before) | {
+                    "hours": before.hours + hours,
+                    "gigabytes": before.gigabytes + size / 1e9,
+                }
 
     def count_evaluation(self, dataset: str, limits: Limits, site: str) -> None:
         """Count an evaluation of a trained model.
@@ -196,6 +209,13 @@ class Ledger:
             header = self._read_header(kind)
             if header is not None and header["run"] != run:
                 file.unlink()
+
+    def rounds_of(self, proposal: Proposal) -> int:
+        """Return how many rounds the site is past of all that a proposal is about."""
+        if proposal.study is None:
+            return sum(map(self.rounds_done, proposal.run_ids))
+        start = proposal.study.run_id(0).removesuffix(trial_name(0))
+        return sum(self.rounds_done(run) for run in self._read()["runs"] if run.startswith(start))
 
     def rounds_done(self, run: str) -> int:
         """Return how many rounds of a run the site is past."""
@@ -295,7 +315,7 @@ class Ledger:
                     "this run; give that round or an earlier one."
                 )
             known |= {"step": server_round - 1, "digest": "", "done": True}
-            everything |= {kind: dict(_NOTHING) for kind in _AFTER_ROUNDS}
+            everything |= {kind: dict(_NOTHING) for kind in (*_AFTER_ROUNDS, SCORE)}
         for file in self._answers.values():
             file.unlink(missing_ok=True)
 
@@ -369,8 +389,10 @@ class Ledger:
 
 def _find_run(content: dict[str, Any], run: str) -> str:
     found: list[str] = [name for name in content["runs"] if name.startswith(run)]
+    if run in found:
+        return run
     if len(found) != 1 or len(run) < _SHORTEST_PREFIX:
-        known = ", ".join(name[:12] for name in content["runs"]) or "none"
+        known = ", ".join(content["runs"]) or "none"
         raise SettingsError(
             f"--rewind {run[:40]}: give at least {_SHORTEST_PREFIX} characters of one run; known "
             f"are {known}."
@@ -387,12 +409,13 @@ def _step(step: int) -> str:
 
 
 def _further_on(question: Question, step: int) -> str:
-    return f"refused {question}: the site is at {_step(step)} already. " + _how_to_rewind(question)
+    where = _step(step) if question.is_round else f"round {step}"
+    return f"refused {question}: the site is at {where} already. " + _how_to_rewind(question)
 
 
 def _how_to_rewind(question: Question) -> str:
     server_round = str(question.step + 1) if question.is_round else "ROUND"
     return (
         "If the server was restored from a backup, the site's engineer may let it go back: "
-        f"nnUNetv2_federated_site --rewind {question.run[:12]} {server_round}"
+        f"nnUNetv2_federated_site --rewind {question.run} {server_round}"
     )

@@ -13,11 +13,13 @@ _NUMBERS = ("max_hours", "max_gpu_gb", "max_epsilon")
 
 @dataclass(frozen=True)
 class Spent:
-    """What a site has given of one dataset so far, over all runs."""
+    """What a site has given so far of one dataset, over all runs; or to one study."""
 
     rounds: int = 0
     hours: float = 0.0
     evaluations: int = 0
+    gigabytes: float = 0.0
+    """Of weights that came and left; counted for studies."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
-from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.queue import Folds, describe_queue, trainings_of
 from nnunetv2_federated.federation.run import Run, SiteCases
 from nnunetv2_federated.federation.settings import FederationSettings
@@ -70,8 +70,12 @@ class LocalRun:
             If it wants more rounds, epochs or memory of the GPU, or names code that is not allowed.
         """
         here, proposal = self.here, self.proposal
-        rounds = self.settings.rounds * proposal.count - rounds_done
-        here.limits.check_federation(self.settings, spent, rounds, here.name)
+        rounds = self.settings.rounds * proposal.count
+        epochs = self.settings.local_epochs
+        if proposal.study is not None:  # all of it is approved at once
+            rounds, epochs = proposal.study.rounds, proposal.study.most_local_epochs
+        widest = self.settings.changed(local_epochs=epochs)
+        here.limits.check_federation(widest, spent, rounds - rounds_done, here.name)
         for configuration in proposal.queue:
             check_training(
                 self.dataset,
@@ -151,6 +155,8 @@ class LocalRun:
             npz=proposal.npz,
             queue=proposal.folds if proposal.count > 1 else {},
             num_gpus=self.here.num_gpus,
+            study=proposal.study,
+            trial=proposal.trial,
         )
         try:
             check_stages(run)

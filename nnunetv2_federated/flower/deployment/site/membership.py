@@ -14,8 +14,9 @@ from nnunetv2_federated.federation.errors import (
     SiteError,
 )
 from nnunetv2_federated.federation.files import write_atomically
-from nnunetv2_federated.federation.messages import Proposal
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.run import RUN_FILE, read_run
+from nnunetv2_federated.federation.study import StudyEnd, StudyReceipt
 from nnunetv2_federated.flower.deployment.site.consent import Consent
 from nnunetv2_federated.flower.deployment.site.gpu_limit import limit_gpu
 from nnunetv2_federated.flower.deployment.site.ledger import Ledger
@@ -24,7 +25,12 @@ from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile
 from nnunetv2_federated.nnunet.evaluation.tester import validates_segmentations
 from nnunetv2_federated.nnunet.training.ranks import check_divisible
-from nnunetv2_federated.nnunet.training.result_folder import begin, federation_folder, one_run
+from nnunetv2_federated.nnunet.training.result_folder import (
+    begin,
+    drop_trials,
+    federation_folder,
+    one_run,
+)
 from nnunetv2_federated.nnunet.training.site_pool import SitePool, WorkingSite
 from nnunetv2_federated.nnunet.training.site_state import rounds_on_disk
 from nnunetv2_federated.nnunet.training.trainer import federated_trainer
@@ -70,7 +76,7 @@ class Membership:
         """
         local = LocalRun.of(proposal, self._here)
         spent = self._ledger.spent(local.dataset.name)
-        given = sum(map(self._ledger.rounds_done, proposal.run_ids))
+        given = self._ledger.rounds_of(proposal)
         local.check_limits(spent, given)
         self._consent.require(proposal)
         # all of a queue before its first round, then what comes next
@@ -81,10 +87,26 @@ class Membership:
         if _is_of(folder, proposal.run_id):
             write_atomically(folder / RUN_FILE, run.to_json())
         else:
-            self._pool.close()
+            self._pool.close()  # also of an earlier run in this folder
             begin(folder, run, saved=any(r >= 0 for r in self._rounds_kept(folder)))
         self._ledger.open_run(proposal.run_id, folder)
         self._current.write(proposal, folder=str(folder), dataset=local.dataset.name)
+
+    def end_trials(self, end: StudyEnd) -> StudyReceipt:
+        """Delete what is needed to continue trials of the study that was joined last.
+
+        Raises
+        ------
+        SiteError
+            If it is not that study.
+        """
+        proposal, _ = self.current()
+        if proposal.study is None or proposal.study.study_id != end.study_id:
+            raise SiteError(f"site {self._here.name} has joined another study, or none, last")
+        if end.finished or proposal.trial in end.trials:
+            self._pool.close()
+        drop_trials(proposal.study, end.trials)
+        return StudyReceipt(self._here.name)
 
     def current(self) -> tuple[Proposal, Path]:
         """Return the proposal and the folder of the federation that was joined last.
@@ -168,6 +190,7 @@ class Membership:
         """Keep other commands out of the result folder, until another federation is joined."""
         if self._held is not None and self._held[0] == folder:
             return
+        self._pool.close()  # the trainer of another run would only take memory
         self.release()
         held = contextlib.ExitStack()
         try:

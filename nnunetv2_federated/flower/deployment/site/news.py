@@ -12,14 +12,15 @@ from flwr.clientapp.typing import ClientAppCallable
 from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice
 from nnunetv2_federated.federation.messages import (
     FullValidation,
-    Proposal,
     TrainReport,
     TrainTask,
     Validation,
 )
 from nnunetv2_federated.federation.personal import GLOBAL, read_choice
 from nnunetv2_federated.federation.progress import Progress
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyEnd
 from nnunetv2_federated.flower.records import unpack_payload
 
 Say = Callable[[str], None]
@@ -29,6 +30,7 @@ _STARTING_SECONDS = 30.0
 """How long a server that does not know this site's key may still be starting."""
 _REFUSAL = "refuses this site"
 _JOIN, _FULL_VALIDATION = "query.join", f"{MessageType.EVALUATE}.fully"
+_ENDED = "query.ended"
 _PERSONAL = f"{MessageType.TRAIN}.personal"
 _WAITING = "waiting for the next (Ctrl-C ends)"
 _PERSONAL_NEXT = "its personal model for this site comes next"
@@ -82,6 +84,8 @@ class RoundNews:
             self._progress = Progress(self._clock, settings.rounds)
             self._ends_unvalidated = settings.withholds
             self._next = _PERSONAL_NEXT if settings.personalises else _WAITING
+        elif kind == _ENDED:
+            self.finished = StudyEnd.from_json(unpack_payload(message.content, _READER)).finished
         elif kind == MessageType.TRAIN:
             self._say_round(message, answer)
         elif folder is not None and kind == _FULL_VALIDATION:

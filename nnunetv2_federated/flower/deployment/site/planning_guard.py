@@ -6,7 +6,8 @@ import logging
 
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.fingerprint import samples_per_case
-from nnunetv2_federated.federation.messages import FingerprintTask, PlanProposal, PrepareTask
+from nnunetv2_federated.federation.messages import FingerprintTask, PrepareTask
+from nnunetv2_federated.federation.proposals import PlanProposal
 from nnunetv2_federated.flower.deployment.site.consent import Consent
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
 from nnunetv2_federated.flower.deployment.site.proposal_file import ProposalFile

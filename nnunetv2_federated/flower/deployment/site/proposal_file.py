@@ -11,7 +11,7 @@ from nnunetv2_federated.federation.choosing import ChoiceProposal
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.evaluation import EvaluationProposal
 from nnunetv2_federated.federation.files import read_state, write_state
-from nnunetv2_federated.federation.messages import PlanProposal, Proposal
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 
 _FORMAT = 2
 _REMEDY = "delete it; the site then has to be asked to join again"

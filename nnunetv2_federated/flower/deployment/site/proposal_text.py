@@ -10,10 +10,11 @@ from nnunetv2_federated.federation.choosing import ChoiceProposal
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.evaluated_model import ModelDescription
 from nnunetv2_federated.federation.evaluation import EvaluationProposal
-from nnunetv2_federated.federation.messages import PlanProposal, Proposal
 from nnunetv2_federated.federation.package_versions import compare_packages
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 from nnunetv2_federated.federation.queue import describe_queue
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyTerms
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.flower.deployment.site.consent import Agreement
 from nnunetv2_federated.nnunet.data.dataset import read_plans
@@ -72,6 +73,8 @@ def describe(
 
 
 def _training(proposal: Proposal) -> list[str]:
+    if proposal.study is not None:
+        return _study(proposal, proposal.study)
     number = f"{proposal.count} trainings" if proposal.count > 1 else "training"
     start = (
         f"{number} of {describe_queue(proposal.folds)}, with "
@@ -81,6 +84,14 @@ def _training(proposal: Proposal) -> list[str]:
         settings = FederationSettings(**proposal.settings)
     except (SettingsError, TypeError) as error:
         return [start, f"its settings are not valid and will be refused: {error}"]
+    return [start, *_settings(settings, proposal.count)]
+
+
+_END = "; at the end the means of the full validation"
+
+
+def _settings(settings: FederationSettings, count: int, end: str = _END) -> list[str]:
+    """Say how each of some trainings is done, what leaves the site, and what protects it."""
     epochs = (
         "1 local epoch" if settings.local_epochs == 1 else f"{settings.local_epochs} local epochs"
     )
@@ -91,15 +102,42 @@ def _training(proposal: Proposal) -> list[str]:
     )
     options = ", ".join(f"{key} {value:g}" for key, value in settings.strategy_options.items())
     return [
-        start,
-        f"{'each of ' if proposal.count > 1 else ''}{settings.rounds} rounds of {epochs} of "
+        f"{'each of ' if count > 1 else ''}{settings.rounds} rounds of {epochs} of "
         f"{iterations} iterations, learning rate {rate}, which {course}, by {settings.strategy}"
         f"{f' ({options})' if options else ''}",
         f"after each round the trained weights leave this site in {settings.transport_dtype}, "
-        f"{_told(settings)}; field by field in docs/what-leaves-a-site.md",
-        _privacy(settings, proposal.count),
+        f"{_told(settings, end)}; field by field in docs/what-leaves-a-site.md",
+        _privacy(settings, count),
         *_personal(settings),
     ]
+
+
+def _study(proposal: Proposal, study: StudyTerms) -> list[str]:
+    """Say what all trials of a study may do here."""
+    settings = study.base_settings
+    limits = [f"{study.rounds} rounds"]
+    limits += [f"{study.hours:g} hours here"] if study.hours is not None else []
+    limits += [f"{study.gigabytes:g} GB to and from here"] if study.gigabytes is not None else []
+    varied = "; ".join(f"{name} {_varied(values)}" for name, values in study.search.items())
+    return [
+        f"a study of at most {study.trials} trainings, its trials, of "
+        f"{describe_queue(proposal.folds)}, with {proposal.trainer}; the coordinator calls the "
+        f"dataset {proposal.dataset}; together at most {', '.join(limits)}",
+        f"from trial to trial only these settings vary, which this site checks: {varied}; the "
+        "other settings, and the steps, are those of the first trial:",
+        *_settings(settings, study.trials, end=""),
+        f"after {study.rungs} shares of its rounds a trial is scored, which counts as an "
+        f"evaluation: this site validates its model on at most {study.score_iterations} iterations "
+        "and tells losses and sums of voxel counts over blocks of them; what is needed to continue "
+        "trials that ended is deleted here",
+    ]
+
+
+def _varied(values: Any) -> str:  # noqa: ANN401  # checked by StudyTerms
+    if isinstance(values, Mapping):
+        scale = " by its logarithm" if values["log"] else ""
+        return f"from {values['low']:g} to {values['high']:g}{scale}"
+    return f"of {', '.join(map(str, values))}"
 
 
 def _personal(settings: FederationSettings) -> list[str]:
@@ -122,15 +160,12 @@ def _personal(settings: FederationSettings) -> list[str]:
     ]
 
 
-def _told(settings: FederationSettings) -> str:
+def _told(settings: FederationSettings, end: str) -> str:
     """Say what leaves the site beside the weights."""
     if settings.withholds:
         return "and nothing of training losses or of validation cases"
     losses = "losses of validation cases" if settings.private else "with losses"
-    return (
-        f"{losses} and sums of voxel counts over patches of the validation cases; at the end the "
-        "means of the full validation"
-    )
+    return f"{losses} and sums of voxel counts over patches of the validation cases{end}"
 
 
 def _privacy(settings: FederationSettings, trainings: int) -> str:

@@ -28,7 +28,7 @@ from nnunetv2_federated.flower.deployment.site.retry import LostError
 from nnunetv2_federated.flower.deployment.site.site_app import build_site_app
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
 from nnunetv2_federated.flower.deployment.site.supernode import SuperNode
-from nnunetv2_federated.flower.deployment.site.work_guard import WORK
+from nnunetv2_federated.flower.deployment.site.work_guard import EVALUATE_SCORE, WORK
 from nnunetv2_federated.flower.records import NOT_YET, SITE_FAILED, num_bytes, unpack_payload
 
 logger = logging.getLogger(__name__)
@@ -192,10 +192,12 @@ class Responder:
 
 def _round_of(message: Message) -> int | None:
     """Return the round a message is about, counted from 1; ``None`` if it is about none."""
-    if message.metadata.message_type not in WORK:
+    kind = message.metadata.message_type
+    if kind not in WORK:
         return None
     with contextlib.suppress(SiteError):  # said when it is answered
-        return TrainTask.from_json(unpack_payload(message.content, _READER)).server_round + 1
+        number = TrainTask.from_json(unpack_payload(message.content, _READER)).server_round
+        return number if kind == EVALUATE_SCORE else number + 1  # it is about the round before
     return None
 
 

@@ -23,11 +23,11 @@ from nnunetv2_federated.federation.evaluation import (
 from nnunetv2_federated.federation.messages import (
     FingerprintTask,
     FullValidation,
-    PlanProposal,
     PrepareTask,
-    Proposal,
     TrainTask,
 )
+from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
+from nnunetv2_federated.federation.study import StudyEnd
 from nnunetv2_federated.flower.choosing_app import add_choosing
 from nnunetv2_federated.flower.client_app import make_client_app
 from nnunetv2_federated.flower.deployment.site.choice_guard import ChoiceGuard
@@ -36,6 +36,7 @@ from nnunetv2_federated.flower.deployment.site.evaluation_guard import Evaluatio
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.work_guard import (
     EVALUATE_FULLY,
+    EVALUATE_SCORE,
     TRAIN_PERSONAL,
     WORK,
 )
@@ -81,7 +82,18 @@ def build_site_app(site: GuardedSite, say: Say, mods: Sequence[Mod] = ()) -> Cli
         agree(proposal, functools.partial(site.membership.join, proposal))
         if proposal.count > 1:
             say(f"the next training of it is {proposal.configuration}, fold {proposal.fold}")
+        if proposal.study is not None:
+            say(f"trial {proposal.trial} of at most {proposal.study.trials}")
         return reply(message, site.membership.site().describe().to_json())
+
+    @app.query("ended")
+    def ended(message: Message, context: Context) -> Message:
+        end = StudyEnd.from_json(unpack_payload(message.content, _READER))
+        del context
+        receipt = site.membership.end_trials(end)
+        over = "the study is finished" if end.finished else "the study goes on"
+        say(f"{over}; trials that have ended: {len(end.trials)}")
+        return reply(message, receipt.to_json())
 
     return app
 
@@ -194,6 +206,8 @@ def _guard_work(site: GuardedSite, say: Say) -> Mod:
 def _work(kind: str, task: TrainTask) -> str:
     if kind == MessageType.TRAIN:
         return f"round {task.server_round + 1}, learning rate {task.lr:.5f}"
+    if kind == EVALUATE_SCORE:
+        return f"score after round {task.server_round}"
     if kind == TRAIN_PERSONAL:
         return "personal model, of the last round's"
     return "full validation" if kind == EVALUATE_FULLY else "validation of the last round's model"

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 
 from flwr.app import MessageType, RecordDict
@@ -14,17 +14,20 @@ from flwr.app import MessageType, RecordDict
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.study import StudyTerms
 from nnunetv2_federated.federation.tasks import (
     check_evaluation,
     check_full_validation,
     check_personal,
     check_round,
+    check_score,
 )
 from nnunetv2_federated.flower.deployment.site.consent import Consent
 from nnunetv2_federated.flower.deployment.site.ledger import (
     EVALUATION,
     PERSONAL,
     ROUND,
+    SCORE,
     VALIDATION,
     Ledger,
     Question,
@@ -36,13 +39,15 @@ from nnunetv2_federated.nnunet.training.site_pool import WorkingSite
 
 EVALUATE_FULLY = f"{MessageType.EVALUATE}.fully"
 TRAIN_PERSONAL = f"{MessageType.TRAIN}.personal"
-WORK = (MessageType.TRAIN, MessageType.EVALUATE, EVALUATE_FULLY, TRAIN_PERSONAL)
+EVALUATE_SCORE = f"{MessageType.EVALUATE}.score"
+WORK = (MessageType.TRAIN, MessageType.EVALUATE, EVALUATE_FULLY, TRAIN_PERSONAL, EVALUATE_SCORE)
 """Types of messages that cost computing time and tell something of the site's cases."""
 
 _KINDS: dict[str, str] = {
     MessageType.EVALUATE: EVALUATION,
     EVALUATE_FULLY: VALIDATION,
     TRAIN_PERSONAL: PERSONAL,
+    EVALUATE_SCORE: SCORE,
 }
 _LOOK_SECONDS = 1.0
 """How often work looks whether it may go on."""
@@ -64,25 +69,27 @@ class WorkMeter(Observer):
     def __init__(self, ledger: Ledger) -> None:
         self.running = False
         self._ledger = ledger
-        self._dataset = ""
+        self._accounts: Collection[str] = ()
         self._check: Callable[[float], None] | None = None
         self._counted = 0.0
         """Until when the time is written down (``time.monotonic``)."""
         self._looked = 0.0
 
     @contextlib.contextmanager
-    def measuring(self, dataset: str, check: Callable[[float], None]) -> Iterator[None]:
+    def measuring(
+        self, accounts: Collection[str], check: Callable[[float], None]
+    ) -> Iterator[None]:
         """Count the time within.
 
         Parameters
         ----------
-        dataset
-            Full name of the dataset that the time is spent on.
+        accounts
+            Full name of the dataset that the time is spent on, and the study if it is one's.
         check
             Called now and then with the hours that are not written down yet; raises ``SiteError``
             if work may not go on.
         """
-        self._dataset, self._check = dataset, check
+        self._accounts, self._check = accounts, check
         self._counted = self._looked = time.monotonic()
         self.running = True
         try:
@@ -110,7 +117,7 @@ class WorkMeter(Observer):
 
     def _count(self) -> None:
         now = time.monotonic()
-        self._ledger.spend_hours(self._dataset, (now - self._counted) / 3600)
+        self._ledger.spend(self._accounts, hours=(now - self._counted) / 3600)
         self._counted = now
 
 
@@ -182,10 +189,17 @@ class WorkGuard:
             raise SiteError(f"site {self._here.name}: {error}") from error
         question = _question(kind, task, weights)
         dataset, limits = site.run.dataset, self._here.limits
-        return question, self._ledger.begin(question, dataset, limits, self._here.name)
+        kept = self._ledger.begin(question, dataset, limits, self._here.name)
+        if kept is None and proposal.study is not None:
+            self._check_study(proposal.study, 0.0)
+            self._ledger.spend([proposal.study.account], size=len(weights))
+        return question, kept
 
     def finish(self, question: Question, answer: RecordDict) -> None:
         """Keep the answer to a piece of work; an earlier run's state is not needed any more."""
+        study = self._membership.current()[0].study
+        if study is not None:
+            self._ledger.spend([study.account], size=_size(answer))
         self._ledger.finish(question, answer)
         if question.is_round:
             drop_previous(self._membership.current()[1])
@@ -202,7 +216,9 @@ class WorkGuard:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Add the time within to what the site has given; stop when nothing is left to give."""
-        with self._meter.measuring(self._here.dataset_name(), self.check_going_on):
+        study = self._membership.current()[0].study
+        accounts = [self._here.dataset_name(), *([study.account] if study else [])]
+        with self._meter.measuring(accounts, self.check_going_on):
             yield
 
     def check_going_on(self, hours: float) -> None:
@@ -217,6 +233,15 @@ class WorkGuard:
         self._consent.require_still(proposal)
         spent = self._ledger.spent(self._here.dataset_name())
         self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
+        if proposal.study is not None:
+            self._check_study(proposal.study, hours)
+
+    def _check_study(self, study: StudyTerms, hours: float) -> None:
+        spent = self._ledger.spent(study.account)
+        try:
+            study.check_spent(spent.hours + hours, spent.gigabytes)
+        except SiteError as error:
+            raise SiteError(f"site {self._here.name}: {error}") from error
 
 
 def _check(kind: str, task: TrainTask, site: WorkingSite, rounds_done: int) -> None:
@@ -225,6 +250,10 @@ def _check(kind: str, task: TrainTask, site: WorkingSite, rounds_done: int) -> N
         check_round(task, settings, site.lrs, iterations)
     elif kind == MessageType.EVALUATE:
         check_evaluation(task, settings, iterations)
+    elif kind == EVALUATE_SCORE:
+        check_score(task, site.run)
+    elif site.run.study is not None:
+        raise SiteError("refused what comes after the rounds: a trial of a study is scored only")
     elif kind == TRAIN_PERSONAL:
         check_personal(task, settings, rounds_done)
     else:
@@ -236,5 +265,11 @@ def _question(kind: str, task: TrainTask, weights: bytes) -> Question:
     same = asdict(replace(task, validate_received=0))
     digest = hashlib.sha256(json.dumps([kind, same], sort_keys=True).encode())
     digest.update(weights)
-    step = task.server_round if kind == MessageType.TRAIN else 0
+    step = task.server_round if kind in (MessageType.TRAIN, EVALUATE_SCORE) else 0
     return Question(task.run_id, _KINDS.get(kind, ROUND), step, digest.hexdigest())
+
+
+def _size(answer: RecordDict) -> int:
+    """Return the bytes of the weights in an answer."""
+    arrays = (a for record in answer.array_records.values() for a in record.values())
+    return sum(len(array.data) for array in arrays)

@@ -1,0 +1,169 @@
+"""Train the trials of a tuning with sites on other machines, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from nnunetv2_federated.experiment.train_trial import train_at_sites
+from nnunetv2_federated.experiment.tune_pieces import Piece
+from nnunetv2_federated.experiment.tune_plan import TuningPlan
+from nnunetv2_federated.experiment.tune_trials import TrialJob, TrialTrainings
+from nnunetv2_federated.federation.errors import FederationError, SiteError
+from nnunetv2_federated.federation.history import RoundRecord
+from nnunetv2_federated.federation.logs import send_logs_to
+from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.round_line import describe_round
+from nnunetv2_federated.federation.run import RUN_FILE, Run
+from nnunetv2_federated.federation.study import StudyEnd, StudyReceipt
+from nnunetv2_federated.flower.asking import ask
+from nnunetv2_federated.flower.deployment.server.network_grid import NetworkGrid
+from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, federation_grid
+from nnunetv2_federated.flower.records import pack_content
+from nnunetv2_federated.nnunet.environment import environment
+from nnunetv2_federated.nnunet.training.result_folder import federation_folder
+
+Say = Callable[[str], None]
+_TELL_SECONDS = 60.0
+"""How long to wait for a site to have deleted what it does not need."""
+
+
+class _TrialObserver(Observer):
+    """Says what happens at sites, and a line a round."""
+
+    def __init__(self, say: Say, say_round: Say = lambda line: None) -> None:  # noqa: ARG005
+        self._say = say
+        self._say_round = say_round
+        self._num_rounds = 0
+
+    def run_prepared(self, run: Run, folder: Path) -> None:
+        del run
+        send_logs_to(folder.parent / "federation.log")
+
+    def say(self, text: str) -> None:
+        self._say(text)
+
+    def note(self, text: str) -> None:
+        self._say(f"note: {text}")
+
+    def run_started(self, rounds_done: int, num_rounds: int) -> None:
+        del rounds_done
+        self._num_rounds = num_rounds
+
+    def round_finished(self, record: RoundRecord) -> None:
+        self._say_round(describe_round(record, self._num_rounds))
+
+
+class NetworkTrials(TrialTrainings):
+    """Trains trials with sites on other machines, which stay connected in between.
+
+    Parameters
+    ----------
+    plan, folder, say, say_round
+        As of :class:`.TrialTrainings`.
+    study_id
+        Identifies the study at the sites.
+    server
+        Credentials of the server.
+    grid
+        Reaches the sites.
+    """
+
+    def __init__(
+        self,
+        plan: TuningPlan,
+        folder: Path,
+        say: Say,
+        say_round: Say,
+        *,
+        study_id: str,
+        server: ServerSettings,
+        grid: NetworkGrid,
+    ) -> None:
+        super().__init__(plan, folder, 1, say, say_round)
+        self._terms = plan.terms(study_id)
+        self._server = server
+        self._grid = grid
+        self._sites = plan.base.remote_sites
+
+    def discard(self, keep: set[int]) -> None:
+        """Delete the weights of all trials but some, and at the sites what continues them."""
+        super().discard(keep)
+        self._end(self.begun() - keep, finished=False)
+
+    def finish(self) -> None:
+        """Tell the sites that no trial comes any more."""
+        self._end(self.begun(), finished=True)
+
+    def _end(self, trials: set[int], *, finished: bool) -> None:
+        """Tell the sites that are connected; the next time they are told of all again."""
+        end = StudyEnd(self._terms.study_id, sorted(trials), finished)
+        names = {n: s for n, s in self._grid.site_names().items() if s in self._sites}
+        contents = {node: pack_content(end.to_json()) for node in names}
+        read = StudyReceipt.from_json
+        for node, answer in ask(self._grid, "query.ended", contents, read, _TELL_SECONDS):
+            if isinstance(answer, SiteError):
+                self._say(f"{names[node]} keeps the states of trials that ended: {answer}")
+
+    def _run(self, piece: Piece) -> Run:
+        number = piece.trial.number
+        return replace(
+            super()._run(piece),
+            run_id=self._terms.run_id(number),
+            study=self._terms,
+            trial=number,
+        )
+
+    def _train_all(self, jobs: Sequence[TrialJob]) -> None:
+        for job in jobs:
+            job.begins()
+            try:
+                self._train(job)
+            except FederationError as error:
+                if not job.excuses(str(error)):
+                    raise
+            else:
+                job.ended()
+
+    def _train(self, job: TrialJob) -> None:
+        with environment(**job.environment):
+            train_at_sites(
+                job.run,
+                self._folder / job.name,
+                job.until,
+                self._plan.score_iterations,
+                server=self._server,
+                grid=self._grid,
+                resume=(federation_folder(job.run) / RUN_FILE).is_file(),
+                observer=_TrialObserver(self._say, job.round_done),
+            )
+
+
+@contextmanager
+def sites_of_study(
+    plan: TuningPlan, folder: Path, server: ServerSettings, say: Say
+) -> Iterator[NetworkGrid]:
+    """Start one SuperLink for all trials of a study, and stop it at the end.
+
+    Parameters
+    ----------
+    plan
+        What is tuned.
+    folder
+        Folder of the study.
+    server
+        Address and credentials of the server.
+    say
+        Receives what happens, one line each.
+
+    Raises
+    ------
+    FederationError
+        If the SuperLink cannot be started, or the study is stopped.
+    """
+    again = "the same command goes on after the last finished round"
+    link = folder / "superlink"
+    with federation_grid(plan.base, link, server, _TrialObserver(say), again=again) as grid:
+        yield grid
