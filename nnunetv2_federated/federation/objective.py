@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice
 from nnunetv2_federated.federation.errors import CheckpointError
@@ -142,18 +143,15 @@ def read_score(path: Path) -> Score | None:
     if content is None:
         return None
     try:
-        return Score(
-            tuple(
-                Block(
-                    *(tuple(map(float, block[name])) for name in _COUNTS),
-                    iterations=int(block["iterations"]),
-                    loss=None if block["loss"] is None else float(block["loss"]),
-                )
-                for block in content["blocks"]
-            )
-        )
+        return Score(tuple(map(_read_block, content["blocks"])))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): {_REMEDY}") from error
+
+
+def _read_block(content: Mapping[str, Any]) -> Block:
+    tp, fp, fn = (tuple(map(float, content[name])) for name in _COUNTS)
+    loss = content["loss"]
+    return Block(tp, fp, fn, int(content["iterations"]), None if loss is None else float(loss))
 
 
 def _sum(losses: Sequence[float | None]) -> float | None:

@@ -16,9 +16,10 @@ from coordinator import Coordinator, refusal
 from flwr.app import Message, RecordDict
 
 from nnunetv2_federated.federation.learning_rates import poly_lr
-from nnunetv2_federated.federation.messages import PersonalReport, TrainReport, TrainTask
+from nnunetv2_federated.federation.messages import PersonalReport, SiteScore, TrainReport, TrainTask
 from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyEnd, StudyTerms
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
 from nnunetv2_federated.flower.deployment.site.local_site import LocalSite
@@ -168,6 +169,79 @@ def test_a_personal_model_is_made_once_if_approved_and_ends_the_rounds(
     assert (fold.parent / "plans.json").is_file()
 
 
+def test_a_study_gets_what_was_approved_of_it_and_nothing_else(guarded: GuardedSite) -> None:
+    guarded = GuardedSite(dataclasses.replace(guarded.here, limits=Limits(max_rounds=8)))
+    coordinator = Coordinator(guarded)
+    terms = StudyTerms(
+        study_id="study-of-two",
+        base=asdict(SETTINGS),
+        search={"momentum": [0.5, 0.9]},
+        trials=3,
+        rounds=3,
+        reduction=2,
+        rungs=2,
+        score_iterations=4,
+    )
+
+    def trial(number: int) -> Proposal:
+        settings = SETTINGS.changed(**({"momentum": 0.5} if number else {}))
+        return proposal(
+            settings=asdict(settings), study=terms, trial=number, run_id=terms.run_id(number)
+        )
+
+    assert "has not approved" in refusal(coordinator.join(trial(0)))
+    larger = dataclasses.replace(terms, rounds=9)
+    asked = dataclasses.replace(trial(0), study=larger)
+    assert "at most 8 rounds with this dataset" in refusal(coordinator.join(asked))
+    guarded.consent.approve(trial(0).approval(), "test")
+    assert not coordinator.join(trial(0)).has_error()
+    weights = to_vector(guarded.membership.site().trainer.network).copy()
+
+    def ask(kind: str, number: int, step: int, **changes: Any) -> Message:
+        changed = task(step, run_id=terms.run_id(number), **changes)
+        return coordinator.ask(kind, changed.to_json(), weights)
+
+    def score(number: int, step: int, vector: Any = weights, iterations: int = 4) -> Message:
+        asked = TrainTask(step, 0.0, 0, iterations, run_id=terms.run_id(number))
+        return coordinator.ask("evaluate.score", asked.to_json(), vector)
+
+    assert not ask("train", 0, 0).has_error()
+    assert "approved are scores after rounds 1, 2" in refusal(score(0, 3))
+    assert "at most 4" in refusal(score(0, 1, iterations=5))
+    first = SiteScore.from_json(unpack_payload(score(0, 1).content))
+    # three validation cases: no more than one block of them
+    assert (first.site, len(first.blocks), first.blocks[0].iterations) == ("bern", 1, 4)
+    assert SiteScore.from_json(unpack_payload(score(0, 1).content)) == first
+    # of other weights it would tell of these cases once more
+    assert "another question for the score after round 1" in refusal(score(0, 1, weights * 2))
+    for kind, step in (("evaluate.fully", 3), ("train.personal", 4)):
+        assert "a trial of a study is scored only" in refusal(ask(kind, 0, step))
+
+    assert not coordinator.join(trial(1)).has_error()  # without another approval
+    states = Path(os.environ["nnUNet_results"]) / "studies" / "study-of-two"  # noqa: SIM112
+    kept = "*/*/fold_0/federation/sites/bern/after_round_0.pt"
+    assert "a task of another run" in refusal(ask("train", 0, 1))
+    assert not ask("train", 1, 0).has_error()
+    assert {path.parts[-8] for path in states.glob(f"*/{kept}")} == {"trial_000", "trial_001"}
+    wrong = StudyEnd("another-study", [0, 1], finished=False)
+    assert "another study" in refusal(coordinator.ask("query.ended", wrong.to_json()))
+    end = StudyEnd("study-of-two", [0], finished=False)
+    assert not coordinator.ask("query.ended", end.to_json()).has_error()
+    assert [path.parts[-8] for path in states.glob(f"*/{kept}")] == ["trial_001"]
+
+    assert not ask("train", 1, 1).has_error()
+    # three rounds were approved for all trials
+    assert not coordinator.join(trial(2)).has_error()
+    assert "3 rounds approved for the study are given" in refusal(ask("train", 2, 0))
+    assert guarded.ledger.spent("Dataset901_Balls").rounds == 3
+    spent = guarded.ledger.spent(terms.account)
+    # down and up in each of three rounds, and down for a score
+    assert spent.gigabytes == pytest.approx(7 * weights.nbytes / 1e9, rel=1e-4)
+    assert 0 < spent.hours < 1
+    guarded.consent.withdraw(trial(0).approval(), "test")
+    assert "was withdrawn" in refusal(ask("train", 2, 0))
+
+
 def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(
     guarded: GuardedSite,
 ) -> None:
@@ -221,7 +295,7 @@ def test_hours_end_a_round_at_work_and_forbid_the_next(
     coordinator = Coordinator(guarded)
     coordinator.join(proposal())
     weights = to_vector(guarded.membership.site().trainer.network).copy()
-    guarded.ledger.spend_hours("Dataset901_Balls", 0.5)
+    guarded.ledger.spend(["Dataset901_Balls"], hours=0.5)
     assert guarded.work.seconds_left(task(0)) == pytest.approx(0.5 * 3600 * 0.8)
     monkeypatch.setattr("nnunetv2_federated.flower.deployment.site.work_guard._LOOK_SECONDS", 0.0)
     spend = guarded.ledger.spent
@@ -235,7 +309,7 @@ def test_hours_end_a_round_at_work_and_forbid_the_next(
         assert "has given its 1 hours" in refusal(coordinator.train(task(0), weights))
 
     assert not coordinator.train(task(0), weights).has_error()  # no answer had left
-    guarded.ledger.spend_hours("Dataset901_Balls", 0.6)
+    guarded.ledger.spend(["Dataset901_Balls"], hours=0.6)
     assert "has given its 1 hours" in refusal(coordinator.train(task(1), weights))
 
 

@@ -52,6 +52,7 @@ from nnunetv2_federated.federation.messages import (
     PrepareTask,
     PrivacyTerms,
     SiteDescription,
+    SiteScore,
     SiteSurvey,
     TrainReport,
     TrainTask,
@@ -59,6 +60,7 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.proposals import PlanProposal, Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyEnd, StudyReceipt, StudyTerms
 from nnunetv2_federated.flower.deployment.message_objects import put_together
 from nnunetv2_federated.flower.records import (
     ARRAYS,
@@ -102,6 +104,8 @@ ANSWERS: dict[type, Any] = {
     PrepareReport: PrepareReport("bern", HASH, {"2d": 5}),
     FullValidation: FullValidation("bern", 2, {"Dice": 0.5}, {"1": {"Dice": [0.5, 2]}}),
     PersonalReport: PersonalReport("bern", 9, "Dice", 0.5, 0.75, 0.25),
+    SiteScore: SiteScore("bern", [VALIDATION] * 2),
+    StudyReceipt: StudyReceipt("bern"),
     ChoiceOffer: ChoiceOffer("bern", 6),
     EvaluationOffer: EvaluationOffer("bern", 6, 5, "patient", {"torch": "2"}, "cpu"),
     WeightsReceipt: WeightsReceipt("bern", HASH),
@@ -122,6 +126,11 @@ QUESTIONS: dict[type, Any] = {
         asdict(FederationSettings()),
         {"nnunetv2": "2.8.1"},
     ),
+    StudyTerms: StudyTerms(
+        *("abc", asdict(FederationSettings(rounds=9)), {"momentum": [0.5, 0.9]}, 27, 63, 3, 3, 20),
+        *(250, 1.5, 2.5),
+    ),
+    StudyEnd: StudyEnd("abc", [0, 3], False),
     PlanProposal: PlanProposal("Dataset501_A", {"planner": "P"}, ["2d"], 5, False, False),
     FingerprintTask: FingerprintTask(100, None, False),
     PrepareTask: PrepareTask({"plans_name": "P"}, HASH, {}, {}, ["2d"], False, True),

@@ -212,8 +212,9 @@ def test_limits_belong_to_the_dataset_and_add_up_over_runs(tmp_path: Path) -> No
         ledger.open_run(run, tmp_path)
         assert ledger.begin(Question(run, ROUND, 0, "q"), "D", limits, "bern") is None
     ledger.spend(["D"], hours=0.5)
-    ledger.spend_hours("D", 0.25)
-    assert Ledger(tmp_path).spent("D") == Spent(2, 0.75, 0)
+    ledger.spend(["D", "study x"], hours=0.25, size=5)
+    assert Ledger(tmp_path).spent("D") == Spent(2, 0.75, 0, 5e-9)
+    assert ledger.spent("study x") == Spent(0, 0.25, 0, 5e-9)
     assert ledger.spent("E") == Spent()
 
 

@@ -14,6 +14,7 @@ from flwr.app import MessageType, RecordDict
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
+from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.study import StudyTerms
 from nnunetv2_federated.federation.tasks import (
     check_evaluation,
@@ -188,6 +189,8 @@ class WorkGuard:
         except SiteError as error:
             raise SiteError(f"site {self._here.name}: {error}") from error
         question = _question(kind, task, weights)
+        if proposal.study is not None and question.is_round:
+            self._check_rounds(proposal, proposal.study, question)
         dataset, limits = site.run.dataset, self._here.limits
         kept = self._ledger.begin(question, dataset, limits, self._here.name)
         if kept is None and proposal.study is not None:
@@ -235,6 +238,15 @@ class WorkGuard:
         self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
         if proposal.study is not None:
             self._check_study(proposal.study, hours)
+
+    def _check_rounds(self, proposal: Proposal, study: StudyTerms, question: Question) -> None:
+        """Refuse a new round of a study that has had all that were approved."""
+        new = question.step >= self._ledger.rounds_done(question.run)
+        if new and self._ledger.rounds_of(proposal) >= study.rounds:
+            raise SiteError(
+                f"site {self._here.name}: the {study.rounds} rounds approved for the study are "
+                "given"
+            )
 
     def _check_study(self, study: StudyTerms, hours: float) -> None:
         spent = self._ledger.spent(study.account)
