@@ -68,6 +68,7 @@ class Paper:
         self.plan = plan
         self.done: dict[int, int] = {}
         self.weights: set[int] = set()
+        self.finished = False
 
     def train(
         self,
@@ -100,6 +101,9 @@ class Paper:
 
     def discard(self, keep: set[int]) -> None:
         self.weights &= keep
+
+    def finish(self) -> None:
+        self.finished = True
 
 
 def open_study(folder: Path, plan: TuningPlan) -> Study:

@@ -49,7 +49,7 @@ class Course:
         self._say = say
 
     def run(self) -> str | None:
-        """Go on to the end.
+        """Go on to the end, and tell the trainings if no trial goes on any more.
 
         Returns
         -------
@@ -57,6 +57,13 @@ class Course:
             Why it ended before all trials had begun, or with trials that are paused; ``None`` if it
             did not.
         """
+        stopped = self._brackets()
+        if not any(trial.running for trial in self._study.trials()):
+            self._trainings.finish()
+        return stopped
+
+    def _brackets(self) -> str | None:
+        """Begin and end one bracket after another; return why not all trials could be."""
         index, begun = 0, list[Bracket]()
         while True:
             bracket = self._study.bracket(index)

@@ -47,6 +47,9 @@ class Trainings(Protocol):
     def discard(self, keep: set[int]) -> None:
         """Delete the weights of all trials but some."""
 
+    def finish(self) -> None:
+        """Tell whoever has to know that no trial comes any more."""
+
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
     """Return the best of the trials that reached the highest rung; the first of equal ones.

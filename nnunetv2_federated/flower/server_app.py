@@ -153,7 +153,11 @@ class Server:
         self._train(strategy, self.settings.rounds if until is None else until)
         if (done := len(self.rounds)) < self.settings.rounds:
             self.observer.say(f"paused after round {done} of {self.settings.rounds}")
-            return
+        else:
+            self._conclude(strategy)
+
+    def _conclude(self, strategy: PolyLRStrategy) -> None:
+        """Write the result, and ask for all that comes after the last round."""
         self.model.save_final(self._sent)  # before anybody is asked, who may be silent
         self._validate_last(strategy)
         self.model.finish(self._sent)

@@ -105,11 +105,14 @@ def test_budgets_end_a_study_which_a_larger_one_continues(tmp_path: Path) -> Non
     hours = a_plan(3, halving, momentum, Budget(hours=15))
     study = open_study(tmp_path / "hours", hours)
     paper = Paper(hours)
+    paper.finished = False
     assert run(study, hours, paper) == "--budget-hours 15: 12 are spent"
+    assert not paper.finished  # trials are paused
     paused = content(study)
     assert [sorted(t.scores) for t in paused] == [[4], [4], [4]]
     longer = a_plan(3, halving, momentum, Budget(hours=100))
     assert run(open_study(tmp_path / "hours", longer), longer, paper) is None
+    assert paper.finished
     assert all(not t.running for t in content(study))
 
 
