@@ -350,6 +350,11 @@ def _check_continues(run: Run) -> None:
     asked = dataclasses.replace(
         run, device=stored.device, num_gpus=stored.num_gpus, settings=settings
     )
+    if run.study is not None and stored.study is not None:
+        # of a study that goes on with a larger budget, which sites approve anew
+        terms = dataclasses.replace(run.study, study_id=stored.study.study_id)
+        if terms == run.study:
+            asked = dataclasses.replace(asked, study=stored.study)
     for field in dataclasses.fields(Run):
         if getattr(asked, field.name) != getattr(stored, field.name):
             raise SettingsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,10 +18,11 @@ from nnunetv2_federated.federation.logs import send_logs_to
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.round_line import describe_round
 from nnunetv2_federated.federation.run import RUN_FILE, Run
-from nnunetv2_federated.federation.study import StudyEnd, StudyReceipt
+from nnunetv2_federated.federation.study import StudyEnd, StudyReceipt, StudyTerms
 from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.deployment.server.network_grid import NetworkGrid
 from nnunetv2_federated.flower.deployment.server.serve import ServerSettings, federation_grid
+from nnunetv2_federated.flower.enrolment import LOOK_SECONDS
 from nnunetv2_federated.flower.records import pack_content
 from nnunetv2_federated.nnunet.environment import environment
 from nnunetv2_federated.nnunet.training.result_folder import federation_folder
@@ -63,8 +65,8 @@ class NetworkTrials(TrialTrainings):
     ----------
     plan, folder, say, say_round
         As of :class:`.TrialTrainings`.
-    study_id
-        Identifies the study at the sites.
+    terms
+        What sites approve of the study.
     server
         Credentials of the server.
     grid
@@ -78,12 +80,12 @@ class NetworkTrials(TrialTrainings):
         say: Say,
         say_round: Say,
         *,
-        study_id: str,
+        terms: StudyTerms,
         server: ServerSettings,
         grid: NetworkGrid,
     ) -> None:
         super().__init__(plan, folder, 1, say, say_round)
-        self._terms = plan.terms(study_id)
+        self._terms = terms
         self._server = server
         self._grid = grid
         self._sites = plan.base.remote_sites
@@ -94,11 +96,22 @@ class NetworkTrials(TrialTrainings):
         self._end(self.begun() - keep, finished=False)
 
     def finish(self) -> None:
-        """Tell the sites that no trial comes any more."""
+        """Tell the sites that no trial comes any more; wait for them a while."""
+        end = time.monotonic() + _TELL_SECONDS
+        while time.monotonic() < end and self._absent():
+            time.sleep(LOOK_SECONDS)
         self._end(self.begun(), finished=True)
+        for site in sorted(self._absent()):
+            self._say(
+                f"{site} is not connected and keeps the states of its trials; its engineer may "
+                f"delete nnUNet_results/studies/{self._terms.study_id}"
+            )
+
+    def _absent(self) -> set[str]:
+        return set(self._sites) - set(self._grid.site_names().values())
 
     def _end(self, trials: set[int], *, finished: bool) -> None:
-        """Tell the sites that are connected; the next time they are told of all again."""
+        """Tell the sites that are connected; each time of all that have ended."""
         end = StudyEnd(self._terms.study_id, sorted(trials), finished)
         names = {n: s for n, s in self._grid.site_names().items() if s in self._sites}
         contents = {node: pack_content(end.to_json()) for node in names}

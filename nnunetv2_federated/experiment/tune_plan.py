@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from nnunetv2_federated.experiment.resolve import resolve
 from nnunetv2_federated.experiment.tune_choices import TuneChoices
 from nnunetv2_federated.experiment.tune_folds import runs_of_other_folds
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.federation.halving import Halving, with_equal_work, work_of_round
+from nnunetv2_federated.federation.halving import Bracket, Halving, with_equal_work, work_of_round
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.search_space import (
     OneOf,
@@ -27,7 +26,7 @@ from nnunetv2_federated.federation.search_space import (
 )
 from nnunetv2_federated.federation.search_table import read_search_space
 from nnunetv2_federated.federation.settings import FederationSettings
-from nnunetv2_federated.federation.study import StudyTerms
+from nnunetv2_federated.federation.study import StudyTerms, problem_of_study
 from nnunetv2_federated.federation.tasks import DEFAULT_PROXIMAL_MU
 from nnunetv2_federated.federation.tuning_budget import Budget, Cost, bytes_of_round
 from nnunetv2_federated.flower.launch import check_buildable, check_choices, notes_on_datasets
@@ -98,31 +97,35 @@ class TuningPlan:
         sent = bytes_of_round(settings, self.values, len(self.base.site_names))
         return Cost(self.rounds, self.rounds * sent)
 
-    def terms(self, study_id: str) -> StudyTerms:
+    def terms(self, study_id: str, begun: Sequence[Bracket] = ()) -> StudyTerms:
         """Return what sites on other machines are asked to approve.
 
         Parameters
         ----------
         study_id
             Identifies the study.
+        begun
+            Brackets that have begun, which may be smaller than those of all trials at once.
         """
-        rounds = self.halving.cost(self.trials, self.rounds)
-        if self.budget.rounds is not None:
-            rounds = min(rounds, self.budget.rounds)
         # with less work in a round than the default's, a trial has more of them
-        longest = max(self.settings(values).rounds for values in _ends(self))
+        longest = max(self.rounds, *(self.settings(values).rounds for values in _ends(self)))
+        brackets = [*begun, *self.halving.brackets_of(self.trials, begun)]
+        rounds = sum(bracket.cost(longest, extra=1) for bracket in brackets)
+        pieces = sum(sum(bracket.counts()) + len(bracket.exponents) for bracket in brackets)
+        if self.budget.rounds is not None and longest == self.rounds:
+            rounds = min(rounds, self.budget.rounds)
         return StudyTerms(
             study_id=study_id,
             base=asdict(self.base.settings),
             search=self.space.to_plain(),
             trials=self.trials,
-            rounds=math.ceil(rounds * max(1.0, longest / self.rounds)),
+            rounds=rounds,
             reduction=self.halving.reduction,
             rungs=1 if self.halving.brackets == "none" else self.halving.rungs,
             score_iterations=self.score_iterations,
-            usual_iterations=self.usual_iterations,
-            hours=self.budget.hours,
-            gigabytes=self.budget.gigabytes,
+            evaluations=pieces + self.trials,
+            hours=_with_margin(self.budget.hours),
+            gigabytes=_with_margin(self.budget.gigabytes),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -184,6 +187,11 @@ def build_plan(choices: TuneChoices, *, say: Callable[[str], None]) -> TuningPla
     return plan
 
 
+def _with_margin(limit: float | None) -> float | None:
+    """Return what a site approves of a budget, which counts rounds only, and ends no piece."""
+    return None if limit is None else 1.25 * limit
+
+
 def _check_objective(base: Run) -> None:
     """Refuse what leaves nothing to choose by, or costs each trial what it is not chosen by."""
     if base.fold == "all":
@@ -210,6 +218,8 @@ def _check_objective(base: Run) -> None:
 def _usual_iterations(space: SearchSpace, base: Run, trainer: FederatedRounds) -> int | None:
     """Return the iterations of the trainer's own epoch; ``None`` for a pass over the cases."""
     own: int | None = trainer.num_iterations_per_epoch
+    if base.remote_sites and (problem := problem_of_study(base.settings, space)) is not None:
+        raise SettingsError(f"{problem}.")
     varies = any(parameter.name == "iterations_per_epoch" for parameter in space.parameters)
     if varies and own is None:
         raise SettingsError(

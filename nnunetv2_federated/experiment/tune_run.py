@@ -66,7 +66,7 @@ def run_study(
         contextlib.ExitStack() as opened,
     ):
         study = _open_study(choices, plan, storage, name)
-        trainings = opened.enter_context(_trainings(choices, plan, name, say, say_round))
+        trainings = opened.enter_context(_trainings(choices, plan, study, say, say_round))
         _check_of_this_folder(study, trainings, folder)
         nested = Nested(plan, trainings, folder / "nested", say, say_round)
         work = _Work(plan, study, trainings, nested)
@@ -134,7 +134,7 @@ def _check_of_this_folder(study: Study, trainings: TrialTrainings, folder: Path)
 def _trainings(
     choices: TuneChoices,
     plan: TuningPlan,
-    name: str,
+    study: Study,
     say: Callable[[str], None],
     say_round: Callable[[str], None],
 ) -> Iterator[TrialTrainings]:
@@ -144,10 +144,10 @@ def _trainings(
         yield TrialTrainings(plan, folder / "trials", choices.workers, say, say_round)
         return
     server = server_settings(choices)
-    study_id = name.rsplit(maxsplit=1)[-1]
+    terms = plan.terms(study.optuna.study_name.split()[-1], study.brackets())
     with sites_of_study(plan, folder, server, say) as grid:
         yield NetworkTrials(
-            *(plan, folder / "trials", say, say_round), study_id=study_id, server=server, grid=grid
+            *(plan, folder / "trials", say, say_round), terms=terms, server=server, grid=grid
         )
 
 

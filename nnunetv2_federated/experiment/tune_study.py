@@ -100,6 +100,13 @@ class Study:
             return None
         return Bracket(content["trials"], tuple(content["exponents"]), content["reduction"])
 
+    def brackets(self) -> list[Bracket]:
+        """Return the brackets that were begun."""
+        found: list[Bracket] = []
+        while (bracket := self.bracket(len(found))) is not None:
+            found.append(bracket)
+        return found
+
     def begin_bracket(self, index: int, bracket: Bracket) -> None:
         """Keep what a bracket is, before its first trial."""
         self.optuna.set_user_attr(f"{_BRACKET} {index}", asdict(bracket))

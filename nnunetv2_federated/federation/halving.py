@@ -8,7 +8,7 @@ here, so that what a rung has cost is not paid again.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,23 +84,22 @@ class Halving:
             usual = self.size or whole
         return Bracket(min(usual, left), tuple(range(lowest, -1, -1)), self.reduction)
 
-    def cost(self, trials: int, rounds: int) -> int:
-        """Return the rounds of all brackets together, each with a trial that always goes on.
+    def brackets_of(self, trials: int, begun: Sequence[Bracket] = ()) -> list[Bracket]:
+        """Return the brackets that are to come.
 
         Parameters
         ----------
         trials
-            Trials that begin, in all brackets.
-        rounds
-            Rounds of a whole training.
+            Trials of the tuning, in all brackets.
+        begun
+            Brackets that have begun.
         """
-        total, index = 0, 0
-        while trials > 0:
-            bracket = self.bracket(index, trials)
-            total += bracket.cost(rounds, extra=1)
-            trials -= bracket.trials
-            index += 1
-        return total
+        left = trials - sum(bracket.trials for bracket in begun)
+        coming: list[Bracket] = []
+        while left > 0:
+            coming.append(self.bracket(len(begun) + len(coming), left))
+            left -= coming[-1].trials
+        return coming
 
     def check(self, rounds: int) -> None:
         """Raise ``SettingsError`` if a training has too few rounds for its rungs."""

@@ -22,7 +22,7 @@ from nnunetv2_federated.federation.messages import Validation
 BLOCKS = 10
 """Blocks of a score at most."""
 FEWEST_CASES = 3
-"""Fewest validation cases to a block that leaves a site, as in an evaluation."""
+"""Validation cases that a site has for each block that leaves it, at least."""
 _FORMAT = 2
 _TIE = 1e-9
 """Weight of the loss in a value: it ranks trials of the same Dice, such as those that do not tell
@@ -86,17 +86,20 @@ def score_of_sites(sites: Iterable[Sequence[Validation]]) -> Score:
     return Score(tuple(Block.of([v for v in block if v is not None]) for block in blocks))
 
 
-def blocks_for(cases: int) -> int:
+def blocks_for(cases: int, iterations: int) -> int:
     """Return in how many blocks a site on another machine tells its counts.
 
-    A block of few cases would nearly describe them.
+    A block of few cases would nearly describe them: each has at least two batches, of which the
+    last may be of a single case, and there are no more than one for three cases.
 
     Parameters
     ----------
     cases
         Validation cases of the site.
+    iterations
+        Validation iterations.
     """
-    return max(1, min(BLOCKS, cases // FEWEST_CASES))
+    return max(1, min(BLOCKS, cases // FEWEST_CASES, iterations // 2))
 
 
 def noise_of_difference(ours: Score, theirs: Score) -> float:

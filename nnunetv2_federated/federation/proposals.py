@@ -118,6 +118,8 @@ class Proposal(Approvable):
             return
         if self.trial is None or self.count > 1 or self.npz:
             raise SettingsError("a trial of a study has a number, is one training, and has no npz.")
+        if self.fold == "all":
+            raise SettingsError("a study needs a fold that leaves validation cases.")
         if self.run_id != self.study.run_id(self.trial):
             raise SettingsError(f"run {self.run_id} is not trial {self.trial} of the study.")
         self.study.check_trial(self.trial, FederationSettings(**self.settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -24,6 +24,8 @@ from nnunetv2_federated.federation.search_table import read_search_space
 from nnunetv2_federated.federation.settings import FederationSettings
 
 MOST_TRIALS = 10_000
+MOST_VALUES = 30
+"""Most values of a list in a study over a network: an engineer reads them all."""
 StudyId = Annotated[Name, Field(min_length=1, max_length=64)]
 TrialNumber = Annotated[int, Field(ge=0, lt=MOST_TRIALS)]
 _Above0 = Annotated[float, Field(gt=0, le=1e9)]
@@ -47,9 +49,8 @@ class StudyTerms(Payload):
     """A trial is scored at shares ``reduction ** -k`` of its rounds, for ``k < rungs``."""
     score_iterations: Annotated[Iterations, Field(ge=1)]
     """Most validation iterations of a score at one site."""
-    usual_iterations: Annotated[Iterations, Field(ge=1)] | None = None
-    """Iterations of the trainer's own epoch, by which steps are counted; ``None`` for a pass over
-    the cases."""
+    evaluations: Annotated[int, Field(ge=1, le=10**6)]
+    """Most scores, and validations of a last round's model, of all trials together."""
     hours: _Above0 | None = None
     """Most hours at one site; ``None`` for no limit but the site's own."""
     gigabytes: _Above0 | None = None
@@ -62,6 +63,9 @@ class StudyTerms(Payload):
             raise ValueError(str(error)) from error
         if plain != self.search:
             raise ValueError("search is not written as this package writes it")
+        problem = problem_of_study(self.base_settings, self.space)
+        if problem is not None:
+            raise ValueError(problem)
 
     @property
     def space(self) -> SearchSpace:
@@ -99,6 +103,12 @@ class StudyTerms(Payload):
             if most is not None and spent >= most:
                 raise SiteError(f"the {most:g} {what} approved for the study are spent")
 
+    def check_count(self, what: Literal["rounds", "evaluations"], given: int) -> None:
+        """Raise ``SiteError`` if a site has given all rounds, or evaluations, that it approved."""
+        most = self.rounds if what == "rounds" else self.evaluations
+        if given >= most:
+            raise SiteError(f"the {most} {what} approved for the study are given")
+
     def run_id(self, number: int) -> str:
         """Return the identifier of a trial's training."""
         return f"{self.study_id}.{trial_name(number)}"
@@ -106,7 +116,8 @@ class StudyTerms(Payload):
     def settings_of(self, values: Mapping[str, Value]) -> FederationSettings:
         """Return the settings of a trial, with as many rounds as take the default's steps."""
         base = self.base_settings
-        return with_equal_work(self.space.apply(base, values), base, self.usual_iterations)
+        # where iterations_per_epoch varies, the default has its own; else all have the trainer's
+        return with_equal_work(self.space.apply(base, values), base, None)
 
     def check_trial(self, number: int, settings: FederationSettings) -> None:
         """Compare the settings of a trial with what was approved.
@@ -148,6 +159,25 @@ class StudyReceipt(Payload):
     """A site's answer to ``query.ended``."""
 
     site: SiteName
+
+
+def problem_of_study(base: FederationSettings, space: SearchSpace) -> str | None:
+    """Return why settings cannot be those of a study over a network; ``None`` if they can."""
+    if base.withholds:
+        return "--dp-validation withhold: a study chooses by what its sites tell of validation"
+    if base.personalises:
+        return "--personal finetune: no trial is chosen by personal models"
+    names = {parameter.name for parameter in space.parameters}
+    if "iterations_per_epoch" in names and base.iterations_per_epoch is None:
+        return (
+            "[search] iterations_per_epoch: over a network give iterations_per_epoch outside "
+            "[search], too, so that sites can compare the steps of trials"
+        )
+    for parameter in space.parameters:
+        values = parameter.values
+        if isinstance(values, OneOf) and len(values.values) > MOST_VALUES:
+            return f"[search] {parameter.name}: more than {MOST_VALUES} values; give a range"
+    return None
 
 
 def trial_name(number: int) -> str:

@@ -127,7 +127,7 @@ def check_personal(task: TrainTask, settings: FederationSettings, rounds_done: i
         raise SiteError("refused a personal model: this site has trained no round of it")
 
 
-def check_score(task: TrainTask, run: Run) -> None:
+def check_score(task: TrainTask, run: Run, val_iterations: int | None) -> None:
     """Allow the score of a trial of a study after each of its rungs, on as much as was approved.
 
     Parameters
@@ -136,11 +136,14 @@ def check_score(task: TrainTask, run: Run) -> None:
         Task as it came; it is numbered as many rounds as the trial has been trained.
     run
         Run of the trial at the site, which need not have been drawn for any of these rounds.
+    val_iterations
+        As of :func:`check_round`.
 
     Raises
     ------
     SiteError
-        If the run is no trial, there is no such rung, or more is asked than approved.
+        If the run is no trial, there is no such rung, more is asked than approved, or the site has
+        no cases to validate that it does not train on.
     """
     if run.study is None:
         raise SiteError("refused a score: the training is no trial of a study")
@@ -150,8 +153,12 @@ def check_score(task: TrainTask, run: Run) -> None:
             f"refused a score after round {task.server_round}: approved are scores after rounds "
             f"{', '.join(map(str, sorted(rungs)))}"
         )
+    cases = run.sites[0]
+    if run.settings.withholds or not set(cases.validation_cases) - set(cases.training_cases):
+        raise SiteError("refused a score: there are no validation cases of which to tell")
     asked, most = task.validate_received, run.study.score_iterations
-    if not (asked == VALIDATION_EPOCH or 0 < asked <= most):
+    whole_epoch = asked == VALIDATION_EPOCH and val_iterations is None
+    if not whole_epoch and not 0 < asked <= most:
         raise SiteError(f"refused {asked} validation iterations: approved are at most {most}")
 
 

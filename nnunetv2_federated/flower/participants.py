@@ -127,8 +127,10 @@ class Participants:
         if self._enrolment is None:
             self._gather_here()
             return
-        needed = self._run.needed(len(self._run.remote_sites))
-        self._enrolment.wait(needed, self._run.settings.wait_for_sites, "--min-replies")
+        needed, remedy = self._run.needed(len(self._run.remote_sites)), "--min-replies"
+        if self._run.study is not None:  # trials that others have scored cannot be compared
+            needed, remedy = len(self._run.remote_sites), "all of a study, for every trial"
+        self._enrolment.wait(needed, self._run.settings.wait_for_sites, remedy)
         self._observer.sites_joined(list(self.sites.values()))
 
     def present(self, names: Collection[str], needed: int) -> dict[str, int]:

@@ -181,6 +181,7 @@ def test_a_study_gets_what_was_approved_of_it_and_nothing_else(guarded: GuardedS
         reduction=2,
         rungs=2,
         score_iterations=4,
+        evaluations=1,
     )
 
     def trial(number: int) -> Proposal:
@@ -207,13 +208,15 @@ def test_a_study_gets_what_was_approved_of_it_and_nothing_else(guarded: GuardedS
 
     assert not ask("train", 0, 0).has_error()
     assert "approved are scores after rounds 1, 2" in refusal(score(0, 3))
-    assert "at most 4" in refusal(score(0, 1, iterations=5))
+    for iterations in (5, -1):  # of this trainer's epoch more than was approved
+        assert "at most 4" in refusal(score(0, 1, iterations=iterations))
     first = SiteScore.from_json(unpack_payload(score(0, 1).content))
     # three validation cases: no more than one block of them
     assert (first.site, len(first.blocks), first.blocks[0].iterations) == ("bern", 1, 4)
     assert SiteScore.from_json(unpack_payload(score(0, 1).content)) == first
     # of other weights it would tell of these cases once more
     assert "another question for the score after round 1" in refusal(score(0, 1, weights * 2))
+    assert "1 evaluations approved for the study are given" in refusal(score(0, 2))
     for kind, step in (("evaluate.fully", 3), ("train.personal", 4)):
         assert "a trial of a study is scored only" in refusal(ask(kind, 0, step))
 
@@ -221,6 +224,8 @@ def test_a_study_gets_what_was_approved_of_it_and_nothing_else(guarded: GuardedS
     states = Path(os.environ["nnUNet_results"]) / "studies" / "study-of-two"  # noqa: SIM112
     kept = "*/*/fold_0/federation/sites/bern/after_round_0.pt"
     assert "a task of another run" in refusal(ask("train", 0, 1))
+    changed = dataclasses.replace(trial(1), settings=asdict(SETTINGS.changed(momentum=0.9)))
+    assert "joined with other settings before" in refusal(coordinator.join(changed))
     assert not ask("train", 1, 0).has_error()
     assert {path.parts[-8] for path in states.glob(f"*/{kept}")} == {"trial_000", "trial_001"}
     wrong = StudyEnd("another-study", [0, 1], finished=False)
@@ -232,14 +237,17 @@ def test_a_study_gets_what_was_approved_of_it_and_nothing_else(guarded: GuardedS
     assert not ask("train", 1, 1).has_error()
     # three rounds were approved for all trials
     assert not coordinator.join(trial(2)).has_error()
-    assert "3 rounds approved for the study are given" in refusal(ask("train", 2, 0))
+    for _ in range(2):  # what is refused is not counted
+        assert "3 rounds approved for the study are given" in refusal(ask("train", 2, 0))
     assert guarded.ledger.spent("Dataset901_Balls").rounds == 3
     spent = guarded.ledger.spent(terms.account)
-    # down and up in each of three rounds, and down for a score
-    assert spent.gigabytes == pytest.approx(7 * weights.nbytes / 1e9, rel=1e-4)
+    assert (spent.rounds, spent.evaluations) == (3, 1)
+    # down and up in each of three rounds, and down for a score: asked twice, and of other weights
+    assert spent.gigabytes == pytest.approx(9 * weights.nbytes / 1e9, rel=1e-4)
     assert 0 < spent.hours < 1
     guarded.consent.withdraw(trial(0).approval(), "test")
     assert "was withdrawn" in refusal(ask("train", 2, 0))
+    assert "was withdrawn" in refusal(coordinator.ask("query.ended", end.to_json()))
 
 
 def test_limits_add_up_over_starts_and_an_earlier_run_is_not_joined_again(

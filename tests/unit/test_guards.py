@@ -128,7 +128,7 @@ QUESTIONS: dict[type, Any] = {
     ),
     StudyTerms: StudyTerms(
         *("abc", asdict(FederationSettings(rounds=9)), {"momentum": [0.5, 0.9]}, 27, 63, 3, 3, 20),
-        *(250, 1.5, 2.5),
+        *(60, 1.5, 2.5),
     ),
     StudyEnd: StudyEnd("abc", [0, 3], False),
     PlanProposal: PlanProposal("Dataset501_A", {"planner": "P"}, ["2d"], 5, False, False),

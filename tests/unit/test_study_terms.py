@@ -32,6 +32,7 @@ TERMS = StudyTerms(
     reduction=3,
     rungs=2,
     score_iterations=200,
+    evaluations=80,
 )
 FOUND = BASE.changed(
     initial_lr=0.05,
@@ -64,7 +65,10 @@ def test_one_approval_covers_every_trial_of_the_study_and_no_other_study() -> No
     first = trial(BASE, 0)
     assert trial(FOUND).approval() == trial(FOUND, 26).approval() == first.approval()
     assert Proposal.from_json(trial(FOUND).to_json()) == trial(FOUND)
-    for changes in ({"trials": 28}, {"rounds": 127}, {"score_iterations": 201}, {"hours": 1.0}):
+    for changes in (
+        *({"trials": 28}, {"rounds": 127}, {"score_iterations": 201}, {"hours": 1.0}),
+        *({"evaluations": 81}, {"gigabytes": 1.0}, {"rungs": 3}),
+    ):
         assert trial(BASE, 0, study=replace(TERMS, **changes)).approval() != first.approval()
     again = replace(TERMS, study_id="abd")
     assert trial(BASE, 0, study=again, run_id="abd.trial_000").approval() != first.approval()
@@ -113,6 +117,8 @@ def test_a_trial_that_was_not_approved_is_no_proposal(
         {"study": None},
         {"npz": True},
         {"queue": {"2d": [0, 1]}},
+        # its validation cases are those that it trains on
+        {"fold": "all", "queue": {"2d": ["all"]}},
     ],
 )
 def test_a_trial_is_one_training_by_its_own_name(changes: dict[str, Any]) -> None:
@@ -131,6 +137,10 @@ def test_a_trial_is_one_training_by_its_own_name(changes: dict[str, Any]) -> Non
         ({"search": {"momentum": {"low": 0.5, "high": 0.9, "log": False}}}, "as this package"),
         ({"base": {"rounds": 0}}, "rounds"),
         ({"base": {"speed": 1}}, "speed"),
+        ({"search": {"momentum": [n / 100 for n in range(31)]}}, "more than 30 values"),
+        ({"search": {"iterations_per_epoch": [100, 500]}}, "outside .search., too"),
+        ({"base": asdict(BASE.changed(dp_noise=1.0))}, "--dp-validation withhold"),
+        ({"base": asdict(BASE.changed(personal="finetune"))}, "--personal finetune"),
         ({"study_id": ".."}, "study_id"),
         ({"study_id": "a/b"}, "study_id"),
         ({"trials": 10**6}, "trials"),
@@ -155,21 +165,30 @@ def test_a_trial_is_scored_at_its_own_rungs() -> None:
         limited.check_spent(0.0, 1.0)
 
 
-def test_the_rounds_of_a_study_are_those_of_its_brackets() -> None:
-    # 27 trials in three brackets of 9: 9 to round 2, 3 and the default to 6, 1 and it to 18
+def test_the_brackets_of_a_study_are_those_begun_and_those_to_come() -> None:
+    # 9 to round 2, 3 and the default to 6, 1 and it to 18
     cost = 9 * 2 + 4 * 4 + 2 * 12
-    assert Halving("halving", 3, 3).cost(9, 18) == cost
-    assert Halving("halving", 3, 3).cost(27, 18) == 3 * cost
-    assert Halving("none", 3, 3).cost(5, 18) == 5 * 18
+    halving = Halving("halving", 3, 3)
+    assert [b.cost(18, extra=1) for b in halving.brackets_of(9)] == [cost]
+    assert [b.trials for b in halving.brackets_of(20)] == [9, 9, 2]
+    # of 3 trials at first, and of 9 later, the second bracket has 6: more than 9 at once take
+    begun = [halving.bracket(0, 3)]
+    assert [b.trials for b in halving.brackets_of(9, begun)] == [6]
+    assert [b.trials for b in Halving("none", 3, 3).brackets_of(2)] == [1, 1]
 
 
 def test_an_engineer_reads_what_varies_and_what_a_study_costs() -> None:
     said = "\n".join(describe(trial(FOUND, study=replace(TERMS, hours=8.0)), None, []))
     assert "a study of at most 27 trainings, its trials, of 2d, fold 0" in said
     assert "together at most 126 rounds, 8 hours here" in said
-    assert "initial_lr from 0.001 to 0.1 by its logarithm; local_epochs of 1, 2" in said
+    assert "- initial_lr from 0.001 to 0.1 by its logarithm\n- local_epochs of 1, 2\n" in said
     assert "18 rounds of 1 local epoch" in said  # of the first trial, whichever comes next
     assert "at most 200 iterations" in said
+    assert "at most 80, each of which counts as an evaluation" in said
+    private = BASE.changed(dp_epsilon=8.0, dp_validation="clear")
+    costly = replace(TERMS, base=asdict(private))
+    said_of_noise = "\n".join(describe(trial(private, 0, study=costly), None, []))
+    assert "each of up to 27 trainings, whose costs add up, costs each patient" in said_of_noise
     assert "means of the full validation" not in said
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nnunetv2_federated.federation.aggregation import Vector
@@ -53,7 +54,7 @@ def score_site(
     weights: Vector,
     iterations: int,
     *,
-    blocks: int = BLOCKS,
+    blocks: Callable[[int], int] = lambda iterations: BLOCKS,  # noqa: ARG005
     observer: Observer | None = None,
 ) -> list[Validation]:
     """Validate weights at one site; each part of the result is of a block of batches.
@@ -67,7 +68,7 @@ def score_site(
     iterations
         Validation iterations, ``VALIDATION_EPOCH`` for the trainer's own.
     blocks
-        Parts of the result at most.
+        Returns the parts of the result at most, of so many iterations.
     observer
         Receives the progress.
     """
@@ -82,7 +83,7 @@ def score_site(
                     iterations = site.trainer.num_val_iterations_per_epoch
                 site.state.receive(weights)
                 seed_everything(run.settings.seed + index)
-                return site.trainer.validate_blocks(iterations, blocks)
+                return site.trainer.validate_blocks(iterations, blocks(iterations))
         finally:
             site.close()
 
@@ -98,7 +99,7 @@ def score_here(site: WorkingSite, weights: Vector, iterations: int) -> SiteScore
         As of :func:`score_site`.
     """
     cases = site.run.sites[0]
-    blocks = blocks_for(len(cases.validation_cases))
+    blocks = partial(blocks_for, len(cases.validation_cases))
     before = capture_randomness()  # its next round goes on with these
     try:
         found = score_site(site.run, 0, weights, iterations, blocks=blocks, observer=site.observer)

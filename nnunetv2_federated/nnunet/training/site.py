@@ -217,7 +217,7 @@ class Site:
             iterations = self._iterations(iterations)
             self.observer.site_started(self.cases.name, iterations)
             self.state.receive(weights)
-            return self.trainer.validate_iterations(iterations)
+            return self._without_borrowed(self.trainer.validate_iterations(iterations))
 
     def validate_fully(self, weights: Vector) -> FullValidation:
         """Run nnU-Net's full validation of global weights on this site's cases of the fold."""
@@ -296,8 +296,11 @@ class Site:
         return total
 
     def _without_borrowed(self, validation: Validation) -> Validation:
-        """Return an empty validation for a site without validation cases, or that withholds it."""
-        if self.cases.validation_cases and not self.run.settings.withholds:
+        """Return an empty validation for a site that has no cases for it, or withholds it."""
+        own = set(self.cases.validation_cases)
+        if self.run.settings.private:  # of its patients only what is noisy may leave
+            own -= set(self.cases.training_cases)
+        if own and not self.run.settings.withholds:
             return validation
         nothing = [0.0] * len(validation.tp)
         return Validation(0, 0.0, nothing, nothing, nothing)
@@ -308,6 +311,6 @@ class Site:
             return None
         before = capture_randomness()
         try:
-            return self.trainer.validate_iterations(iterations)
+            return self._without_borrowed(self.trainer.validate_iterations(iterations))
         finally:
             restore_randomness(before)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,6 @@ from nnunetv2_federated.federation.files import (
 )
 from nnunetv2_federated.federation.messages import WEIGHTS
 from nnunetv2_federated.federation.proposals import Proposal
-from nnunetv2_federated.federation.study import trial_name
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
 from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload
 
@@ -200,22 +199,35 @@ class Ledger:
 
     # How far the site is in a run
 
-    def open_run(self, run: str, folder: Path) -> None:
+    def check_same(self, run: str, joined: str) -> None:
+        """Raise ``SiteError`` if a run was joined with something else before.
+
+        Parameters
+        ----------
+        run
+            Identifier of the run.
+        joined
+            Hash of what may not change while the run goes on; empty if anything may.
+        """
+        known = self._read()["runs"].get(run, {}).get("joined", "")
+        if known and joined and known != joined:
+            raise SiteError("refused: this training was joined with other settings before")
+
+    def open_run(self, run: str, folder: Path, joined: str = "") -> None:
         """Begin or continue a run; the answer kept of another run is dropped."""
         with self._changing() as content:
             content["runs"].setdefault(run, {kind: dict(_NOTHING) for kind in _KINDS})
-            content["runs"][run]["folder"] = str(folder)
+            content["runs"][run] |= {"folder": str(folder), "joined": joined}
         for kind, file in self._answers.items():
             header = self._read_header(kind)
             if header is not None and header["run"] != run:
                 file.unlink()
 
     def rounds_of(self, proposal: Proposal) -> int:
-        """Return how many rounds the site is past of all that a proposal is about."""
+        """Return how many rounds the site has given to all that a proposal is about."""
         if proposal.study is None:
             return sum(map(self.rounds_done, proposal.run_ids))
-        start = proposal.study.run_id(0).removesuffix(trial_name(0))
-        return sum(self.rounds_done(run) for run in self._read()["runs"] if run.startswith(start))
+        return self.spent(proposal.study.account).rounds
 
     def rounds_done(self, run: str) -> int:
         """Return how many rounds of a run the site is past."""
@@ -224,13 +236,24 @@ class Ledger:
         known = runs[run][ROUND]
         return int(known["step"]) + (1 if known["done"] else 0)
 
+    def is_new(self, question: Question) -> bool:
+        """Whether a piece of work was not begun before."""
+        known = self._read()["runs"].get(question.run, {}).get(question.kind, _NOTHING)
+        return question.step > int(known["step"])
+
     def begin(
-        self, question: Question, dataset: str, limits: Limits, site: str
+        self,
+        question: Question,
+        dataset: str,
+        limits: Limits,
+        site: str,
+        account: str | None = None,
     ) -> RecordDict | None:
         """Allow a piece of work and count it, or return the answer given to the same question.
 
         Work that failed, or during which the site was killed, may be done again: for the same
-        question, and without being counted twice.
+        question, and without being counted twice. It is counted for the dataset, and for the study
+        ``account`` that it belongs to.
 
         Raises
         ------
@@ -253,8 +276,7 @@ class Ledger:
             spent = _spent(content, dataset)
             if question.step > known["step"]:
                 limits.check_step(spent, site, is_round=question.is_round)
-                counter = "rounds" if question.is_round else "evaluations"
-                content["spent"][dataset] = asdict(spent) | {counter: getattr(spent, counter) + 1}
+                _count(content, question, [dataset, account])
                 known |= {"step": question.step, "digest": question.digest, "done": False}
                 return None
             if question.digest != known["digest"]:
@@ -315,7 +337,10 @@ class Ledger:
                     "this run; give that round or an earlier one."
                 )
             known |= {"step": server_round - 1, "digest": "", "done": True}
-            everything |= {kind: dict(_NOTHING) for kind in (*_AFTER_ROUNDS, SCORE)}
+            everything |= {kind: dict(_NOTHING) for kind in _AFTER_ROUNDS}
+            score = everything.get(SCORE, _NOTHING)
+            if score["step"] > server_round:  # those of earlier rungs were told
+                everything[SCORE] = {"step": server_round, "digest": "", "done": True}
         for file in self._answers.values():
             file.unlink(missing_ok=True)
 
@@ -402,6 +427,15 @@ def _find_run(content: dict[str, Any], run: str) -> str:
 
 def _spent(content: dict[str, Any], dataset: str) -> Spent:
     return Spent(**content["spent"].get(dataset, {}))
+
+
+def _count(content: dict[str, Any], question: Question, accounts: Sequence[str | None]) -> None:
+    """Count a piece of work for a dataset, and a study if it is one's."""
+    counter = "rounds" if question.is_round else "evaluations"
+    for name in accounts:
+        if name is not None:
+            before = _spent(content, name)
+            content["spent"][name] = asdict(before) | {counter: getattr(before, counter) + 1}
 
 
 def _step(step: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +81,7 @@ class Membership:
         given = self._ledger.rounds_of(proposal)
         local.check_limits(spent, given)
         self._consent.require(proposal)
+        self._ledger.check_same(proposal.run_id, _fixed(proposal))
         # all of a queue before its first round, then what comes next
         local.check_content(proposal.current if given else proposal.folds)
         run = local.run()
@@ -89,20 +92,21 @@ class Membership:
         else:
             self._pool.close()  # also of an earlier run in this folder
             begin(folder, run, saved=any(r >= 0 for r in self._rounds_kept(folder)))
-        self._ledger.open_run(proposal.run_id, folder)
+        self._ledger.open_run(proposal.run_id, folder, _fixed(proposal))
         self._current.write(proposal, folder=str(folder), dataset=local.dataset.name)
 
     def end_trials(self, end: StudyEnd) -> StudyReceipt:
-        """Delete what is needed to continue trials of the study that was joined last.
+        """Delete what is needed to continue trials of a study that this site takes part in.
 
         Raises
         ------
         SiteError
-            If it is not that study.
+            If it takes part in no such study, or not any more.
         """
         proposal, _ = self.current()
         if proposal.study is None or proposal.study.study_id != end.study_id:
             raise SiteError(f"site {self._here.name} has joined another study, or none, last")
+        self._consent.require_still(proposal)
         if end.finished or proposal.trial in end.trials:
             self._pool.close()
         drop_trials(proposal.study, end.trials)
@@ -217,3 +221,11 @@ def _is_of(folder: Path, run_id: str) -> bool:
         raise CheckpointError(
             f"{error}; if the run in {folder} is not to be continued, delete that folder"
         ) from error
+
+
+def _fixed(proposal: Proposal) -> str:
+    """Return a hash of what a trial of a study has from its first round to its last."""
+    if proposal.study is None:
+        return ""
+    fixed = [proposal.settings, proposal.site_index, proposal.configuration, proposal.fold]
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -87,10 +87,7 @@ def _training(proposal: Proposal) -> list[str]:
     return [start, *_settings(settings, proposal.count)]
 
 
-_END = "; at the end the means of the full validation"
-
-
-def _settings(settings: FederationSettings, count: int, end: str = _END) -> list[str]:
+def _settings(settings: FederationSettings, count: int, *, study: bool = False) -> list[str]:
     """Say how each of some trainings is done, what leaves the site, and what protects it."""
     epochs = (
         "1 local epoch" if settings.local_epochs == 1 else f"{settings.local_epochs} local epochs"
@@ -100,6 +97,7 @@ def _settings(settings: FederationSettings, count: int, end: str = _END) -> list
     course = (
         "decays to 0" if settings.lr_schedule == "poly" else "follows the trainer's own schedule"
     )
+    end = "" if study else "; at the end the means of the full validation"
     options = ", ".join(f"{key} {value:g}" for key, value in settings.strategy_options.items())
     return [
         f"{'each of ' if count > 1 else ''}{settings.rounds} rounds of {epochs} of "
@@ -107,7 +105,7 @@ def _settings(settings: FederationSettings, count: int, end: str = _END) -> list
         f"{f' ({options})' if options else ''}",
         f"after each round the trained weights leave this site in {settings.transport_dtype}, "
         f"{_told(settings, end)}; field by field in docs/what-leaves-a-site.md",
-        _privacy(settings, count),
+        _privacy(settings, count, each=study),
         *_personal(settings),
     ]
 
@@ -118,18 +116,19 @@ def _study(proposal: Proposal, study: StudyTerms) -> list[str]:
     limits = [f"{study.rounds} rounds"]
     limits += [f"{study.hours:g} hours here"] if study.hours is not None else []
     limits += [f"{study.gigabytes:g} GB to and from here"] if study.gigabytes is not None else []
-    varied = "; ".join(f"{name} {_varied(values)}" for name, values in study.search.items())
     return [
         f"a study of at most {study.trials} trainings, its trials, of "
         f"{describe_queue(proposal.folds)}, with {proposal.trainer}; the coordinator calls the "
         f"dataset {proposal.dataset}; together at most {', '.join(limits)}",
-        f"from trial to trial only these settings vary, which this site checks: {varied}; the "
-        "other settings, and the steps, are those of the first trial:",
-        *_settings(settings, study.trials, end=""),
-        f"after {study.rungs} shares of its rounds a trial is scored, which counts as an "
-        f"evaluation: this site validates its model on at most {study.score_iterations} iterations "
-        "and tells losses and sums of voxel counts over blocks of them; what is needed to continue "
-        "trials that ended is deleted here",
+        "from trial to trial only these settings vary, which this site checks:",
+        *(f"- {name} {_varied(values)}" for name, values in study.search.items()),
+        "the other settings, and the steps of all rounds together, are those of the first trial:",
+        *_settings(settings, study.trials, study=True),
+        f"a trial is scored after at most {study.rungs} shares of its rounds; all scores and "
+        f"validations together are at most {study.evaluations}, each of which counts as an "
+        f"evaluation: this site validates a model on at most {study.score_iterations} iterations, "
+        "or all its validation cases, and tells losses and sums of voxel counts over blocks of "
+        "them; what is needed to continue trials that ended is deleted here",
     ]
 
 
@@ -168,12 +167,14 @@ def _told(settings: FederationSettings, end: str) -> str:
     return f"{losses} and sums of voxel counts over patches of the validation cases{end}"
 
 
-def _privacy(settings: FederationSettings, trainings: int) -> str:
+def _privacy(settings: FederationSettings, trainings: int, *, each: bool) -> str:
     """Say how the patients are protected in the weights."""
     leak = "weights can leak information about the images they were trained on"
     if not settings.private:
         return f"{leak}; no noise is added"
     cost = "all trainings together cost" if trainings > 1 else "the training costs"
+    if each:
+        cost = f"each of up to {trainings} trainings, whose costs add up, costs"
     noise = (
         f"so much noise that {cost} each patient at most epsilon {settings.dp_epsilon:g}"
         if settings.dp_epsilon is not None

@@ -14,7 +14,6 @@ from flwr.app import MessageType, RecordDict
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.messages import TrainTask
 from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.study import StudyTerms
 from nnunetv2_federated.federation.tasks import (
     check_evaluation,
@@ -189,13 +188,15 @@ class WorkGuard:
         except SiteError as error:
             raise SiteError(f"site {self._here.name}: {error}") from error
         question = _question(kind, task, weights)
-        if proposal.study is not None and question.is_round:
-            self._check_rounds(proposal, proposal.study, question)
-        dataset, limits = site.run.dataset, self._here.limits
-        kept = self._ledger.begin(question, dataset, limits, self._here.name)
-        if kept is None and proposal.study is not None:
-            self._check_study(proposal.study, 0.0)
-            self._ledger.spend([proposal.study.account], size=len(weights))
+        study, name = proposal.study, self._here.name
+        if study is not None:
+            self._check_left(study, question, len(weights))
+        kept = self._ledger.begin(
+            *(question, site.run.dataset, self._here.limits, name),
+            account=None if study is None else study.account,
+        )
+        if kept is not None and study is not None:  # it leaves once more
+            self._ledger.spend([study.account], size=_size(kept))
         return question, kept
 
     def finish(self, question: Question, answer: RecordDict) -> None:
@@ -209,12 +210,16 @@ class WorkGuard:
 
     def seconds_left(self, task: TrainTask) -> float | None:
         """Return how long to train in a round: less than asked if the site's hours end before."""
-        most = self._here.limits.max_hours
-        if most is None:
-            return task.seconds
-        spent = self._ledger.spent(self._here.dataset_name())
-        left = max(1.0, (most - spent.hours) * 3600 * _TO_TRAIN)
-        return left if task.seconds is None else min(left, task.seconds)
+        study = self._membership.current()[0].study
+        limits = [(self._here.limits.max_hours, self._here.dataset_name())]
+        limits += [(study.hours, study.account)] if study is not None else []
+        left = [
+            max(1.0, (most - self._ledger.spent(account).hours) * 3600 * _TO_TRAIN)
+            for most, account in limits
+            if most is not None
+        ]
+        asked = [] if task.seconds is None else [task.seconds]
+        return min([*asked, *left], default=None)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -237,21 +242,26 @@ class WorkGuard:
         spent = self._ledger.spent(self._here.dataset_name())
         self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
         if proposal.study is not None:
-            self._check_study(proposal.study, hours)
+            self._check_hours(proposal.study, hours)
 
-    def _check_rounds(self, proposal: Proposal, study: StudyTerms, question: Question) -> None:
-        """Refuse a new round of a study that has had all that were approved."""
-        new = question.step >= self._ledger.rounds_done(question.run)
-        if new and self._ledger.rounds_of(proposal) >= study.rounds:
-            raise SiteError(
-                f"site {self._here.name}: the {study.rounds} rounds approved for the study are "
-                "given"
-            )
+    def _check_left(self, study: StudyTerms, question: Question, size: int) -> None:
+        """Refuse what passes what was approved of a study; count the bytes that came."""
+        spent = self._ledger.spent(study.account)
+        new = self._ledger.is_new(question)
+        try:
+            study.check_spent(spent.hours, spent.gigabytes)
+            if new and question.is_round:
+                study.check_count("rounds", spent.rounds)
+            elif new:
+                study.check_count("evaluations", spent.evaluations)
+        except SiteError as error:
+            raise SiteError(f"site {self._here.name}: {error}") from error
+        self._ledger.spend([study.account], size=size)
 
-    def _check_study(self, study: StudyTerms, hours: float) -> None:
+    def _check_hours(self, study: StudyTerms, hours: float) -> None:
         spent = self._ledger.spent(study.account)
         try:
-            study.check_spent(spent.hours + hours, spent.gigabytes)
+            study.check_spent(spent.hours + hours, 0.0)
         except SiteError as error:
             raise SiteError(f"site {self._here.name}: {error}") from error
 
@@ -263,7 +273,7 @@ def _check(kind: str, task: TrainTask, site: WorkingSite, rounds_done: int) -> N
     elif kind == MessageType.EVALUATE:
         check_evaluation(task, settings, iterations)
     elif kind == EVALUATE_SCORE:
-        check_score(task, site.run)
+        check_score(task, site.run, iterations)
     elif site.run.study is not None:
         raise SiteError("refused what comes after the rounds: a trial of a study is scored only")
     elif kind == TRAIN_PERSONAL:
