@@ -344,23 +344,33 @@ def _check_continues(run: Run) -> None:
     folder = federation_folder(run)
     if not (folder / RUN_FILE).is_file():
         raise no_earlier_run(folder)
-    stored = read_run(folder)
+    other = find_other(run, read_run(folder))
+    if other is not None:
+        raise SettingsError(
+            f"the run to continue in {folder} has other {other}; continue it as it was "
+            "begun (read_run), or start anew without resume (--c)."
+        )
+
+
+def find_other(run: Run, stored: Run) -> str | None:
+    """Return the first field in which a run is another than the one that was begun.
+
+    Device, and settings that may change, are not looked at; of a study neither is its budget, as a
+    study goes on with a larger one, which sites approve anew.
+    """
     kept = {name: getattr(stored.settings, name) for name in CHANGEABLE}
     settings = dataclasses.replace(run.settings, **kept)
+    study = run.study
+    if study is not None and stored.study is not None:
+        same = study.study_id == stored.study.study_id
+        study = stored.study if same else study
     asked = dataclasses.replace(
-        run, device=stored.device, num_gpus=stored.num_gpus, settings=settings
+        run, device=stored.device, num_gpus=stored.num_gpus, settings=settings, study=study
     )
-    if run.study is not None and stored.study is not None:
-        # of a study that goes on with a larger budget, which sites approve anew
-        terms = dataclasses.replace(run.study, study_id=stored.study.study_id)
-        if terms == run.study:
-            asked = dataclasses.replace(asked, study=stored.study)
     for field in dataclasses.fields(Run):
         if getattr(asked, field.name) != getattr(stored, field.name):
-            raise SettingsError(
-                f"the run to continue in {folder} has other {field.name}; continue it as it was "
-                "begun (read_run), or start anew without resume (--c)."
-            )
+            return field.name
+    return None
 
 
 def _validate(run: Run, model: GlobalModel, *, best: bool, npz: bool) -> Headline:

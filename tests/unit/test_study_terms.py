@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_federated.experiment.train import find_other
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.halving import Halving
 from nnunetv2_federated.federation.proposals import Proposal
+from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.search_table import read_search_space
 from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.federation.study import StudyTerms
@@ -190,6 +192,23 @@ def test_an_engineer_reads_what_varies_and_what_a_study_costs() -> None:
     said_of_noise = "\n".join(describe(trial(private, 0, study=costly), None, []))
     assert "each of up to 27 trainings, whose costs add up, costs each patient" in said_of_noise
     assert "means of the full validation" not in said
+
+
+def test_a_begun_trial_goes_on_with_a_larger_budget_and_as_no_other_trial() -> None:
+    begun = Run(
+        *("Dataset501_A", "2d", 0, "T", "P", "cpu", FOUND, ()),
+        remote_sites=("bern",),
+        run_id=TERMS.run_id(1),
+        study=TERMS,
+        trial=1,
+    )
+    larger = replace(TERMS, trials=54, rounds=252, evaluations=160, hours=9.0)
+    assert find_other(replace(begun, study=larger, device="cuda"), begun) is None
+    assert Run.from_json(begun.to_json()) == begun
+    again = replace(TERMS, study_id="abd")
+    assert find_other(replace(begun, study=again), begun) == "study"
+    assert find_other(replace(begun, settings=BASE), begun) == "settings"
+    assert find_other(replace(begun, trial=2), begun) == "trial"
 
 
 def _as_json(content: dict[str, Any]) -> str:

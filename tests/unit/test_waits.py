@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nnunetv2_federated.federation.messages import SiteDescription
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyTerms
 from nnunetv2_federated.federation.waiting import Grace
 from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.deployment.message_objects import check_parts
@@ -203,7 +205,14 @@ def describe(name: str, **changes: Any) -> str:
     return json.dumps(json.loads(SiteDescription(name, 5, 2, "m", PLANS).to_json()) | changes)
 
 
-def participants(grid: FakeGrid, said: list[str], **settings: Any) -> Participants:
+def participants(
+    grid: FakeGrid,
+    said: list[str],
+    *,
+    study: StudyTerms | None = None,
+    trial: int | None = None,
+    **settings: Any,
+) -> Participants:
     class Listening(Observer):
         def say(self, text: str) -> None:
             said.append(text)
@@ -220,7 +229,9 @@ def participants(grid: FakeGrid, said: list[str], **settings: Any) -> Participan
         chosen,
         remote_sites=names,
         sites=(),
-        run_id="run",
+        run_id="run" if study is None else study.run_id(trial or 0),
+        study=study,
+        trial=trial,
     )
     return Participants(grid, run, Requirements("m", PLANS), Listening())  # type: ignore[arg-type]
 
@@ -251,6 +262,27 @@ def test_a_site_that_accepts_to_join_and_says_nothing_holds_nobody_up(clock: Clo
     grid.answers[12] = describe("lyon")  # it has come to itself
     here.present(NAMES.values(), 2)
     assert set(here.present(NAMES.values(), 2)) == {"bern", "lyon", "oslo"}
+
+
+def test_a_trial_of_a_study_begins_with_all_sites_or_not_at_all(clock: Clock) -> None:
+    """What others have scored cannot be compared with it."""
+    grid = FakeGrid(clock, {11: describe("bern"), 12: None, 13: describe("oslo")})
+    terms = StudyTerms(
+        *(
+            "abc",
+            asdict(FederationSettings(wait_for_sites=20.0)),
+            {"momentum": [0.5, 0.9]},
+            3,
+            360,
+            3,
+            1,
+            20,
+            6,
+        )
+    )
+    here = participants(grid, [], study=terms, trial=0)
+    with pytest.raises(RoundError, match=r"2 of 3 sites take part, 3 are required.*lyon: asked"):
+        here.gather()
 
 
 def test_too_few_sites_end_the_start_in_time_with_what_each_said(clock: Clock) -> None:
