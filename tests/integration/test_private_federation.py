@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers import Train, a_run, find_different, load_history, load_weights
 
+import nnunetv2_federated as federated
 from nnunetv2_federated.federation.errors import SettingsError, SiteError
 from nnunetv2_federated.federation.history import read_history
 from nnunetv2_federated.federation.messages import PrivacyTerms, TrainTask
@@ -61,6 +62,30 @@ def rows_of(dataset: str) -> tuple[Row, ...]:
 
 def private_flags(*more: object) -> tuple[object, ...]:
     return ("2d", 0, "--sites", 2, "--rounds", 2, "--dp-noise", 1.5, "--dp-batch", 3, *more)
+
+
+@pytest.mark.slow(30)
+@pytest.mark.usefixtures("forked_trainings", "results")
+def test_every_trial_of_a_tuning_is_charged_once_however_it_was_paused(
+    dataset: str, tmp_path: Path
+) -> None:
+    """Two trials of two rounds of two iterations, one of them paused after its first round."""
+    result = federated.tune(
+        *(dataset, "2d", 0, tmp_path / "study", {"initial_lr": [0.001, 0.01]}),
+        **(SHORT | {"rounds": 2, "dp_validation": "clear", "device": "cpu"}),
+        trials=2,
+        reduction=2,
+        rungs=2,
+        score_iterations=2,
+    )
+    assert result.settings is not None
+    assert result.settings.dp_noise == 2.0
+    # the default goes on to its end, and so does the best of the two, which may be it
+    ended = len(list((tmp_path / "study").rglob("score_00002.json")))
+    rounds = 2 + ended
+    rows = rows_of(dataset)
+    assert [row.mechanism.steps for row in rows] == [2] * rounds
+    assert sorted(row.round for row in rows) == sorted([0, 0, *[1] * ended])
 
 
 def test_what_is_told_and_counted_of_a_private_training(dataset: str, train: Train) -> None:
