@@ -12,9 +12,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nnunetv2_federated.federation.errors import SettingsError
-from nnunetv2_federated.flower.deployment.keyfiles import fingerprint
 from nnunetv2_federated.flower.deployment.server.credentials import COORDINATOR_KEY
 from nnunetv2_federated.flower.deployment.signing import load_signing_key, load_verifying_key
+from nnunetv2_federated.secure.public_keys import fingerprint
 
 
 def coordinators_key(server: Path) -> Ed25519PrivateKey:

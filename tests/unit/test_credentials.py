@@ -26,8 +26,6 @@ from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.flower.deployment.address import Address
 from nnunetv2_federated.flower.deployment.keyfiles import (
     check_private_folder,
-    fingerprint,
-    parse_public_key,
     read_public_key,
     read_secret,
 )
@@ -38,6 +36,7 @@ from nnunetv2_federated.flower.deployment.server.serve import ServerSettings
 from nnunetv2_federated.flower.deployment.server.site_register import SiteRegister
 from nnunetv2_federated.flower.deployment.signing import load_signing_key
 from nnunetv2_federated.flower.deployment.site.new_key import identity, make_key
+from nnunetv2_federated.secure.public_keys import fingerprint, parse_public_key
 
 SERVER = Address("localhost")
 

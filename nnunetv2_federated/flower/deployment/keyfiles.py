@@ -1,40 +1,31 @@
 """Files that hold keys: secret ones that only their owner can read, public ones from strangers.
 
 A secret key that others can read or replace is refused, as OpenSSH refuses it. A public key is read
-as untrusted input, and shown as the fingerprint that ``ssh-keygen -lf`` prints.
+as untrusted input.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import cast
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
-    load_ssh_public_key,
 )
 
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.names import check_name
-
-PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-"""Public key of a site, or of the coordinator."""
+from nnunetv2_federated.secure.public_keys import parse_public_key
 
 _LARGEST = 65536
 """Bytes of a secret key file; one takes less than a thousand."""
 _LARGEST_PUBLIC = 4096
-_KINDS = ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
-"""Types of keys that Flower accepts; certificates and security tokens have other names."""
 _OTHERS_MAY = 0o077
 _OTHERS_MAY_WRITE = 0o022
 
@@ -181,36 +172,6 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
             f"{path} is not the public key that nnUNetv2_federated_site --new-key makes: one line, "
             "ecdsa-sha2-nistp384 and the key."
         ) from error
-
-
-def parse_public_key(line: bytes) -> ec.EllipticCurvePublicKey:
-    """Read a site's public key from a line in OpenSSH's format; what follows the key is ignored.
-
-    Raises
-    ------
-    ValueError
-        If it is not an ECDSA key on a NIST curve: Flower takes no other.
-    """
-    words = line.split()
-    if len(words) < 2 or words[0] not in [kind.encode() for kind in _KINDS]:
-        raise ValueError(f"not one of {', '.join(_KINDS)}")
-    try:
-        key = load_ssh_public_key(b" ".join(words[:2]))
-    except UnsupportedAlgorithm as error:
-        raise ValueError("not a key that is supported here") from error
-    return cast(ec.EllipticCurvePublicKey, key)
-
-
-def public_line(key: PublicKey, comment: str = "") -> bytes:
-    """Return a public key in OpenSSH's format, as one line with its end."""
-    line = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    return b" ".join([line, comment.encode()]).strip() + b"\n"
-
-
-def fingerprint(key: PublicKey) -> str:
-    """Return what ``ssh-keygen -lf`` shows of a key: SHA-256 of its binary form, in base64."""
-    binary = base64.b64decode(public_line(key).split()[1])
-    return f"SHA256:{base64.b64encode(hashlib.sha256(binary).digest()).decode().rstrip('=')}"
 
 
 def authority_fingerprint(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nnunetv2_federated.flower.deployment.keyfiles import fingerprint
+from nnunetv2_federated.secure.public_keys import fingerprint
 
 
 class Register(Protocol):

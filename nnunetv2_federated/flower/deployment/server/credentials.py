@@ -25,9 +25,7 @@ from nnunetv2_federated.flower.deployment.keyfiles import (
     authority_fingerprint,
     check_key_folder,
     check_site_name,
-    fingerprint,
     private_key_text,
-    public_line,
     read_public_key,
     read_secret,
 )
@@ -39,6 +37,7 @@ from nnunetv2_federated.flower.deployment.server.certificates import (
 from nnunetv2_federated.flower.deployment.server.nginx import nginx_conf
 from nnunetv2_federated.flower.deployment.server.site_register import SiteRegister
 from nnunetv2_federated.flower.deployment.signing import load_verifying_key
+from nnunetv2_federated.secure.public_keys import fingerprint, public_line
 
 COORDINATOR_KEY, COORDINATOR_PUB = "coordinator.key", "coordinator.pub"
 SERVER_KEY = "server.key"

@@ -14,12 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.files import replacing, sync
 from nnunetv2_federated.federation.names import check_name
-from nnunetv2_federated.flower.deployment.keyfiles import (
-    fingerprint,
-    parse_public_key,
-    public_line,
-    read_public_key,
-)
+from nnunetv2_federated.flower.deployment.keyfiles import read_public_key
+from nnunetv2_federated.secure.public_keys import fingerprint, parse_public_key, public_line
 
 REVOKED_KEYS = "revoked_keys"
 

@@ -15,11 +15,10 @@ from nnunetv2_federated.flower.deployment.keyfiles import (
     authority_fingerprint,
     check_key_folder,
     check_site_name,
-    fingerprint,
     private_key_text,
-    public_line,
 )
 from nnunetv2_federated.flower.deployment.site.site_file import SiteSettingsFile
+from nnunetv2_federated.secure.public_keys import fingerprint, public_line
 
 
 @dataclass(frozen=True)
