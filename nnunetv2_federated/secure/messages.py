@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -154,6 +155,16 @@ def context_of(statements: dict[str, Statement]) -> str:
     """Return the hash of all statements of a set: every key of its sum depends on it."""
     content = [statements[name].content() for name in sorted(statements)]
     return hashlib.sha256(canonical(["context", content])).hexdigest()
+
+
+def masked_content(context: str, names: list[str]) -> dict[str, Any]:
+    """Return what a site signs when it has masked its update for these sites."""
+    return {"context": context, "masked for": names}
+
+
+def confirmed_content(context: str, names: list[str], survivors: Iterable[str]) -> dict[str, Any]:
+    """Return what a site signs when it has been told of these survivors."""
+    return {**masked_content(context, names), "survivors": sorted(survivors)}
 
 
 @dataclass(frozen=True, config=STRICT)

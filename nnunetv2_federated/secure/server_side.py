@@ -1,0 +1,285 @@
+"""The server's part in a masked sum: it passes on, adds up, and takes off masks from the sum.
+
+It has no key, and no vector of a site without masks: what it learns is the sum. Every answer is
+checked as it comes, so that a site whose answer cannot be used is named, and left out while that is
+still possible. The state holds nothing secret; with the masked sum it is all that a server needs
+that was killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.errors import CheckpointError, RoundError, SiteError
+from nnunetv2_federated.federation.text import few
+from nnunetv2_federated.secure.arithmetic import (
+    PooledTail,
+    Ring,
+    Tail,
+    mean_change,
+    pool_tail,
+    share_of,
+)
+from nnunetv2_federated.secure.keys import SECRET_BYTES
+from nnunetv2_federated.secure.masking import put_on
+from nnunetv2_federated.secure.messages import (
+    Confirmed,
+    ConfirmQuestion,
+    Masked,
+    MaskQuestion,
+    Opened,
+    OpenQuestion,
+    RoundTerms,
+    ShareQuestion,
+    Shares,
+    Statement,
+    confirmed_content,
+    masked_content,
+    to_bytes,
+    to_text,
+)
+from nnunetv2_federated.secure.roster import CONFIRMED, MASKED, Roster
+from nnunetv2_federated.secure.server_state import ServerState, Stage
+from nnunetv2_federated.secure.shares import BOX_BYTES, threshold, unpack
+from nnunetv2_federated.secure.statements import check_statement
+from nnunetv2_federated.secure.unmasking import masks_left
+
+
+@dataclass(frozen=True)
+class SecureMean:
+    """What a server learns of a round's updates."""
+
+    change: Vector
+    """Mean change of the weights, each site's counted by its weight: float32, (parameters,)."""
+    tail: PooledTail
+    sites: tuple[str, ...]
+    """Whose updates are in it, sorted."""
+
+
+class ServerSide:
+    """One sum, from the sites' statements to their mean.
+
+    Before a stage's questions are sent, :attr:`state` has to be on the disk, and from the stage
+    ``confirm`` on :attr:`total`, too: once one site has opened the sum, no other can be made.
+
+    Parameters
+    ----------
+    roster
+        All sites of the federation.
+    state
+        How far the sum is; a new one has terms only.
+    total
+        Masked sum of the vectors, shape (parameters,). A server that was killed while these came
+        has none, and asks for all of them again.
+
+    Raises
+    ------
+    CheckpointError
+        If the sites were asked to confirm or open a sum, and it is not there.
+    """
+
+    def __init__(self, roster: Roster, state: ServerState, total: Ring | None = None) -> None:
+        if total is None and state.stage in ("confirm", "open"):
+            raise CheckpointError("the masked sum of the round is missing: continue in a new run")
+        if total is None and state.stage == "mask":
+            state = replace(state, masked={}, tail=[])
+        self._roster = roster
+        self.state = state
+        self.total = total
+
+    @property
+    def terms(self) -> RoundTerms:
+        """What was agreed for the round."""
+        return self.state.terms
+
+    def take_statement(self, statement: Statement) -> None:
+        """Take a site into the set.
+
+        Raises
+        ------
+        SiteError
+            If it comes too late, twice, is forged, or was told other terms.
+        """
+        name = statement.site
+        self._expect("state", name, self.state.names)
+        check_statement(statement, self.terms, self._roster)
+        self.state = replace(self.state, statements=[*self.state.statements, statement])
+
+    def share_question(self) -> ShareQuestion:
+        """Fix the set, and return the question for each of its sites.
+
+        Raises
+        ------
+        RoundError
+            If they are too few.
+        """
+        self._go_on("state", "share", self.state.names, self.terms.minimum)
+        return ShareQuestion(self.state.statements)
+
+    def take_shares(self, shares: Shares) -> None:
+        """Take a site's boxes for the others.
+
+        Raises
+        ------
+        SiteError
+            If they come too late, twice, from outside of the set, or are not one for each other.
+        """
+        name = shares.site
+        self._expect("share", name, self.state.boxes, self.state.names)
+        unpack(to_bytes(shares.boxes), BOX_BYTES, self.state.others(name), name)
+        self.state = replace(self.state, boxes={**self.state.boxes, name: shares.boxes})
+
+    def mask_questions(self) -> dict[str, MaskQuestion]:
+        """Return the question for each site that has shared its secrets, by name.
+
+        Raises
+        ------
+        RoundError
+            If they are too few.
+        """
+        self._go_on("share", "mask", self.state.boxes, self.state.fewest)
+        boxes = {
+            name: unpack(to_bytes(text), BOX_BYTES, self.state.others(name), name)
+            for name, text in self.state.boxes.items()
+        }
+        return {
+            name: MaskQuestion({o: to_text(boxes[o][name]) for o in sorted(boxes) if o != name})
+            for name in boxes
+        }
+
+    def take_masked(self, masked: Masked, vector: Ring) -> None:
+        """Add a site's masked vector.
+
+        Parameters
+        ----------
+        masked
+            What came with it.
+        vector
+            The vector, shape (parameters,).
+
+        Raises
+        ------
+        SiteError
+            If it comes too late, twice, from outside of the set, or has another length.
+        """
+        name, terms = masked.site, self.terms
+        self._expect("mask", name, self.state.masked, self.state.boxes)
+        if vector.dtype != np.uint32 or vector.shape != (terms.parameters,):
+            raise SiteError(f"{name} sent {vector.dtype} {vector.shape} in place of the weights")
+        if len(masked.tail) != terms.entries:
+            raise SiteError(f"{name} sent {len(masked.tail)} sums in place of {terms.entries}")
+        content = masked_content(self.state.context, sorted(self.state.boxes))
+        self._roster.verify(name, MASKED, content, masked.signature)
+        tail = np.array(masked.tail, np.uint64)
+        if self.total is None:
+            self.total = np.zeros(terms.parameters, np.uint32)
+        else:
+            tail += np.array(self.state.tail, np.uint64)
+        self.total += vector
+        signatures = {**self.state.masked, name: masked.signature}
+        self.state = replace(self.state, masked=signatures, tail=[int(entry) for entry in tail])
+
+    def confirm_question(self) -> ConfirmQuestion:
+        """Fix whose vectors are in the sum, and return the question for each of these sites.
+
+        Raises
+        ------
+        RoundError
+            If they are too few.
+        """
+        self._go_on("mask", "confirm", self.state.masked, self.state.fewest)
+        return ConfirmQuestion(self.state.masked)
+
+    def take_confirmed(self, confirmed: Confirmed) -> None:
+        """Take a site's word that it was told of these survivors.
+
+        Raises
+        ------
+        SiteError
+            If it comes too late, twice, or from a site that is none of them, or is forged.
+        """
+        name = confirmed.site
+        self._expect("confirm", name, self.state.confirmed, self.state.masked)
+        boxes, masked = sorted(self.state.boxes), self.state.masked
+        content = confirmed_content(self.state.context, boxes, masked)
+        self._roster.verify(name, CONFIRMED, content, confirmed.signature)
+        signatures = {**self.state.confirmed, name: confirmed.signature}
+        self.state = replace(self.state, confirmed=signatures)
+
+    def open_question(self) -> OpenQuestion:
+        """Return the question for each survivor that has confirmed the list.
+
+        Raises
+        ------
+        RoundError
+            If they are too few.
+        """
+        least = threshold(len(self.state.names))
+        self._go_on("confirm", "open", self.state.confirmed, least)
+        return OpenQuestion(self.state.confirmed)
+
+    def take_opened(self, opened: Opened) -> None:
+        """Take a site's shares.
+
+        Raises
+        ------
+        SiteError
+            If they come twice, from a site that is no survivor, or are not one for each site.
+        """
+        name = opened.site
+        self._expect("open", name, self.state.opened, self.state.masked)
+        unpack(to_bytes(opened.shares), SECRET_BYTES, sorted(self.state.boxes), name)
+        self.state = replace(self.state, opened={**self.state.opened, name: opened.shares})
+
+    def mean(self) -> SecureMean:
+        """Take the masks off the sum, once, and return the mean.
+
+        Raises
+        ------
+        RoundError
+            If too few sites have opened the sum, shares do not fit, or the sum makes no sense.
+        """
+        if self.total is None or self.state.stage != "open":
+            raise RuntimeError("open_question and take_opened come before mean, once")
+        self._require("opened the sum", self.state.opened, threshold(len(self.state.names)))
+        masks = masks_left(self.state)
+        total, self.total = self.total, None
+        tail: Tail = np.array(self.state.tail, np.uint64)
+        put_on(total, tail, masks)
+        pooled = pool_tail(tail, self.terms.counts)
+        share = share_of(pooled.weight, self.terms.total_cases)
+        change = mean_change(total, self.terms.largest_change, share)
+        return SecureMean(change, pooled, tuple(sorted(self.state.masked)))
+
+    def _expect(
+        self, stage: Stage, name: str, known: Collection[str], asked: Collection[str] | None = None
+    ) -> None:
+        """Refuse an answer of another stage, of a site that was not asked, or a second one."""
+        if self.state.stage != stage:
+            raise SiteError(f"{name} came too late: the sum is at stage {self.state.stage}")
+        if asked is not None and name not in asked:
+            raise SiteError(f"{name} was not asked: it is not in the set of this sum")
+        if name in known:
+            raise SiteError(f"{name} answered twice")
+
+    def _go_on(self, before: Stage, stage: Stage, there: Collection[str], least: int) -> None:
+        """Go on to a stage, or stay in it if its questions were asked before."""
+        if self.state.stage == stage:
+            return
+        if self.state.stage != before:
+            raise RuntimeError(f"the sum is at {self.state.stage}: {stage} is not the next stage")
+        self._require(f"are there for the stage {stage!r}", there, least)
+        self.state = replace(self.state, stage=stage)
+
+    def _require(self, what: str, there: Collection[str], least: int) -> None:
+        if len(there) < least:
+            everybody = self.state.names
+            missing = few(name for name in everybody if name not in there) or "nobody"
+            raise RoundError(
+                f"{self.state.round}: {len(there)} of {len(everybody)} sites {what}, {least} are "
+                f"needed; missing: {missing}. Start these sites, and go on with --c."
+            )

@@ -1,0 +1,126 @@
+"""Shares of secrets, any ``threshold`` of which give the secret back and fewer say nothing of it.
+
+Shamir 1979 (doi:10.1145/359168.359176) over the field of 2**128 elements, as pycryptodome has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
+
+from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.secure.keys import SECRET_BYTES, derive
+
+_NONCE, _TAG = 12, 16
+BOX_BYTES = _NONCE + 2 * SECRET_BYTES + _TAG
+"""Length of a box with two shares."""
+_Point: TypeAlias = tuple[int, bytes]
+_MOST_TRIES = 200
+"""Combinations of shares that are tried if some of them are wrong."""
+
+
+def threshold(sites: int) -> int:
+    """Return how many shares of a set of sites give a secret back.
+
+    More than two thirds: two different lists of survivors would need ``2 * threshold`` signatures
+    of ``sites`` sites, so only ``2 * threshold - sites`` colluding ones could sign both.
+    """
+    return 2 * sites // 3 + 1
+
+
+def split(secret: bytes, sites: int) -> list[bytes]:
+    """Return a share of a secret of 16 bytes for each site, in the order of their names."""
+    shares = Shamir.split(threshold(sites), sites, secret, ssss=False)
+    return [share for _, share in sorted(shares)]
+
+
+def combine(
+    shares: Mapping[int, bytes], sites: int, is_secret: Callable[[bytes], bool]
+) -> bytes | None:
+    """Return the secret that shares belong to, ``None`` if too many of them are wrong.
+
+    Parameters
+    ----------
+    shares
+        At least as many shares as the threshold, by the position of their holder among all sites,
+        from 0.
+    sites
+        Number of sites that the secret was split for.
+    is_secret
+        Tells the secret from what wrong shares give.
+    """
+    points = [(position + 1, share) for position, share in sorted(shares.items())]
+    for chosen in itertools.islice(_subsets(points, threshold(sites)), _MOST_TRIES):
+        secret = Shamir.combine(chosen, ssss=False)
+        if is_secret(secret):
+            return secret
+    return None
+
+
+def _subsets(points: list[_Point], size: int) -> Iterator[list[_Point]]:
+    """Yield first those of neighbours: they leave out each single site after a few tries."""
+    for start in range(len(points) if len(points) > size else 1):
+        yield (points[start:] + points[:start])[:size]
+    yield from map(list, itertools.combinations(points, size))
+
+
+def close_box(content: bytes, agreed: bytes, way: tuple[str, str], context: str) -> bytes:
+    """Encrypt two shares for another site.
+
+    Parameters
+    ----------
+    content
+        32 bytes.
+    agreed
+        What the two sites have agreed on, see :func:`.keys.agree`.
+    way
+        Names of the sender and of the receiver.
+    context
+        Hash of the statements of all sites.
+    """
+    nonce = os.urandom(_NONCE)
+    key = derive(agreed, "box", *way, context)
+    return nonce + AESGCM(key).encrypt(nonce, content, json.dumps([*way, context]).encode())
+
+
+def open_box(box: bytes, agreed: bytes, way: tuple[str, str], context: str) -> bytes:
+    """Decrypt what :func:`close_box` has encrypted.
+
+    Raises
+    ------
+    SiteError
+        If the box is of another sender, receiver or sum, or was changed.
+    """
+    key = derive(agreed, "box", *way, context)
+    try:
+        content = AESGCM(key).decrypt(
+            box[:_NONCE], box[_NONCE:], json.dumps([*way, context]).encode()
+        )
+    except (InvalidTag, ValueError):
+        raise SiteError(f"refused: the box from {way[0]} is not for {way[1]} in this sum") from None
+    if len(content) != 2 * SECRET_BYTES:
+        raise SiteError(f"refused: the box from {way[0]} does not hold two shares")
+    return content
+
+
+def unpack(content: bytes, size: int, names: list[str], sender: str) -> dict[str, bytes]:
+    """Divide what was joined, by name.
+
+    Raises
+    ------
+    SiteError
+        If it has another length than that of one piece for each name.
+    """
+    if len(content) != size * len(names):
+        raise SiteError(
+            f"refused: {sender} sent {len(content)} bytes of shares, not {size} for each of "
+            f"{len(names)} sites"
+        )
+    return {name: content[size * i : size * (i + 1)] for i, name in enumerate(names)}

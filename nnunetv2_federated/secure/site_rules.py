@@ -1,0 +1,108 @@
+"""What a site refuses of a masked sum: other terms, strangers, too few, and a second sum."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.federation.text import few
+from nnunetv2_federated.secure.keys import agree
+from nnunetv2_federated.secure.messages import RoundTerms, Statement, to_bytes
+from nnunetv2_federated.secure.roster import Roster
+from nnunetv2_federated.secure.shares import open_box
+from nnunetv2_federated.secure.site_state import SiteState
+from nnunetv2_federated.secure.statements import check_statement
+
+
+def check_order(before: SiteState, terms: RoundTerms, attempt: int) -> None:
+    """Refuse keys for a round that was masked, or lies before one that the site has gone on to.
+
+    Parameters
+    ----------
+    before
+        What the site remembers of the same run.
+    terms, attempt
+        What it is asked for.
+
+    Raises
+    ------
+    SiteError
+        If it is refused.
+    """
+    here, came = before.terms.server_round, terms.server_round
+    if came > here:
+        return
+    if came < here:
+        raise SiteError(f"refused round {came + 1}: this site has gone on to round {here + 1}")
+    field, known = before.terms.difference(terms), before.statement.attempt
+    if before.masked is not None and field is not None:
+        raise SiteError(
+            f"refused round {here + 1} with another {field}: this site has masked an update of it"
+        )
+    if before.masked is not None and attempt != known:
+        raise SiteError(
+            f"refused a new attempt: this site has masked an update of round {here + 1}"
+        )
+    if field is None and attempt < known:
+        raise SiteError(f"refused attempt {attempt + 1}: this site has gone on to {known + 1}")
+
+
+def check_set(state: SiteState, everybody: Sequence[Statement], roster: Roster) -> None:
+    """Check the statements of everybody who is to be in a sum.
+
+    Raises
+    ------
+    SiteError
+        If a site is twice in it, this one is not, they are too few, or one is a stranger, has not
+        signed its statement, or was told other terms; names the site and the field.
+    """
+    names = [statement.site for statement in everybody]
+    if len(set(names)) < len(names):
+        raise SiteError("refused: a site is twice in the set")
+    if state.statement not in everybody:
+        raise SiteError("refused: what this site has stated is not in the set")
+    check_size(len(names), state.terms.minimum, "the set")
+    for statement in everybody:
+        check_statement(statement, state.terms, roster)
+
+
+def check_boxes(state: SiteState, boxes: Mapping[str, str]) -> None:
+    """Check the boxes of those whom the update is to be masked for.
+
+    Raises
+    ------
+    SiteError
+        If they are of strangers, too few, or not for this site in this sum.
+    """
+    others = [name for name in state.names if name != state.site]
+    check_known(boxes, others, "among those it shared its secrets with")
+    check_size(len(boxes) + 1, state.fewest, "the set to mask for")
+    for name in boxes:
+        open_own(state, name, boxes[name])
+
+
+def check_known(names: Collection[str], known: Collection[str], what: str) -> None:
+    """Raise ``SiteError`` if there are names that are not known; ``what`` says among whom."""
+    strangers = sorted(set(names) - set(known))
+    if strangers:
+        raise SiteError(f"refused: not {what}: {few(strangers)}")
+
+
+def check_size(found: int, least: int, what: str) -> None:
+    """Raise ``SiteError`` if a set has fewer than so many sites."""
+    if found < least:
+        raise SiteError(f"refused: {what} has {found} sites, at least {least} are needed")
+
+
+def open_own(state: SiteState, name: str, box: str) -> bytes:
+    """Return the two shares of a site's secrets that this site holds: 32 bytes.
+
+    Raises
+    ------
+    SiteError
+        If they are in a box that is not for this site in this sum.
+    """
+    if name == state.site:
+        return bytes.fromhex(state.own_shares)
+    agreed = agree(bytes.fromhex(state.box_secret), state.by_name[name].box_key, name)
+    return open_box(to_bytes(box), agreed, (name, state.site), state.context)

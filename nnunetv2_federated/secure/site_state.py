@@ -1,0 +1,148 @@
+"""What a site remembers of a sum, so that it never tells more of an update than one sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, ClassVar, Generic, TypeVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from nnunetv2_federated.federation.errors import CheckpointError, SiteError
+from nnunetv2_federated.federation.files import read_state, write_state
+from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Hash, Payload
+from nnunetv2_federated.secure.arithmetic import MOST_SITES, Ring
+from nnunetv2_federated.secure.messages import (
+    Boxes,
+    Bytes,
+    Masked,
+    RoundTerms,
+    Signatures,
+    Statement,
+    context_of,
+)
+from nnunetv2_federated.secure.shares import threshold
+
+_FORMAT = 1
+_REMEDY = (
+    "delete it only if this site has sent no masked weights of the round; otherwise the federation "
+    "must go on without them, in a new run"
+)
+
+Secret = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Pair = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class SiteState(Payload):
+    """A site's part of one round. It holds secrets: only the site's own user may read it.
+
+    It says how far the site has gone: ``statements`` are there once it has shared its secrets,
+    ``boxes`` once it has masked its update, ``survivors`` once it has confirmed them.
+    """
+
+    most_bytes: ClassVar[int] = 4 * MEGABYTE
+
+    statement: Statement
+    update: Hash
+    """:meth:`.Contribution.digest` of what is to be masked."""
+    pair_secret: Secret
+    box_secret: Secret
+    self_secret: Secret
+    statements: Annotated[list[Statement], Field(max_length=MOST_SITES)] = field(
+        default_factory=list
+    )
+    """Of everybody in the set, in the order of their names."""
+    own_shares: Pair = ""
+    """The two shares of its own secrets that the site keeps itself."""
+    sent: Bytes = ""
+    """The boxes that it has made for the others."""
+    boxes: Boxes = field(default_factory=dict)
+    """The boxes that were made for it, by those whom it has masked for."""
+    masked: Masked | None = None
+    """What went with the masked vector."""
+    survivors: Signatures = field(default_factory=dict)
+    """Whose vectors have come, as the site was told."""
+    confirmed: str = ""
+    """Its signature below that."""
+
+    @property
+    def terms(self) -> RoundTerms:
+        """What was agreed for the round."""
+        return self.statement.terms
+
+    @property
+    def site(self) -> str:
+        """Name of this site."""
+        return self.statement.site
+
+    @property
+    def names(self) -> list[str]:
+        """Everybody who shared keys for this sum, sorted."""
+        return [statement.site for statement in self.statements]
+
+    @cached_property
+    def by_name(self) -> dict[str, Statement]:
+        """The statements by site."""
+        return {statement.site: statement for statement in self.statements}
+
+    @cached_property
+    def context(self) -> str:
+        """Hash of all statements."""
+        return context_of(self.by_name)
+
+    @property
+    def masked_for(self) -> list[str]:
+        """Sites that the update was masked for, with this one, sorted."""
+        return sorted([*self.boxes, self.site]) if self.masked is not None else []
+
+    @property
+    def fewest(self) -> int:
+        """Fewest sites that the sum may be of."""
+        return max(threshold(len(self.statements)), self.terms.minimum)
+
+
+AnswerT = TypeVar("AnswerT")
+
+
+@plain_dataclass(frozen=True)
+class Step(Generic[AnswerT]):
+    """What a site remembers from now on, and its answer.
+
+    The answer may leave the site only after the state is on the disk.
+    """
+
+    state: SiteState
+    answer: AnswerT
+
+
+@plain_dataclass(frozen=True)
+class MaskedStep(Step[Masked]):
+    """As :class:`Step`, with the masked vector."""
+
+    vector: Ring
+
+
+def save_site_state(path: Path, state: SiteState) -> None:
+    """Replace a site's state on the disk, readable by this user only."""
+    write_state(path, {"state": state.to_json()}, _FORMAT)
+
+
+def load_site_state(path: Path) -> SiteState | None:
+    """Read a site's state, ``None`` if there is none.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or of another format: the site then masks nothing.
+    """
+    content = read_state(path, _FORMAT, _REMEDY)
+    if content is None:
+        return None
+    try:
+        return SiteState.from_json(content["state"])
+    except (SiteError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {_REMEDY}") from error

@@ -1,0 +1,58 @@
+"""Which masks the sum of the survivors has left, from the shares that these have told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nnunetv2_federated.federation.errors import RoundError
+from nnunetv2_federated.secure.keys import SECRET_BYTES, MaskKeys, agree, commitment, public_hex
+from nnunetv2_federated.secure.masking import sign_of
+from nnunetv2_federated.secure.messages import to_bytes
+from nnunetv2_federated.secure.server_state import ServerState
+from nnunetv2_federated.secure.shares import combine
+
+
+def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
+    """Return sign and keys of each mask that takes one off the sum.
+
+    A survivor's own mask is in the sum. The masks that two survivors share cancel out; those that
+    survivors share with a site whose vector never came do not.
+
+    Parameters
+    ----------
+    state
+        With the shares of at least as many sites as the threshold.
+
+    Raises
+    ------
+    RoundError
+        If so many shares of a secret are wrong that it cannot be rebuilt.
+    """
+    masks = []
+    for name in sorted(state.boxes):
+        stated = state.by_name[name]
+        if name in state.masked:
+            own = _rebuild(state, name, commitment, stated.self_commitment)
+            masks.append((-1, MaskKeys.of_self(own, state.context)))
+            continue
+        secret = _rebuild(state, name, public_hex, stated.pair_key)
+        for other in sorted(state.masked):
+            agreed = agree(secret, state.by_name[other].pair_key, other)
+            masks.append((-sign_of(other, name), MaskKeys.of_pair(agreed, state.context)))
+    return masks
+
+
+def _rebuild(state: ServerState, name: str, public: Callable[[bytes], str], stated: str) -> bytes:
+    """Return the secret of a site that the others' shares give, by what it has stated of it."""
+    place = SECRET_BYTES * sorted(state.boxes).index(name)
+    shares = {
+        state.names.index(holder): to_bytes(text)[place : place + SECRET_BYTES]
+        for holder, text in state.opened.items()
+    }
+    secret = combine(shares, len(state.names), lambda found: public(found) == stated)
+    if secret is None:
+        raise RoundError(
+            f"{state.round}: the shares of {name}'s secret do not fit: {name} or a site that "
+            "opened the sum sent a wrong one, and too few others are there to do without it"
+        )
+    return secret
