@@ -38,8 +38,8 @@ SECURE_FORMAT = 1
 FEWEST_SITES = 3
 """A sum of two hides nothing of one from the other."""
 
-MOST_ENTRIES = 100_000
-"""Entries of a tail at most."""
+MOST_ENTRIES = 50_000
+"""Counts, and values, of a tail at most."""
 
 
 def to_text(content: bytes) -> str:

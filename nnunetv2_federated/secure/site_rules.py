@@ -20,7 +20,7 @@ def check_order(before: SiteState, terms: RoundTerms, attempt: int) -> None:
     Parameters
     ----------
     before
-        What the site remembers of the same run.
+        What the site remembers.
     terms, attempt
         What it is asked for.
 
@@ -29,12 +29,21 @@ def check_order(before: SiteState, terms: RoundTerms, attempt: int) -> None:
     SiteError
         If it is refused.
     """
-    here, came = before.terms.server_round, terms.server_round
-    if came > here:
+    came = terms.server_round
+    if before.terms.run != terms.run:
+        last = before.past.get(terms.run, -1)
+        if came <= last:
+            raise SiteError(
+                f"refused round {came + 1} of run {terms.run}: this site has masked its updates up "
+                f"to round {last + 1}, and another run's since"
+            )
         return
+    here, known = before.terms.server_round, before.statement.attempt
     if came < here:
         raise SiteError(f"refused round {came + 1}: this site has gone on to round {here + 1}")
-    field, known = before.terms.difference(terms), before.statement.attempt
+    if came > here:
+        return
+    field = before.terms.difference(terms)
     if before.masked is not None and field is not None:
         raise SiteError(
             f"refused round {here + 1} with another {field}: this site has masked an update of it"

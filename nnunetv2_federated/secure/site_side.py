@@ -95,16 +95,18 @@ class SiteSide:
             raise SiteError("refused: the round is of another roster than this site has approved")
         contribution.check(terms, tensors)
         update = contribution.digest()
-        if before is not None and before.terms.run == terms.run:
+        if before is not None:
             check_order(before, terms, attempt)
             if (before.terms, before.statement.attempt) == (terms, attempt):
                 if before.masked is not None and before.update != update:
                     raise SiteError("refused: this site has masked another update of this round")
                 return Step(replace(before, update=update), before.statement)
-        state = self._new_state(terms, attempt, update)
-        return Step(state, state.statement)
+        statement, pair, box, own = self._new_keys(terms, attempt)
+        past = before.masked_rounds if before is not None else {}
+        return Step(SiteState(statement, update, pair, box, own, past=past), statement)
 
-    def _new_state(self, terms: RoundTerms, attempt: int, update: str) -> SiteState:
+    def _new_keys(self, terms: RoundTerms, attempt: int) -> tuple[Statement, str, str, str]:
+        """Return a signed statement of new keys, and the secrets of them."""
         pair, box, own = (secrets.token_bytes(SECRET_BYTES) for _ in range(3))
         unsigned = {
             "site": self._member.name,
@@ -116,7 +118,7 @@ class SiteSide:
         }
         signed = self._member.sign(STATEMENT, {**unsigned, "terms": asdict(terms)})
         statement = Statement(**unsigned, signature=signed)  # type: ignore[arg-type]  # checked
-        return SiteState(statement, update, pair.hex(), box.hex(), own.hex())
+        return statement, pair.hex(), box.hex(), own.hex()
 
     def share(self, state: SiteState, question: ShareQuestion) -> Step[Shares]:
         """Check who takes part, and give each of them a share of the site's two secrets.

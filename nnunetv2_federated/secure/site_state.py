@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from nnunetv2_federated.federation.errors import CheckpointError, SiteError
 from nnunetv2_federated.federation.files import read_state, write_state
-from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Hash, Payload
+from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Hash, Payload, Round
 from nnunetv2_federated.secure.arithmetic import MOST_SITES, Ring
 from nnunetv2_federated.secure.messages import (
     Boxes,
@@ -68,6 +68,8 @@ class SiteState(Payload):
     """Whose vectors have come, as the site was told."""
     confirmed: str = ""
     """Its signature below that."""
+    past: Annotated[dict[str, Round], Field(max_length=20_000)] = field(default_factory=dict)
+    """The last round of each run that the site has masked an update of before."""
 
     @property
     def terms(self) -> RoundTerms:
@@ -93,6 +95,12 @@ class SiteState(Payload):
     def context(self) -> str:
         """Hash of all statements."""
         return context_of(self.by_name)
+
+    @property
+    def masked_rounds(self) -> dict[str, int]:
+        """The last round of each run that the site has masked an update of, with this one."""
+        now = {self.terms.run: self.terms.server_round} if self.masked is not None else {}
+        return {**self.past, **now}
 
     @property
     def masked_for(self) -> list[str]:

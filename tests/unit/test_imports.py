@@ -304,3 +304,12 @@ def test_the_rules_are_made_of_numpy_pydantic_and_the_standard_library() -> None
         for module in modules_in(file):
             ours = module.startswith("nnunetv2_federated.federation")
             assert ours or module.split(".")[0] in allowed, f"{file.name} imports {module}"
+
+
+def test_masks_are_made_of_two_libraries_for_cryptography_and_the_rules() -> None:
+    allowed = {"numpy", "pydantic", "cryptography", "Crypto", *sys.stdlib_module_names}
+    ours = ("nnunetv2_federated.secure", "nnunetv2_federated.federation")
+    for file in (PACKAGE / "secure").glob("*.py"):
+        for module in modules_in(file):
+            known = module.startswith(ours) or module.split(".")[0] in allowed
+            assert known, f"{file.name} imports {module}"

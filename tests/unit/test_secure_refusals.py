@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -325,10 +326,19 @@ def test_of_each_site_one_share_is_told() -> None:
     for name in FIVE:
         shares = {FIVE.index(holder): pieces[name] for holder, pieces in told.items()}
         stated = state.by_name[name]
-        own = combine(shares, 5, lambda s, c=stated.self_commitment: commitment(s) == c)  # type: ignore[misc]
-        pair = combine(shares, 5, lambda s, k=stated.pair_key: public_hex(s) == k)  # type: ignore[misc]
+        own, pair = (
+            combine(shares, 5, partial(fits, public, expected))
+            for public, expected in (
+                (commitment, stated.self_commitment),
+                (public_hex, stated.pair_key),
+            )
+        )
         assert (own is None) == (name == "thun")
         assert (pair is None) == (name != "thun")
+
+
+def fits(public: Callable[[bytes], str], expected: str, secret: bytes) -> bool:
+    return public(secret) == expected
 
 
 # A round again
@@ -376,6 +386,23 @@ def test_the_next_round_and_another_run_have_keys_of_their_own(changes: dict[str
     assert after.terms == site.terms
     assert after.pair_key != before.statement.pair_key
     assert site.state.self_secret != before.self_secret
+
+
+def test_rounds_of_a_run_that_was_left_for_another_one_are_remembered() -> None:
+    """Else the same update could be masked again, for another set of sites."""
+    site = Sum(FOUR, changes={"server_round": 2}).up_to("mask").sites["bern"]
+    first = site.terms
+    for other in ("run2", "run3"):  # keys are made, and nothing is masked
+        site.terms = replace(first, run=other)
+        site.state_keys()
+    site.terms = first
+    assert refused(site.state_keys) == (
+        "refused round 3 of run run1: this site has masked its updates up to round 3, and another "
+        "run's since"
+    )
+    site.terms = replace(first, server_round=3)
+    site.state_keys()
+    assert site.state.past == {"run1": 2}
 
 
 def test_a_round_that_was_not_masked_may_be_trained_anew() -> None:
