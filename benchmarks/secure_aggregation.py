@@ -2,8 +2,9 @@
 
 Everything is done as in a round, without a network: one site and the server are measured, the
 other sites have the same update and other weights, so that each rounds it differently. The
-yardstick is the running mean that a server makes of updates without masks. Memory is what is
-allocated in a stage, in vectors; an update that a site has on disk is mapped, and not counted.
+yardstick is the running mean that a server makes of updates without masks. Memory is what a stage
+allocates, in vectors; what it is given is not in it: at a site its update, mapped from disk, at the
+server the sum so far, or a vector that has come.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Words: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 Adder: TypeAlias = Callable[[Words, bytes, int], None]
 """Adds a key's stream to integers in place, or subtracts it: values, key, 1 or -1."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 19
 """Bytes of a key's stream that are made at a time."""
 _ZEROS = bytes(_BLOCK)
 _ROOM = 15

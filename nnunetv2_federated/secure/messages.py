@@ -69,6 +69,8 @@ def _base64(text: str) -> str:
 Bytes = Annotated[str, Field(max_length=20_000), AfterValidator(_base64)]
 """Bytes in base64."""
 Signature = Annotated[str, Field(min_length=80, max_length=200), AfterValidator(_base64)]
+Secret = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+"""16 bytes in hexadecimal digits."""
 Boxes = Annotated[dict[SiteName, Bytes], Field(max_length=MOST_SITES)]
 Signatures = Annotated[dict[SiteName, Signature], Field(max_length=MOST_SITES)]
 Entry = Annotated[int, Field(ge=0, lt=2**64)]
@@ -227,8 +229,13 @@ class OpenQuestion(Payload):
 
 @dataclass(frozen=True, config=STRICT)
 class Opened(Payload):
-    """A site's answer: of each site one share, of its own mask's secret or of its pair key's."""
+    """A site's answer: of each site one share, of its own mask's secret or of its pair key's.
+
+    Its own mask's secret it tells as a whole. The shares would give that, too; so they are needed
+    only of sites that do not answer, and a server of many sites has less to compute.
+    """
 
     site: SiteName
     shares: Bytes
     """All shares, one after another, in the order of the names of those who were masked for."""
+    own_secret: Secret

@@ -24,7 +24,7 @@ from nnunetv2_federated.secure.arithmetic import (
     pool_tail,
     share_of,
 )
-from nnunetv2_federated.secure.keys import SECRET_BYTES
+from nnunetv2_federated.secure.keys import SECRET_BYTES, commitment
 from nnunetv2_federated.secure.masking import put_on
 from nnunetv2_federated.secure.messages import (
     Confirmed,
@@ -223,17 +223,24 @@ class ServerSide:
         return OpenQuestion(self.state.confirmed)
 
     def take_opened(self, opened: Opened) -> None:
-        """Take a site's shares.
+        """Take a site's shares, and its own mask's secret.
 
         Raises
         ------
         SiteError
-            If they come twice, from a site that is no survivor, or are not one for each site.
+            If they come twice, from a site that is no survivor, are not one for each site, or its
+            own secret is another one.
         """
         name = opened.site
         self._expect("open", name, self.state.opened, self.state.masked)
         unpack(to_bytes(opened.shares), SECRET_BYTES, sorted(self.state.boxes), name)
-        self.state = replace(self.state, opened={**self.state.opened, name: opened.shares})
+        if commitment(bytes.fromhex(opened.own_secret)) != self.state.by_name[name].self_commitment:
+            raise SiteError(f"{name} told another secret than the one that it has stated")
+        self.state = replace(
+            self.state,
+            opened={**self.state.opened, name: opened.shares},
+            secrets={**self.state.secrets, name: opened.own_secret},
+        )
 
     def mean(self) -> SecureMean:
         """Take the masks off the sum, once, and return the mean.

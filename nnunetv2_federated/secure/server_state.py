@@ -9,12 +9,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Payload
+from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Payload, SiteName
 from nnunetv2_federated.secure.arithmetic import MOST_SITES
 from nnunetv2_federated.secure.messages import (
     Boxes,
     Entry,
     RoundTerms,
+    Secret,
     Signatures,
     Statement,
     context_of,
@@ -45,6 +46,10 @@ class ServerState(Payload):
     confirmed: Signatures = field(default_factory=dict)
     opened: Boxes = field(default_factory=dict)
     """Of each site that has opened the sum: its shares, one after another."""
+    secrets: Annotated[dict[SiteName, Secret], Field(max_length=MOST_SITES)] = field(
+        default_factory=dict
+    )
+    """Of each site that has opened the sum: its own mask's secret."""
 
     @cached_property
     def names(self) -> list[str]:

@@ -38,20 +38,22 @@ def check_order(before: SiteState, terms: RoundTerms, attempt: int) -> None:
                 f"to round {last + 1}, and another run's since"
             )
         return
-    here, known = before.terms.server_round, before.statement.attempt
+    here = before.terms.server_round
     if came < here:
         raise SiteError(f"refused round {came + 1}: this site has gone on to round {here + 1}")
-    if came > here:
-        return
-    field = before.terms.difference(terms)
+    if came == here:
+        _check_same_round(before, before.terms.difference(terms), attempt)
+
+
+def _check_same_round(before: SiteState, field: str | None, attempt: int) -> None:
+    """Refuse a round that was masked but with the same terms, of which ``field`` differs."""
+    number, known = before.terms.server_round + 1, before.statement.attempt
     if before.masked is not None and field is not None:
         raise SiteError(
-            f"refused round {here + 1} with another {field}: this site has masked an update of it"
+            f"refused round {number} with another {field}: this site has masked an update of it"
         )
     if before.masked is not None and attempt != known:
-        raise SiteError(
-            f"refused a new attempt: this site has masked an update of round {here + 1}"
-        )
+        raise SiteError(f"refused a new attempt: this site has masked an update of round {number}")
     if field is None and attempt < known:
         raise SiteError(f"refused attempt {attempt + 1}: this site has gone on to {known + 1}")
 

@@ -8,7 +8,8 @@ The same question gets the same answer. What the rules are for:
   site's pair key and the other one its own mask: together that is its update.
 - An update is masked once, for one set of sites, and all survivors have masked for the same set.
 - A site hears of one list of survivors, and opens it after enough others have signed the same list.
-- Of each site it tells one share: of the own mask's secret, or of the pair key's.
+- Of each site it tells one share: of the own mask's secret, or of the pair key's. What it tells of
+  itself is its own mask's, for it is a survivor of the list that it has signed.
 """
 
 from __future__ import annotations
@@ -237,4 +238,4 @@ class SiteSide:
             for name in state.masked_for
             for pair in [open_own(state, name, state.boxes.get(name, ""))]
         ]
-        return Step(state, Opened(state.site, to_text(b"".join(told))))
+        return Step(state, Opened(state.site, to_text(b"".join(told)), state.self_secret))

@@ -20,6 +20,7 @@ from nnunetv2_federated.secure.messages import (
     Bytes,
     Masked,
     RoundTerms,
+    Secret,
     Signatures,
     Statement,
     context_of,
@@ -32,7 +33,6 @@ _REMEDY = (
     "must go on without them, in a new run"
 )
 
-Secret = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Pair = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 

@@ -32,7 +32,8 @@ def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
     for name in sorted(state.boxes):
         stated = state.by_name[name]
         if name in state.masked:
-            own = _rebuild(state, name, commitment, stated.self_commitment)
+            told = bytes.fromhex(state.secrets.get(name, ""))
+            own = told or _rebuild(state, name, commitment, stated.self_commitment)
             masks.append((-1, MaskKeys.of_self(own, state.context)))
             continue
         secret = _rebuild(state, name, public_hex, stated.pair_key)

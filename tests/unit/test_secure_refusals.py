@@ -515,17 +515,30 @@ def lying(masked: Sum, liar: str) -> Sum:
     return masked
 
 
-@pytest.mark.parametrize("liar", FIVE)
+@pytest.mark.parametrize("liar", ["basel", "genf", "zug"])
 def test_a_wrong_share_is_done_without_where_there_are_others(liar: str) -> None:
-    honest = Sum(FIVE).mean()
-    mean = lying(Sum(FIVE).up_to("open"), liar).server.mean()
+    seven, lost = (*NAMES, "uri", "zug"), {"mask": ["thun"]}
+    honest = Sum(seven, lost).mean()
+    mean = lying(Sum(seven, lost).up_to("open"), liar).server.mean()  # five others are enough
+    assert mean.sites == tuple(name for name in seven if name != "thun")
     assert np.array_equal(mean.change, honest.change)
 
 
-def test_a_wrong_share_that_is_needed_ends_the_round() -> None:
-    masked = lying(Sum(NAMES[:3]).up_to("open"), "bern")
+@pytest.mark.parametrize(("stage", "lost"), [("mask", "thun"), ("open", "basel")])
+def test_a_wrong_share_that_is_needed_ends_the_round(stage: str, lost: str) -> None:
+    masked = lying(Sum(FIVE, {stage: [lost]}).up_to("open"), "bern")
     line = refused(masked.server.mean, RoundError)
-    assert line.startswith("round 1: the shares of basel's secret do not fit: basel or a site")
+    assert line.startswith(f"round 1: the shares of {lost}'s secret do not fit: {lost} or a site")
+
+
+def test_another_secret_than_the_one_that_was_stated_is_refused() -> None:
+    masked = Sum(FOUR, {"open": ["bern"]}).up_to("open")
+    opened = masked.sites["bern"].open_shares(masked.server.open_question())
+    wrong = replace(opened, own_secret="0" * 32)
+    assert refused(lambda: masked.server.take_opened(wrong)) == (
+        "bern told another secret than the one that it has stated"
+    )
+    assert masked.server.mean().sites == FOUR  # by the shares of the three others
 
 
 def test_a_sum_of_more_cases_than_there_are_is_refused() -> None:

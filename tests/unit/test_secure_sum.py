@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from masked_sum import NAMES, Sum, expected_sum
 
 from nnunetv2_federated.federation.errors import CheckpointError, RoundError, SiteError
-from nnunetv2_federated.secure.arithmetic import rounding_error
+from nnunetv2_federated.secure.arithmetic import PooledTail, pool_tail, rounding_error
 from nnunetv2_federated.secure.contribution import Contribution
 from nnunetv2_federated.secure.shares import threshold
 
@@ -50,6 +50,14 @@ def test_counts_are_added_exactly_and_losses_to_seven_digits() -> None:
     tail = Sum(NAMES[:3], parts=parts).mean().tail
     assert tail.counts == (3 * most, 42)
     assert tail.values[0] == pytest.approx(2e9 - 1.4, abs=2e-7)
+
+
+@pytest.mark.parametrize("entries", [[0, 5], [-1, 5], [2**32, -1]])
+def test_sums_that_are_no_sums_of_counts_are_refused(entries: list[int]) -> None:
+    total = np.array(entries, np.int64).view(np.uint64)
+    with pytest.raises(RoundError, match="is no sum of counts: a site sent nonsense"):
+        pool_tail(total, 1)
+    assert pool_tail(np.array([2**31, 5, 3 * 2**24], np.uint64), 1) == PooledTail(0.5, (5,), (3.0,))
 
 
 @pytest.mark.parametrize("names", [NAMES[:3], NAMES, TWENTY], ids=len)
