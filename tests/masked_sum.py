@@ -35,6 +35,7 @@ from nnunetv2_federated.secure.site_state import SiteState
 PayloadT = TypeVar("PayloadT", bound=Payload)
 
 NAMES = ("basel", "bern", "chur", "genf", "thun")
+STAGES = ("state", "share", "mask", "confirm", "open")
 A, B = "a" * 64, "b" * 64
 
 
@@ -149,11 +150,13 @@ class Sum:
 
     def up_to(self, last: str) -> Sum:
         """Go through the stages up to one, with it."""
-        for stage in ("state", "share", "mask", "confirm", "open"):
-            getattr(self, stage)()
-            if stage == last:
-                break
+        self.go(STAGES[: STAGES.index(last) + 1])
         return self
+
+    def go(self, stages: Collection[str]) -> None:
+        """Go through these stages."""
+        for stage in stages:
+            getattr(self, stage)()
 
     def state(self) -> None:
         for site in self.here("state", self.names):

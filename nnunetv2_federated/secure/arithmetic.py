@@ -93,6 +93,22 @@ def pool_tail(total: Tail, counts: int) -> PooledTail:
     return PooledTail(weight / WEIGHT_UNIT, tuple(entries[:counts]), values)
 
 
+def tail_bytes(tail: Tail) -> bytes:
+    """Return a tail as bytes for a message."""
+    return tail.astype("<u8", copy=False).tobytes()
+
+
+def tail_of(content: bytes) -> Tail:
+    """Read what :func:`tail_bytes` has written, shape (entries,).
+
+    Raises
+    ------
+    ValueError
+        If it is not of whole entries.
+    """
+    return np.frombuffer(content, "<u8").astype(np.uint64)
+
+
 def mean_change(total: Ring, largest_change: float, share: float) -> Vector:
     """Return the mean change of the weights: float32, shape (parameters,).
 

@@ -199,8 +199,8 @@ class Masked(Payload):
     most_bytes: ClassVar[int] = 4 * MEGABYTE
 
     site: SiteName
-    tail: Annotated[list[Entry], Field(max_length=1 + 2 * MOST_ENTRIES)]
-    """Weight, counts and values, masked."""
+    tail: Annotated[str, Field(max_length=12 * (1 + 2 * MOST_ENTRIES)), AfterValidator(_base64)]
+    """Weight, counts and values, masked: integers of 64 bits, little endian, in base64."""
     signature: Signature
     """Over the sites that it masked for."""
 

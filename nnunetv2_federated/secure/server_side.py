@@ -23,6 +23,7 @@ from nnunetv2_federated.secure.arithmetic import (
     mean_change,
     pool_tail,
     share_of,
+    tail_of,
 )
 from nnunetv2_federated.secure.keys import SECRET_BYTES, commitment
 from nnunetv2_federated.secure.masking import put_on
@@ -170,11 +171,14 @@ class ServerSide:
         self._expect("mask", name, self.state.masked, self.state.boxes)
         if vector.dtype != np.uint32 or vector.shape != (terms.parameters,):
             raise SiteError(f"{name} sent {vector.dtype} {vector.shape} in place of the weights")
-        if len(masked.tail) != terms.entries:
-            raise SiteError(f"{name} sent {len(masked.tail)} sums in place of {terms.entries}")
+        packed = to_bytes(masked.tail)
+        if len(packed) != terms.entries * 8:
+            raise SiteError(
+                f"{name} sent {len(packed)} bytes in place of {terms.entries} counts and sums"
+            )
         content = masked_content(self.state.context, sorted(self.state.boxes))
         self._roster.verify(name, MASKED, content, masked.signature)
-        tail = np.array(masked.tail, np.uint64)
+        tail = tail_of(packed)
         if self.total is None:
             self.total = np.zeros(terms.parameters, np.uint32)
         else:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from nnunetv2_federated.federation.errors import SiteError
+from nnunetv2_federated.secure.arithmetic import tail_bytes
 from nnunetv2_federated.secure.contribution import Contribution, Tensor
 from nnunetv2_federated.secure.keys import SECRET_BYTES, MaskKeys, agree, commitment, public_hex
 from nnunetv2_federated.secure.masking import masks_of, put_on
@@ -178,7 +179,7 @@ class SiteSide:
             return MaskedStep(state, state.masked, vector)
         content = masked_content(state.context, sorted([*question.boxes, state.site]))
         signed = self._member.sign(MASKED, content)
-        answer = Masked(state.site, [int(entry) for entry in tail], signed)
+        answer = Masked(state.site, to_text(tail_bytes(tail)), signed)
         return MaskedStep(replace(state, boxes=question.boxes, masked=answer), answer, vector)
 
     @staticmethod

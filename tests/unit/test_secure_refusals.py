@@ -21,7 +21,14 @@ from nnunetv2_federated.federation.errors import (
     SiteError,
 )
 from nnunetv2_federated.secure.contribution import Contribution, Tensor
-from nnunetv2_federated.secure.keys import SECRET_BYTES, commitment, public_hex
+from nnunetv2_federated.secure.keys import (
+    SECRET_BYTES,
+    MaskKeys,
+    agree,
+    commitment,
+    public_hex,
+)
+from nnunetv2_federated.secure.masking import add_stream
 from nnunetv2_federated.secure.messages import (
     ConfirmQuestion,
     MaskQuestion,
@@ -32,7 +39,9 @@ from nnunetv2_federated.secure.messages import (
     to_text,
 )
 from nnunetv2_federated.secure.roster import STATEMENT, Member, Roster
-from nnunetv2_federated.secure.shares import combine, unpack
+from nnunetv2_federated.secure.server_side import ServerSide
+from nnunetv2_federated.secure.server_state import ServerState
+from nnunetv2_federated.secure.shares import combine, split, unpack
 from nnunetv2_federated.secure.site_state import load_site_state, save_site_state
 
 FOUR, FIVE = NAMES[:4], NAMES
@@ -138,19 +147,55 @@ def test_a_site_that_signs_another_roster_than_it_has_approved_makes_no_keys() -
 # One set for a site's secrets
 
 
-def test_secrets_are_shared_with_one_set_only() -> None:
-    """Shared with two, one set would tell the pair keys and the other the own masks.
+TEN = tuple(f"site{number}" for number in range(10))
+THREE = TEN[:3]
 
-    All of five share with all. Then chur, genf and thun are asked again, as a set of three, and
-    mask and open for it; basel and bern go on as survivors of the five and tell the pair keys of
-    those that they miss. Nobody colludes, and the server has both secrets of chur, genf and thun.
+
+def ask_three_again(masked: Sum) -> ShareQuestion:
+    """Return the question to three of ten sites that have shared their secrets with all."""
+    return ShareQuestion([masked.server.state.by_name[name] for name in THREE])
+
+
+def test_secrets_are_shared_with_one_set_only() -> None:
+    masked = Sum(TEN).up_to("share")
+    question = ask_three_again(masked)
+    for name in THREE:
+        assert refused(lambda n=name: masked.sites[n].share(question)) == (  # type: ignore[misc]
+            "refused: this site has shared its secrets with another set"
+        )
+
+
+def test_shared_with_two_sets_an_update_could_be_read_without_anyone_colluding() -> None:
+    """Why a site must not forget: here three of ten have, and share their secrets once more.
+
+    As a set of their own they tell their own masks. The seven others miss them, and tell their pair
+    keys. Each keeps to the rules.
     """
-    masked = Sum(FIVE).up_to("share")
-    three = [masked.server.state.by_name[name] for name in ("chur", "genf", "thun")]
-    line = "refused: this site has shared its secrets with another set"
-    for name in ("chur", "genf", "thun"):
-        site = masked.sites[name]
-        assert refused(lambda s=site: s.share(ShareQuestion(three))) == line  # type: ignore[misc]
+    masked = Sum(TEN, {"mask": THREE}).up_to("state")
+    before = {name: masked.sites[name].memory for name in THREE}
+    masked.share()
+    few = Sum(THREE, changes={"roster": masked.terms.roster, "total_cases": 100})
+    few.terms = masked.terms
+    few.server = ServerSide(roster_of(TEN), ServerState(masked.terms))
+    few.sites = {name: masked.sites[name] for name in THREE}
+    masked.go(["mask", "confirm", "open"])
+    for name in THREE:
+        few.sites[name].memory = before[name]
+    few.up_to("open")
+
+    told = masked.server.state.opened
+    stated = masked.server.state.by_name["site0"]
+    place = SECRET_BYTES * TEN.index("site0")
+    shares = {TEN.index(n): to_bytes(t)[place : place + SECRET_BYTES] for n, t in told.items()}
+    pair = combine(shares, 10, partial(fits, public_hex, stated.pair_key))
+    assert pair is not None
+    vector, context = few.vectors["site0"], few.server.state.context
+    own = bytes.fromhex(few.server.state.secrets["site0"])
+    add_stream(vector, MaskKeys.of_self(own, context).vector, -1)
+    for other in ("site1", "site2"):  # site0 adds what it shares with those that come after it
+        agreed = agree(pair, few.server.state.by_name[other].pair_key, other)
+        add_stream(vector, MaskKeys.of_pair(agreed, context).vector, -1)
+    assert np.array_equal(vector, masked.parts["site0"].ring(masked.terms))
 
 
 def test_a_new_attempt_has_new_keys() -> None:
@@ -167,6 +212,9 @@ def test_a_new_attempt_has_new_keys() -> None:
         assert before != after
     assert refused(lambda: site.state_keys(attempt=0)) == (
         "refused attempt 1: this site has gone on to 2"
+    )
+    assert refused(lambda: site.share(masked.server.share_question())) == (
+        "refused: what this site has stated is not in the set"
     )
 
 
@@ -497,8 +545,10 @@ def test_a_vector_that_is_none_is_not_added() -> None:
         "bern sent float32 (50,) in place of the weights"
     )
     assert "uint32 (49,)" in refused(lambda: server.take_masked(answer, vector[1:]))
-    short = replace(answer, tail=answer.tail[1:])
-    assert refused(lambda: server.take_masked(short, vector)) == "bern sent 3 sums in place of 4"
+    short = replace(answer, tail=to_text(to_bytes(answer.tail)[:24]))
+    assert refused(lambda: server.take_masked(short, vector)) == (
+        "bern sent 24 bytes in place of 4 counts and sums"
+    )
     forged = replace(answer, signature="A" * 80)
     assert refused(lambda: server.take_masked(forged, vector)) == (
         "refused: bern has not signed this set to mask for"
@@ -529,6 +579,17 @@ def test_a_wrong_share_that_is_needed_ends_the_round(stage: str, lost: str) -> N
     masked = lying(Sum(FIVE, {stage: [lost]}).up_to("open"), "bern")
     line = refused(masked.server.mean, RoundError)
     assert line.startswith(f"round 1: the shares of {lost}'s secret do not fit: {lost} or a site")
+
+
+@pytest.mark.parametrize("liar", [0, 9, 18])
+def test_one_wrong_share_of_many_is_found_soon(liar: int) -> None:
+    """Of 19 shares, 14 are needed; of the 11,628 ways to choose them 3,060 leave the first out."""
+    secret = b"sixteen bytes ok"
+    shares = dict(enumerate(split(secret, 20)[:19]))
+    shares[liar] = bytes(16)
+    assert combine(shares, 20, secret.__eq__) == secret
+    few = {position: shares[position] for position in range(19) if position != liar}
+    assert combine(few, 20, b"another".__eq__) is None
 
 
 def test_another_secret_than_the_one_that_was_stated_is_refused() -> None:

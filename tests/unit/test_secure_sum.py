@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked_sum import NAMES, Sum, expected_sum
+from masked_sum import NAMES, STAGES, Sum, expected_sum
 
 from nnunetv2_federated.federation.errors import CheckpointError, RoundError, SiteError
 from nnunetv2_federated.secure.arithmetic import PooledTail, pool_tail, rounding_error
@@ -121,6 +121,12 @@ def test_too_few_sites_end_a_round_with_their_names(stage: str, where: str) -> N
     assert "--c" in line
 
 
+def test_a_server_asks_no_fewer_sites_than_the_minimum() -> None:
+    masked = Sum(NAMES, {"share": ["thun"]}, changes={"minimum": 5})
+    with pytest.raises(RoundError, match="4 of 5 sites are there for the stage 'mask', 5 are need"):
+        masked.mean()
+
+
 def test_too_few_sites_that_open_a_sum_end_a_round_and_may_still_come() -> None:
     masked = Sum(FOUR, {"open": ["bern", "chur"]}).up_to("open")
     with pytest.raises(
@@ -151,6 +157,34 @@ def test_a_vector_that_comes_after_the_survivors_were_listed_is_not_added() -> N
         masked.server.take_masked(*late)
     masked.open()
     assert masked.server.mean().sites == ("basel", "chur", "genf")
+
+
+SEVEN = tuple(f"site{number}" for number in range(7))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([None, *STAGES]), min_size=7, max_size=7))
+def test_whoever_leaves_whenever_the_mean_is_of_the_survivors_or_there_is_none(
+    leaves: list[str | None],
+) -> None:
+    lost = {
+        stage: [n for n, s in zip(SEVEN, leaves, strict=True) if s == stage] for stage in STAGES
+    }
+    left = [leaves.count(stage) for stage in STAGES]
+    stated = 7 - left[0]
+    needed = max(3, 2 * stated // 3 + 1)
+    enough = stated >= 3 and stated - sum(left[1:]) >= needed
+    masked = Sum(SEVEN, lost)
+    try:
+        mean = masked.mean()
+    except RoundError:
+        assert not enough
+        return
+    assert enough
+    early = {name for stage in STAGES[:3] for name in lost[stage]}
+    assert mean.sites == tuple(name for name in SEVEN if name not in early)
+    parts = [masked.parts[name] for name in mean.sites]
+    assert np.array_equal(mean.change, expected_sum(parts, 70, 8.0))
 
 
 # Kills

@@ -5,6 +5,7 @@ Each look that should find nothing is tried on what it should find, too.
 
 from __future__ import annotations
 
+import hmac
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,9 +14,10 @@ import pytest
 from masked_sum import NAMES, Sum, part
 from scipy import stats
 
-from nnunetv2_federated.secure.arithmetic import Ring, Tail
-from nnunetv2_federated.secure.keys import MaskKeys, agree
+from nnunetv2_federated.secure.arithmetic import Ring, Tail, tail_of
+from nnunetv2_federated.secure.keys import MaskKeys, agree, public_hex
 from nnunetv2_federated.secure.masking import Words, add_stream, masks_of, put_on, sign_of
+from nnunetv2_federated.secure.messages import to_bytes
 from nnunetv2_federated.secure.site_state import SiteState
 
 FOUR = NAMES[:4]
@@ -29,8 +31,7 @@ def seen() -> Sum:
     """A sum of four, of which genf is lost while its masked vector is on its way."""
     parts = {name: part(i, LENGTH) for i, name in enumerate(FOUR)}
     masked = Sum(FOUR, {"confirm": ["genf"]}, parts, {"parameters": LENGTH})
-    for stage in ("state", "share", "mask"):
-        getattr(masked, stage)()
+    masked.up_to("mask")
     # its vector has been seen, and is taken out of the sum as if it had come too late
     total = masked.server.total
     assert total is not None
@@ -38,12 +39,11 @@ def seen() -> Sum:
     state = masked.server.state
     kept = {name: text for name, text in state.masked.items() if name != "genf"}
     tails = [masked.sites[name].state.masked for name in kept]
-    tail = np.sum([np.array(m.tail, np.uint64) for m in tails if m is not None], axis=0)
+    tail = np.sum([tail_of(to_bytes(m.tail)) for m in tails if m is not None], axis=0)
     masked.server.state = type(state)(
         state.terms, "mask", state.statements, state.boxes, kept, [int(entry) for entry in tail]
     )
-    masked.confirm()
-    masked.open()
+    masked.go(["confirm", "open"])
     return masked
 
 
@@ -216,3 +216,34 @@ def test_a_stream_goes_on_over_blocks() -> None:
     assert len(np.unique(whole)) > length - 100  # no block is the same as another one
     add_stream(whole, b"k" * 32, -1)
     assert not whole.any()
+
+
+def test_no_two_masks_have_a_key_in_common() -> None:
+    secret, other = b"s" * 16, b"o" * 16
+    masks = [
+        MaskKeys.of_self(secret, "context"),
+        MaskKeys.of_self(secret, "another context"),
+        MaskKeys.of_self(other, "context"),
+        MaskKeys.of_pair(secret, "context"),
+        MaskKeys.of_pair(secret, "another context"),
+    ]
+    assert len({key for mask in masks for key in (mask.vector, mask.tail)}) == 2 * len(masks)
+    vector, tail = np.zeros(2, np.uint32), np.zeros(1, np.uint64)
+    put_on(vector, tail, [(1, masks[0])])
+    assert vector.tobytes() != tail.tobytes()  # each with a stream of its own
+    put_on(vector, tail, [(-1, masks[0])])
+    assert not vector.any()
+    assert not tail.any()
+
+
+def test_keys_are_derived_as_rfc_5869_has_it() -> None:
+    info = b'nnunetv2-federated secure aggregation v1\n["self vector","context"]'
+    extracted = hmac.digest(bytes(32), b"s" * 16, "sha256")
+    expected = hmac.digest(extracted, info + b"\x01", "sha256")
+    assert MaskKeys.of_self(b"s" * 16, "context").vector == expected
+
+
+def test_two_sites_agree_on_the_same_secret_and_a_third_on_another() -> None:
+    a, b, c = (bytes([number]) * 16 for number in range(3))
+    assert agree(a, public_hex(b), "b") == agree(b, public_hex(a), "a")
+    assert agree(a, public_hex(b), "b") != agree(c, public_hex(b), "b")
