@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import TypeVar
 
-from flwr.app import Context, MessageType, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import RoundError, SiteError
 from nnunetv2_federated.federation.history import (
     HISTORY_FILE,
     History,
@@ -22,28 +20,23 @@ from nnunetv2_federated.federation.history import (
     RoundRecord,
     RoundSeconds,
     SiteSummary,
-    server_side,
     told_before,
 )
 from nnunetv2_federated.federation.messages import (
-    FullValidation,
-    PersonalReport,
     SiteDescription,
-    SiteScore,
-    TrainTask,
     Validation,
 )
-from nnunetv2_federated.federation.objective import Score, score_of_sites
+from nnunetv2_federated.federation.objective import Score
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.personal import describe_personal
 from nnunetv2_federated.federation.privacy import describe_terms
 from nnunetv2_federated.federation.run import Run, read_run
 from nnunetv2_federated.federation.update_bound import UpdateBound, accepted_norms
-from nnunetv2_federated.flower.asking import ask
 from nnunetv2_federated.flower.participants import Participants, Requirements
-from nnunetv2_federated.flower.records import pack_content, pack_weights, run_folder
+from nnunetv2_federated.flower.records import pack_weights, run_folder
 from nnunetv2_federated.flower.sampling import validation_share
 from nnunetv2_federated.flower.site_grid import works_in_turn
+from nnunetv2_federated.flower.site_questions import SiteQuestions
 from nnunetv2_federated.flower.strategies import averages, build_strategy
 from nnunetv2_federated.flower.strategy import PolyLRStrategy, RoundResult
 from nnunetv2_federated.flower.strategy_state import dump, restore
@@ -55,7 +48,6 @@ from nnunetv2_federated.nnunet.training.server_state import ServerState
 from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 from nnunetv2_federated.report.federation_png import plot_federation
 
-Answer = TypeVar("Answer", Validation, FullValidation, PersonalReport, SiteScore)
 _PACKAGES = ("nnunetv2-federated", "nnunetv2", "flwr", "torch")
 
 
@@ -128,6 +120,7 @@ class Server:
             model.validated_classes,
         )
         self._participants = Participants(grid, run, required, observer)
+        self._questions = SiteQuestions(grid, run, self._participants, observer)
 
     def run(self, until: int | None = None) -> None:
         """Train all rounds that are still to do, and write the result.
@@ -186,19 +179,8 @@ class Server:
         own = None if self.model.val_iterations is None else iterations
         cases = {site.site: site.validation_cases for site in self._sites}
         shares = {s: n for s, n in validation_share(own, cases).items() if n}
-        weights, number = pack_weights(self._sent), len(self.rounds)
-        questions = {
-            site: pack_content(
-                TrainTask(number, 0.0, 0, share, run_id=self._run.run_id).to_json(), weights
-            )
-            for site, share in shares.items()
-        }
         classes = len(self.rounds[-1].dice_per_class)
-        found = self._ask(questions, f"{MessageType.EVALUATE}.score", SiteScore.from_json)
-        absent = shares.keys() - found.keys()
-        if absent or not found:
-            raise RoundError(f"no score of {', '.join(sorted(absent)) or 'any site'}")
-        return score_of_sites(found[s].check(s, classes).blocks for s in sorted(found))
+        return self._questions.score(pack_weights(self._sent), len(self.rounds), shares, classes)
 
     def _load(self, inner: Strategy) -> None:
         """Load what an earlier start of the run left, or the weights to begin with."""
@@ -287,22 +269,14 @@ class Server:
         if self.settings.validates_received:
             weights = pack_weights(self._sent, self.settings.transport_dtype)
             shares = strategy.validation_share([s.site for s in self._sites])
-            questions = {
-                site: pack_content(self._task(0, share).to_json(), weights)
-                for site, share in shares.items()
-                if share != 0
-            }
+            asked = {site: share for site, share in shares.items() if share != 0}
             classes = len(self.rounds[-1].dice_per_class)
-            read = functools.partial(_read_validation, classes)
-            received = self._ask(questions, MessageType.EVALUATE, read)
+            received = self._questions.validate(weights, asked, classes)
         self._complete_previous(received)
 
     def _validate_fully(self) -> None:
         """Let each site validate the final model on its own cases; nobody else has them."""
-        content = pack_content(self._task(1, 0).to_json(), pack_weights(self._sent))
-        questions = {site.site: RecordDict(dict(content)) for site in self._sites}
-        self.observer.say(f"validation at {', '.join(questions)}")
-        found = self._ask(questions, f"{MessageType.EVALUATE}.fully", _read_full_validation)
+        found = self._questions.validate_fully(pack_weights(self._sent))
         cases = {site.site: site.validation_cases for site in self._sites}
         labels = _labels_of(self.model.trainer)
         found = only_own(found, cases, labels, self.observer.say)
@@ -311,42 +285,11 @@ class Server:
 
     def _personalise(self) -> None:
         """Let each site make its personal model of the final one, which stays there."""
-        content = pack_content(self._task(2, 0).to_json(), pack_weights(self._sent))
-        questions = {site.site: RecordDict(dict(content)) for site in self._sites}
-        self.observer.say(f"personal models at {', '.join(questions)}")
-        kind, failed = f"{MessageType.TRAIN}.personal", "has no personal model"
-        found = self._ask(questions, kind, PersonalReport.from_json, failed)
+        found = self._questions.personalise(pack_weights(self._sent))
         for site, report in found.items():
             self.observer.say(describe_personal(replace(report, site=site)))
         self._personal |= {site: PersonalRecord.of(report) for site, report in found.items()}
         self._write_report()
-
-    def _task(self, number: int, validate: int) -> TrainTask:
-        """Return a task without training, numbered from the last round on."""
-        done = self.settings.rounds
-        return TrainTask(done + number, 0.0, 0, validate, run_id=self._run.run_id)
-
-    def _ask(
-        self,
-        questions: Mapping[str, RecordDict],
-        kind: str,
-        read: Callable[[str], Answer],
-        not_done: str = "did not validate",
-    ) -> dict[str, Answer]:
-        """Ask sites at the same time; who does not answer is left out and named."""
-        nodes = self._participants.present(questions, 0)
-        names = {node: site for site, node in nodes.items()}
-        contents = {node: questions[site] for node, site in names.items()}
-        failed = dict.fromkeys(questions.keys() - nodes.keys(), "not connected")
-        found: dict[str, Answer] = {}
-        for node, answer in ask(self.grid, kind, contents, read, self.settings.answer_deadline):
-            if isinstance(answer, SiteError):
-                failed[names[node]] = str(answer)
-            else:
-                found[names[node]] = answer
-        for site, reason in sorted(failed.items()):
-            self.observer.say(f"{site} {not_done}: {reason}")
-        return {site: found[site] for site in questions if site in found}
 
     @property
     def _sites(self) -> list[SiteDescription]:
@@ -380,26 +323,11 @@ class Server:
         plot_federation(self.rounds, self._folder / "federation.png")
 
 
-def _read_validation(classes: int, payload: str) -> Validation:
-    validation = Validation.from_json(payload)
-    if len(validation.tp) != classes:
-        raise SiteError(f"validated {len(validation.tp)} classes instead of {classes}")
-    server_side({"": validation})  # whatever cannot be summed up is refused here
-    return validation
-
-
 def _labels_of(trainer: FederatedRounds) -> list[str] | None:
     """Return the classes or regions of a full validation; ``None`` if it is the trainer's own."""
     if not validates_segmentations(type(trainer)):
         return None
     return [str(label) for label in compared_labels(trainer.label_manager)]
-
-
-def _read_full_validation(payload: str) -> FullValidation:
-    validation = FullValidation.from_json(payload)
-    if validation.cases:
-        pool_sites([validation])  # as above
-    return validation
 
 
 app = make_server_app()

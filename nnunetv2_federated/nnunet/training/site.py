@@ -25,6 +25,7 @@ from nnunetv2_federated.federation.messages import (
 )
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.run import Run, SiteCases
+from nnunetv2_federated.federation.settings import FederationSettings
 from nnunetv2_federated.nnunet.data.dataset import load_dataset
 from nnunetv2_federated.nnunet.environment import quiet
 from nnunetv2_federated.nnunet.privacy.requirements import check_trainer
@@ -59,6 +60,17 @@ def describe_device(device: torch.device) -> str:
         return device.type
     gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
     return f"{torch.cuda.get_device_name(device)}, {gigabytes:.0f} GB"
+
+
+def tells_of_validation(settings: FederationSettings, cases: SiteCases) -> bool:
+    """Whether a site has validation cases, and may tell of them.
+
+    Under differential privacy cases that it trains on do not count: what leaves of them is noisy.
+    """
+    own = set(cases.validation_cases)
+    if settings.private:
+        own -= set(cases.training_cases)
+    return bool(own) and not settings.withholds
 
 
 class Site:
@@ -297,10 +309,7 @@ class Site:
 
     def _without_borrowed(self, validation: Validation) -> Validation:
         """Return an empty validation for a site that has no cases for it, or withholds it."""
-        own = set(self.cases.validation_cases)
-        if self.run.settings.private:  # of its patients only what is noisy may leave
-            own -= set(self.cases.training_cases)
-        if own and not self.run.settings.withholds:
+        if tells_of_validation(self.run.settings, self.cases):
             return validation
         nothing = [0.0] * len(validation.tp)
         return Validation(0, 0.0, nothing, nothing, nothing)

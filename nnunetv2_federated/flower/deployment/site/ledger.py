@@ -8,14 +8,12 @@ of each kind of the present run, for a server that lost it and asks the same aga
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
@@ -23,14 +21,12 @@ from nnunetv2_federated.federation.errors import CheckpointError, SettingsError,
 from nnunetv2_federated.federation.files import (
     private_folder,
     read_state,
-    replacing,
     wait_for_turn,
     write_state,
 )
-from nnunetv2_federated.federation.messages import WEIGHTS
 from nnunetv2_federated.federation.proposals import Proposal
+from nnunetv2_federated.flower.deployment.site.kept_answers import AnswerLostError, KeptAnswers
 from nnunetv2_federated.flower.deployment.site.limits import Limits, Spent
-from nnunetv2_federated.flower.records import ARRAYS, CONFIG, pack_payload
 
 LEDGER = "ledger.json"
 ROUND, EVALUATION, VALIDATION = "round", "evaluation", "full validation"
@@ -138,7 +134,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER
-        self._answers = {kind: folder / f"{kind.replace(' ', '_')}.bin" for kind in _KINDS}
+        self._answers = KeptAnswers(folder, _KINDS)
 
     # Which messages were seen
 
@@ -218,10 +214,7 @@ class Ledger:
         with self._changing() as content:
             content["runs"].setdefault(run, {kind: dict(_NOTHING) for kind in _KINDS})
             content["runs"][run] |= {"folder": str(folder), "joined": joined}
-        for kind, file in self._answers.items():
-            header = self._read_header(kind)
-            if header is not None and header["run"] != run:
-                file.unlink()
+        self._answers.drop_others(run)
 
     def rounds_of(self, proposal: Proposal) -> int:
         """Return how many rounds the site has given to all that a proposal is about."""
@@ -287,11 +280,19 @@ class Ledger:
             if not known["done"]:
                 limits.check_hours(spent, site)
                 return None
-        return self._load(question)
+        try:
+            return self._answers.load(question.kind, asdict(question))
+        except AnswerLostError as error:
+            raise SiteError(
+                f"refused {question}: it was answered, and the answer is not kept. "
+                + _how_to_rewind(question)
+            ) from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: {_how_to_rewind(question)}") from error
 
     def finish(self, question: Question, answer: RecordDict) -> None:
         """Keep an answer, then remember that the work is done."""
-        self._save(question, answer)
+        self._answers.save(question.kind, asdict(question), answer)
         with self._changing() as content:
             content["runs"][question.run][question.kind]["done"] = True
 
@@ -341,8 +342,7 @@ class Ledger:
             score = everything.get(SCORE, _NOTHING)
             if score["step"] > server_round:  # those of earlier rungs were told
                 everything[SCORE] = {"step": server_round, "digest": "", "done": True}
-        for file in self._answers.values():
-            file.unlink(missing_ok=True)
+        self._answers.drop()
 
     # Files
 
@@ -363,52 +363,6 @@ class Ledger:
             _CONTENT.validate_python(content)
         except ValueError as error:
             raise CheckpointError(f"{self._path} is damaged: {_REMEDY}") from error
-        return content
-
-    def _save(self, question: Question, answer: RecordDict) -> None:
-        arrays = [a for record in answer.array_records.values() for a in record.values()]
-        data = arrays[0].data if arrays else b""
-        header = {
-            "format": _FORMAT,
-            **asdict(question),
-            "payload": answer.config_records[CONFIG]["payload"],
-            "array": [arrays[0].dtype, list(arrays[0].shape), arrays[0].stype] if arrays else None,
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        with (
-            replacing(self._answers[question.kind], private=True) as temporary,
-            temporary.open("wb") as file,
-        ):
-            file.write(json.dumps(header).encode() + b"\n")
-            file.write(data)
-
-    def _read_header(self, kind: str) -> dict[str, Any] | None:
-        try:
-            with self._answers[kind].open("rb") as file:
-                return dict(json.loads(file.readline()))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError):
-            return {"run": None}
-
-    def _load(self, question: Question) -> RecordDict:
-        file_of_answer = self._answers[question.kind]
-        header = self._read_header(question.kind)
-        asked = asdict(question)
-        if header is None or {key: header.get(key) for key in asked} != asked:
-            raise SiteError(
-                f"refused: {question} was answered, and the answer is not kept. "
-                + _how_to_rewind(question)
-            )
-        content = RecordDict({CONFIG: pack_payload(header["payload"])})
-        with file_of_answer.open("rb") as file:
-            file.readline()
-            data = file.read()
-        if hashlib.sha256(data).hexdigest() != header["sha256"]:
-            raise CheckpointError(f"{file_of_answer} is damaged: {_how_to_rewind(question)}")
-        if header["array"] is not None:
-            dtype, shape, stype = header["array"]
-            content[ARRAYS] = ArrayRecord({WEIGHTS: Array(dtype, tuple(shape), stype, data)})
         return content
 
 
