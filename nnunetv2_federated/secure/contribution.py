@@ -117,12 +117,13 @@ class Contribution:
 
 def _check_change(change: Vector, largest: float, tensors: Sequence[Tensor]) -> None:
     for start in range(0, change.size, BLOCK):
-        fits = np.abs(change[start : start + BLOCK]) <= largest  # NaN does not
+        # in 64 bits: a bound that is rounded to 32 would let through what wraps around
+        fits = np.abs(change[start : start + BLOCK]) <= np.float64(largest)  # NaN does not
         if not fits.all():
             place = start + int(np.argmin(fits))
             raise SiteError(
-                f"the change {change[place]:g} of {_name_of(place, tensors)} cannot be added: it "
-                f"is not finite or beyond {largest:g} (--secure-range)"
+                f"a change of {_name_of(place, tensors)} cannot be added: it is not finite or "
+                f"beyond {largest:g} (--secure-range)"
             )
 
 

@@ -18,6 +18,10 @@ _KEY_BYTES = 32
 _PREFIX = b"nnunetv2-federated secure aggregation v1\n"
 
 
+_PRIME = 2**255 - 19
+"""Of the field that X25519 computes in."""
+
+
 def derive(secret: bytes, *labels: str) -> bytes:
     """Return a key of 32 bytes that follows from a secret (HKDF, SHA-256), one for each label."""
     info = _PREFIX + canonical(list(labels))
@@ -63,7 +67,12 @@ def agree(secret: bytes, other: str, name: str) -> bytes:
 
 
 def check_key(public: str, name: str) -> None:
-    """Raise ``SiteError`` if a public key is one that leads to the same secret with everybody."""
+    """Raise ``SiteError`` if a public key leads to the same secret with everybody.
+
+    A key has one spelling (RFC 7748, section 5): so no two sites can have stated the same one.
+    """
+    if int.from_bytes(bytes.fromhex(public), "little") >= _PRIME:
+        raise SiteError(f"refused: the key that {name} has stated is not in its usual form")
     agree(bytes(SECRET_BYTES), public, name)
 
 
@@ -80,6 +89,12 @@ class MaskKeys:
         return cls(*(derive(secret, f"self {part}", context) for part in ("vector", "tail")))
 
     @classmethod
-    def of_pair(cls, agreed: bytes, context: str) -> MaskKeys:
-        """Return the keys of a mask that one site adds and the other subtracts."""
-        return cls(*(derive(agreed, f"pair {part}", context) for part in ("vector", "tail")))
+    def of_pair(cls, agreed: bytes, context: str, one: str, other: str) -> MaskKeys:
+        """Return the keys of a mask that one site adds and the other subtracts.
+
+        Both names are in it: a site that states another's public key as its own would otherwise
+        have the other's masks, and cancel them.
+        """
+        names = sorted((one, other))
+        parts = ("vector", "tail")
+        return cls(*(derive(agreed, f"pair {part}", context, *names) for part in parts))

@@ -26,6 +26,7 @@ from nnunetv2_federated.federation.payload import (
     MOST_CASES,
     STRICT,
     Hash,
+    Name,
     Payload,
     Round,
     SiteName,
@@ -90,7 +91,7 @@ class RoundTerms(Payload):
     rate, another total or other weights gets no sum.
     """
 
-    run: Annotated[str, Field(min_length=1, max_length=128)]
+    run: Annotated[Name, Field(min_length=1)]
     """Identifier of the run."""
     approval: Hash
     """Hash of the proposal that the site's engineer has approved."""

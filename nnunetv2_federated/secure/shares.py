@@ -30,7 +30,9 @@ def threshold(sites: int) -> int:
     """Return how many shares of a set of sites give a secret back.
 
     More than two thirds: two different lists of survivors would need ``2 * threshold`` signatures
-    of ``sites`` sites, so only ``2 * threshold - sites`` colluding ones could sign both.
+    of ``sites`` sites, so only ``2 * threshold - sites`` colluding ones could sign both. ``sites``
+    are those of one set, which the coordinator chooses: of a set of the smallest size that is
+    allowed, all but one colluding sites can read the other one's update, whatever this number is.
     """
     return 2 * sites // 3 + 1
 

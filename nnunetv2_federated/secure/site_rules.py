@@ -75,6 +75,9 @@ def check_set(state: SiteState, everybody: Sequence[Statement], roster: Roster) 
     check_size(len(names), state.terms.minimum, "the set")
     for statement in everybody:
         check_statement(statement, state.terms, roster)
+    keys = [key for statement in everybody for key in (statement.pair_key, statement.box_key)]
+    if len(set(keys)) < len(keys):
+        raise SiteError("refused: a key is stated twice in the set")
 
 
 def check_boxes(state: SiteState, boxes: Mapping[str, str]) -> None:

@@ -188,7 +188,9 @@ class SiteSide:
         secret = bytes.fromhex(state.pair_secret)
         own = MaskKeys.of_self(bytes.fromhex(state.self_secret), context)
         pairs = {
-            name: MaskKeys.of_pair(agree(secret, stated[name].pair_key, name), context)
+            name: MaskKeys.of_pair(
+                agree(secret, stated[name].pair_key, name), context, state.site, name
+            )
             for name in others
         }
         return masks_of(state.site, own, pairs)

@@ -29,8 +29,8 @@ from nnunetv2_federated.secure.shares import threshold
 
 _FORMAT = 1
 _REMEDY = (
-    "delete it only if this site has sent no masked weights of the round; otherwise the federation "
-    "must go on without them, in a new run"
+    "without it, or with an older copy, this site forgets which rounds it has masked, and could "
+    "be asked for one again; delete it only if no run of before is ever continued here"
 )
 
 Pair = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]

@@ -39,7 +39,8 @@ def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
         secret = _rebuild(state, name, public_hex, stated.pair_key)
         for other in sorted(state.masked):
             agreed = agree(secret, state.by_name[other].pair_key, other)
-            masks.append((-sign_of(other, name), MaskKeys.of_pair(agreed, state.context)))
+            pair = MaskKeys.of_pair(agreed, state.context, name, other)
+            masks.append((-sign_of(other, name), pair))
     return masks
 
 

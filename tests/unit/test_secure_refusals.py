@@ -194,7 +194,7 @@ def test_shared_with_two_sets_an_update_could_be_read_without_anyone_colluding()
     add_stream(vector, MaskKeys.of_self(own, context).vector, -1)
     for other in ("site1", "site2"):  # site0 adds what it shares with those that come after it
         agreed = agree(pair, few.server.state.by_name[other].pair_key, other)
-        add_stream(vector, MaskKeys.of_pair(agreed, context).vector, -1)
+        add_stream(vector, MaskKeys.of_pair(agreed, context, "site0", other).vector, -1)
     assert np.array_equal(vector, masked.parts["site0"].ring(masked.terms))
 
 
@@ -460,6 +460,21 @@ def test_a_round_that_was_not_masked_may_be_trained_anew() -> None:
     assert site.state.statements == []
 
 
+@pytest.mark.parametrize("other_spelling", [False, True])
+def test_a_site_that_states_anothers_key_as_its_own_is_refused(other_spelling: bool) -> None:
+    """It has no secret to it, and needs none: the two masks of a third site would cancel."""
+    masked = Sum(FOUR).up_to("state")
+    stated = masked.server.state.by_name
+    thief, owner = masked.sites[FOUR[3]], stated[FOUR[0]]
+    key = bytearray.fromhex(owner.pair_key)
+    if other_spelling:  # X25519 does not look at the last bit
+        key[31] ^= 0x80
+    copied = signed(stated[thief.name], pair_key=key.hex())
+    everybody = [copied if s.site == thief.name else s for s in stated.values()]
+    line = refused(lambda: masked.sites[FOUR[1]].share(ShareQuestion(everybody)))
+    assert ("not in its usual form" if other_spelling else "a key is stated twice") in line
+
+
 # What cannot be added
 
 TENSORS = (Tensor("stem.weight", 0), Tensor("bn.running_var", 20), Tensor("head.bias", 40))
@@ -471,10 +486,16 @@ def test_a_change_beyond_the_range_is_refused_with_its_tensor(value: float) -> N
     change[30] = value
     contribution = Contribution(change, 10.0, (0, 0), (0.0,))
     assert refused(lambda: contribution.check(terms_of(FOUR), TENSORS)) == (
-        f"the change {value:g} of bn.running_var cannot be added: it is not finite or beyond 8 "
-        "(--secure-range)"
+        "a change of bn.running_var cannot be added: it is not finite or beyond 8 (--secure-range)"
     )
     assert "of weight 30 cannot" in refused(lambda: contribution.check(terms_of(FOUR)))
+
+
+def test_the_range_is_not_rounded_to_what_a_weight_can_be() -> None:
+    """The next number of 32 bits after 1 would wrap around in the sum of three sites."""
+    change = np.full(50, np.nextafter(np.float32(1), np.float32(2)), np.float32)
+    terms = terms_of(FOUR, largest_change=1.00000006)
+    assert "beyond 1 " in refused(lambda: Contribution(change, 10.0, (0, 0), (0.0,)).check(terms))
 
 
 @pytest.mark.parametrize(
@@ -661,4 +682,4 @@ def test_a_damaged_memory_is_never_taken_for_none(tmp_path: Path, damage: str) -
     path.write_text(damage)
     line = refused(lambda: load_site_state(path), CheckpointError)
     assert str(path) in line
-    assert "delete it only if this site has sent no masked weights" in line
+    assert "delete it only if no run of before is ever continued" in line

@@ -99,9 +99,8 @@ def pair_masks_off(vector: Ring, state: SiteState) -> Ring:
     values, secret = vector.copy(), bytes.fromhex(state.pair_secret)
     for other in state.boxes:
         agreed = agree(secret, state.by_name[other].pair_key, other)
-        add_stream(
-            values, MaskKeys.of_pair(agreed, state.context).vector, -sign_of(state.site, other)
-        )
+        pair = MaskKeys.of_pair(agreed, state.context, state.site, other)
+        add_stream(values, pair.vector, -sign_of(state.site, other))
     return values
 
 
@@ -224,10 +223,14 @@ def test_no_two_masks_have_a_key_in_common() -> None:
         MaskKeys.of_self(secret, "context"),
         MaskKeys.of_self(secret, "another context"),
         MaskKeys.of_self(other, "context"),
-        MaskKeys.of_pair(secret, "context"),
-        MaskKeys.of_pair(secret, "another context"),
+        MaskKeys.of_pair(secret, "context", "bern", "oslo"),
+        MaskKeys.of_pair(secret, "another context", "bern", "oslo"),
+        # who states another's public key has none of its masks
+        MaskKeys.of_pair(secret, "context", "lyon", "oslo"),
     ]
     assert len({key for mask in masks for key in (mask.vector, mask.tail)}) == 2 * len(masks)
+    swapped = MaskKeys.of_pair(secret, "context", "oslo", "bern")
+    assert swapped == MaskKeys.of_pair(secret, "context", "bern", "oslo")
     vector, tail = np.zeros(2, np.uint32), np.zeros(1, np.uint64)
     put_on(vector, tail, [(1, masks[0])])
     assert vector.tobytes() != tail.tobytes()  # each with a stream of its own
