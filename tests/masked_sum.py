@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nnunetv2_federated.federation.aggregation import Vector
+from nnunetv2_federated.federation.errors import FederationError, SiteError
 from nnunetv2_federated.federation.payload import Payload
 from nnunetv2_federated.secure.arithmetic import Ring
 from nnunetv2_federated.secure.contribution import Contribution
@@ -74,6 +76,15 @@ def part(number: int, parameters: int = 50) -> Contribution:
     """Return what site ``number`` adds: changes in [-1, 1], and numbers that are known by hand."""
     change = np.random.default_rng(number).uniform(-1, 1, parameters).astype(np.float32)
     return Contribution(change, 10.0, (100 + number, number), (0.25 * number,))
+
+
+def refused(function: Callable[[], object], kind: type[FederationError] = SiteError) -> str:
+    """Return the one line with which something is refused."""
+    with pytest.raises(kind) as error:
+        function()
+    line = str(error.value)
+    assert "\n" not in line
+    return line
 
 
 class Site:

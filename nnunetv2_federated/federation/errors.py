@@ -5,6 +5,7 @@
     ``CheckpointError``  a saved state is missing, damaged or of another run (exit status 2)
     ``SiteError``        a site failed or sent something unusable; names the site
     ``RoundError``       a round ended with too few valid replies
+        ``SpoiledError``  no further reply can complete the round, only the next one goes on
 """
 
 from __future__ import annotations
@@ -31,3 +32,7 @@ class SiteError(FederationError):
 
 class RoundError(FederationError):
     """A round ended with fewer valid replies than required."""
+
+
+class SpoiledError(RoundError):
+    """Nothing can complete this round any more; the next may begin with the same model."""

@@ -74,6 +74,7 @@ Secret = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 """16 bytes in hexadecimal digits."""
 Boxes = Annotated[dict[SiteName, Bytes], Field(max_length=MOST_SITES)]
 Signatures = Annotated[dict[SiteName, Signature], Field(max_length=MOST_SITES)]
+SiteNames = Annotated[list[SiteName], Field(max_length=MOST_SITES)]
 Entry = Annotated[int, Field(ge=0, lt=2**64)]
 
 
@@ -204,6 +205,8 @@ class Masked(Payload):
     """Weight, counts and values, masked: integers of 64 bits, little endian, in base64."""
     signature: Signature
     """Over the sites that it masked for."""
+    unopened: SiteNames
+    """Sites whose boxes it could not use, sorted: it tells no share of theirs."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -238,5 +241,8 @@ class Opened(Payload):
 
     site: SiteName
     shares: Bytes
-    """All shares, one after another, in the order of the names of those who were masked for."""
+    """All shares, one after another, in the order of the names of those who were masked for.
+
+    Those of sites whose boxes it could not use are left out.
+    """
     own_secret: Secret

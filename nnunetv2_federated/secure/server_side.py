@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import CheckpointError, RoundError, SiteError
-from nnunetv2_federated.federation.text import few
+from nnunetv2_federated.federation.errors import CheckpointError, SiteError
+from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.secure.arithmetic import (
     PooledTail,
     Ring,
@@ -44,10 +44,18 @@ from nnunetv2_federated.secure.messages import (
     to_text,
 )
 from nnunetv2_federated.secure.roster import CONFIRMED, MASKED, Roster
+from nnunetv2_federated.secure.server_rules import advance, check_unopened, expect, require
 from nnunetv2_federated.secure.server_state import ServerState, Stage
 from nnunetv2_federated.secure.shares import BOX_BYTES, threshold, unpack
 from nnunetv2_federated.secure.statements import check_statement
 from nnunetv2_federated.secure.unmasking import masks_left
+
+_BEFORE: dict[Stage, Stage] = {
+    "share": "state",
+    "mask": "share",
+    "confirm": "mask",
+    "open": "confirm",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class ServerSide:
         if total is None and state.stage in ("confirm", "open"):
             raise CheckpointError("the masked sum of the round is missing: continue in a new run")
         if total is None and state.stage == "mask":
-            state = replace(state, masked={}, tail=[])
+            state = replace(state, masked={}, tail=[], unopened={})
         self._roster = roster
         self.state = state
         self.total = total
@@ -96,6 +104,14 @@ class ServerSide:
     def terms(self) -> RoundTerms:
         """What was agreed for the round."""
         return self.state.terms
+
+    def take_refusal(self, name: str, reason: str) -> None:
+        """Remember why a site has refused a question, for the message if it is needed.
+
+        A refusal is for good: the same question would be refused again. Of a site that has failed
+        for another reason nothing is to be remembered, it is missing.
+        """
+        self.state = replace(self.state, refused={**self.state.refused, name: clean(reason)})
 
     def take_statement(self, statement: Statement) -> None:
         """Take a site into the set.
@@ -106,7 +122,7 @@ class ServerSide:
             If it comes too late, twice, is forged, or was told other terms.
         """
         name = statement.site
-        self._expect("state", name, self.state.names)
+        expect(self.state, "state", name, self.state.names)
         check_statement(statement, self.terms, self._roster)
         self.state = replace(self.state, statements=[*self.state.statements, statement])
 
@@ -118,7 +134,7 @@ class ServerSide:
         RoundError
             If they are too few.
         """
-        self._go_on("state", "share", self.state.names, self.terms.minimum)
+        self._go_on("share", self.state.names, self._roster.keys, self.terms.minimum)
         return ShareQuestion(self.state.statements)
 
     def take_shares(self, shares: Shares) -> None:
@@ -130,7 +146,7 @@ class ServerSide:
             If they come too late, twice, from outside of the set, or are not one for each other.
         """
         name = shares.site
-        self._expect("share", name, self.state.boxes, self.state.names)
+        expect(self.state, "share", name, self.state.boxes, self.state.names)
         unpack(to_bytes(shares.boxes), BOX_BYTES, self.state.others(name), name)
         self.state = replace(self.state, boxes={**self.state.boxes, name: shares.boxes})
 
@@ -142,7 +158,7 @@ class ServerSide:
         RoundError
             If they are too few.
         """
-        self._go_on("share", "mask", self.state.boxes, self.state.fewest)
+        self._go_on("mask", self.state.boxes, self.state.names, self.state.fewest)
         boxes = {
             name: unpack(to_bytes(text), BOX_BYTES, self.state.others(name), name)
             for name, text in self.state.boxes.items()
@@ -168,7 +184,7 @@ class ServerSide:
             If it comes too late, twice, from outside of the set, or has another length.
         """
         name, terms = masked.site, self.terms
-        self._expect("mask", name, self.state.masked, self.state.boxes)
+        expect(self.state, "mask", name, self.state.masked, self.state.boxes)
         if vector.dtype != np.uint32 or vector.shape != (terms.parameters,):
             raise SiteError(f"{name} sent {vector.dtype} {vector.shape} in place of the weights")
         packed = to_bytes(masked.tail)
@@ -178,6 +194,7 @@ class ServerSide:
             )
         content = masked_content(self.state.context, sorted(self.state.boxes))
         self._roster.verify(name, MASKED, content, masked.signature)
+        check_unopened(self.state, masked)
         tail = tail_of(packed)
         if self.total is None:
             self.total = np.zeros(terms.parameters, np.uint32)
@@ -185,7 +202,9 @@ class ServerSide:
             tail += np.array(self.state.tail, np.uint64)
         self.total += vector
         signatures = {**self.state.masked, name: masked.signature}
-        self.state = replace(self.state, masked=signatures, tail=[int(entry) for entry in tail])
+        unopened = {**self.state.unopened, name: masked.unopened}
+        entries = [int(entry) for entry in tail]
+        self.state = replace(self.state, masked=signatures, tail=entries, unopened=unopened)
 
     def confirm_question(self) -> ConfirmQuestion:
         """Fix whose vectors are in the sum, and return the question for each of these sites.
@@ -195,7 +214,7 @@ class ServerSide:
         RoundError
             If they are too few.
         """
-        self._go_on("mask", "confirm", self.state.masked, self.state.fewest)
+        self._go_on("confirm", self.state.masked, self.state.boxes, self.state.fewest)
         return ConfirmQuestion(self.state.masked)
 
     def take_confirmed(self, confirmed: Confirmed) -> None:
@@ -207,7 +226,7 @@ class ServerSide:
             If it comes too late, twice, or from a site that is none of them, or is forged.
         """
         name = confirmed.site
-        self._expect("confirm", name, self.state.confirmed, self.state.masked)
+        expect(self.state, "confirm", name, self.state.confirmed, self.state.masked)
         boxes, masked = sorted(self.state.boxes), self.state.masked
         content = confirmed_content(self.state.context, boxes, masked)
         self._roster.verify(name, CONFIRMED, content, confirmed.signature)
@@ -223,7 +242,7 @@ class ServerSide:
             If they are too few.
         """
         least = threshold(len(self.state.names))
-        self._go_on("confirm", "open", self.state.confirmed, least)
+        self._go_on("open", self.state.confirmed, self.state.masked, least)
         return OpenQuestion(self.state.confirmed)
 
     def take_opened(self, opened: Opened) -> None:
@@ -236,8 +255,8 @@ class ServerSide:
             own secret is another one.
         """
         name = opened.site
-        self._expect("open", name, self.state.opened, self.state.masked)
-        unpack(to_bytes(opened.shares), SECRET_BYTES, sorted(self.state.boxes), name)
+        expect(self.state, "open", name, self.state.opened, self.state.masked)
+        unpack(to_bytes(opened.shares), SECRET_BYTES, self.state.held_by(name), name)
         if commitment(bytes.fromhex(opened.own_secret)) != self.state.by_name[name].self_commitment:
             raise SiteError(f"{name} told another secret than the one that it has stated")
         self.state = replace(
@@ -256,7 +275,8 @@ class ServerSide:
         """
         if self.total is None or self.state.stage != "open":
             raise RuntimeError("open_question and take_opened come before mean, once")
-        self._require("opened the sum", self.state.opened, threshold(len(self.state.names)))
+        state, least = self.state, threshold(len(self.state.names))
+        require(state, "opened the sum", state.opened, state.confirmed, least)
         masks = masks_left(self.state)
         total, self.total = self.total, None
         tail: Tail = np.array(self.state.tail, np.uint64)
@@ -266,31 +286,11 @@ class ServerSide:
         change = mean_change(total, self.terms.largest_change, share)
         return SecureMean(change, pooled, tuple(sorted(self.state.masked)))
 
-    def _expect(
-        self, stage: Stage, name: str, known: Collection[str], asked: Collection[str] | None = None
+    def _go_on(
+        self, stage: Stage, there: Collection[str], asked: Collection[str], least: int
     ) -> None:
-        """Refuse an answer of another stage, of a site that was not asked, or a second one."""
-        if self.state.stage != stage:
-            raise SiteError(f"{name} came too late: the sum is at stage {self.state.stage}")
-        if asked is not None and name not in asked:
-            raise SiteError(f"{name} was not asked: it is not in the set of this sum")
-        if name in known:
-            raise SiteError(f"{name} answered twice")
-
-    def _go_on(self, before: Stage, stage: Stage, there: Collection[str], least: int) -> None:
-        """Go on to a stage, or stay in it if its questions were asked before."""
-        if self.state.stage == stage:
-            return
-        if self.state.stage != before:
-            raise RuntimeError(f"the sum is at {self.state.stage}: {stage} is not the next stage")
-        self._require(f"are there for the stage {stage!r}", there, least)
-        self.state = replace(self.state, stage=stage)
-
-    def _require(self, what: str, there: Collection[str], least: int) -> None:
-        if len(there) < least:
-            everybody = self.state.names
-            missing = few(name for name in everybody if name not in there) or "nobody"
-            raise RoundError(
-                f"{self.state.round}: {len(there)} of {len(everybody)} sites {what}, {least} are "
-                f"needed; missing: {missing}. Start these sites, and go on with --c."
-            )
+        """Go on to a stage if enough have answered, or stay in it: its questions were asked."""
+        after = advance(self.state, _BEFORE[stage], stage)
+        if after is not self.state:
+            require(self.state, f"are there for the stage {stage!r}", there, asked, least)
+            self.state = after

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Payload, SiteName
+from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Payload, SiteName, Text
 from nnunetv2_federated.secure.arithmetic import MOST_SITES
 from nnunetv2_federated.secure.messages import (
     Boxes,
@@ -17,6 +17,7 @@ from nnunetv2_federated.secure.messages import (
     RoundTerms,
     Secret,
     Signatures,
+    SiteNames,
     Statement,
     context_of,
 )
@@ -50,6 +51,14 @@ class ServerState(Payload):
         default_factory=dict
     )
     """Of each site that has opened the sum: its own mask's secret."""
+    unopened: Annotated[dict[SiteName, SiteNames], Field(max_length=MOST_SITES)] = field(
+        default_factory=dict
+    )
+    """Of sites whose vectors are in the sum: whose boxes they could not use."""
+    refused: Annotated[dict[SiteName, Text], Field(max_length=MOST_SITES)] = field(
+        default_factory=dict
+    )
+    """Of sites that have refused to go on: why."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -69,6 +78,15 @@ class ServerState(Payload):
     def others(self, name: str) -> list[str]:
         """Return everybody else who shared keys for this sum, sorted."""
         return [other for other in self.names if other != name]
+
+    def held_by(self, name: str) -> list[str]:
+        """Return the sites of whose secrets a site holds a share, sorted."""
+        lacking = self.unopened.get(name, [])
+        return [dealer for dealer in sorted(self.boxes) if dealer not in lacking]
+
+    def without_share_of(self, dealer: str) -> list[str]:
+        """Return who says that the box of a site was of no use, sorted."""
+        return sorted(name for name, lacking in self.unopened.items() if dealer in lacking)
 
     @cached_property
     def by_name(self) -> dict[str, Statement]:

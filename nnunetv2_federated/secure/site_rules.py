@@ -86,13 +86,29 @@ def check_boxes(state: SiteState, boxes: Mapping[str, str]) -> None:
     Raises
     ------
     SiteError
-        If they are of strangers, too few, or not for this site in this sum.
+        If they are of strangers, or too few. What is in them is not needed to mask: see
+        :func:`unopened`.
     """
     others = [name for name in state.names if name != state.site]
     check_known(boxes, others, "among those it shared its secrets with")
     check_size(len(boxes) + 1, state.fewest, "the set to mask for")
-    for name in boxes:
-        open_own(state, name, boxes[name])
+
+
+def unopened(state: SiteState, boxes: Mapping[str, str]) -> list[str]:
+    """Return the sites whose boxes this one cannot use, sorted.
+
+    It masks for them all the same: else one site could end a round by a box that it has spoiled,
+    and its victims would seem to be at fault.
+    """
+    return sorted(name for name in boxes if not _opens(state, name, boxes[name]))
+
+
+def _opens(state: SiteState, name: str, box: str) -> bool:
+    try:
+        open_own(state, name, box)
+    except SiteError:
+        return False
+    return True
 
 
 def check_known(names: Collection[str], known: Collection[str], what: str) -> None:

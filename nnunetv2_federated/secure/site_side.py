@@ -48,6 +48,7 @@ from nnunetv2_federated.secure.site_rules import (
     check_set,
     check_size,
     open_own,
+    unopened,
 )
 from nnunetv2_federated.secure.site_state import MaskedStep, SiteState, Step
 
@@ -160,8 +161,9 @@ class SiteSide:
         Raises
         ------
         SiteError
-            If they are too few or others than the site has shared its secrets with, a box is not
-            for this site, or the site has masked for others before, or another update.
+            If they are too few or others than the site has shared its secrets with, or the site
+            has masked for others before, or another update. A box that it cannot open is no reason
+            to refuse: the answer names its sender.
         """
         if not state.statements:
             raise SiteError("refused: this site has not shared its secrets")
@@ -179,7 +181,8 @@ class SiteSide:
             return MaskedStep(state, state.masked, vector)
         content = masked_content(state.context, sorted([*question.boxes, state.site]))
         signed = self._member.sign(MASKED, content)
-        answer = Masked(state.site, to_text(tail_bytes(tail)), signed)
+        spoiled = unopened(state, question.boxes)
+        answer = Masked(state.site, to_text(tail_bytes(tail)), signed, spoiled)
         return MaskedStep(replace(state, boxes=question.boxes, masked=answer), answer, vector)
 
     @staticmethod
@@ -238,7 +241,7 @@ class SiteSide:
             self._member.roster.verify(name, CONFIRMED, content, signature)
         told = [
             pair[:SECRET_BYTES] if name in state.survivors else pair[SECRET_BYTES:]
-            for name in state.masked_for
+            for name in state.opens
             for pair in [open_own(state, name, state.boxes.get(name, ""))]
         ]
         return Step(state, Opened(state.site, to_text(b"".join(told)), state.self_secret))

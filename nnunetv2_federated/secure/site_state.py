@@ -108,6 +108,12 @@ class SiteState(Payload):
         return sorted([*self.boxes, self.site]) if self.masked is not None else []
 
     @property
+    def opens(self) -> list[str]:
+        """Sites that it holds shares of, with this one, sorted."""
+        lacking = self.masked.unopened if self.masked is not None else []
+        return [name for name in self.masked_for if name not in lacking]
+
+    @property
     def fewest(self) -> int:
         """Fewest sites that the sum may be of."""
         return max(threshold(len(self.statements)), self.terms.minimum)

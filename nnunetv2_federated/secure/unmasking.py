@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nnunetv2_federated.federation.errors import RoundError
+from nnunetv2_federated.federation.errors import RoundError, SpoiledError
+from nnunetv2_federated.federation.text import few
 from nnunetv2_federated.secure.keys import SECRET_BYTES, MaskKeys, agree, commitment, public_hex
 from nnunetv2_federated.secure.masking import sign_of
 from nnunetv2_federated.secure.messages import to_bytes
 from nnunetv2_federated.secure.server_state import ServerState
-from nnunetv2_federated.secure.shares import combine
+from nnunetv2_federated.secure.shares import combine, threshold
 
 
 def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
@@ -26,7 +27,9 @@ def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
     Raises
     ------
     RoundError
-        If so many shares of a secret are wrong that it cannot be rebuilt.
+        If too few shares of a site's secret are there yet.
+    SpoiledError
+        If too few ever will be, or so many shares of a secret are wrong that it cannot be rebuilt.
     """
     masks = []
     for name in sorted(state.boxes):
@@ -46,15 +49,32 @@ def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
 
 def _rebuild(state: ServerState, name: str, public: Callable[[bytes], str], stated: str) -> bytes:
     """Return the secret of a site that the others' shares give, by what it has stated of it."""
-    place = SECRET_BYTES * sorted(state.boxes).index(name)
-    shares = {
-        state.names.index(holder): to_bytes(text)[place : place + SECRET_BYTES]
-        for holder, text in state.opened.items()
-    }
+    shares = {}
+    for holder, text in state.opened.items():
+        held = state.held_by(holder)
+        if name in held:
+            place = SECRET_BYTES * held.index(name)
+            shares[state.names.index(holder)] = to_bytes(text)[place : place + SECRET_BYTES]
+    _check_enough(state, name, len(shares))
     secret = combine(shares, len(state.names), lambda found: public(found) == stated)
     if secret is None:
-        raise RoundError(
+        raise SpoiledError(
             f"{state.round}: the shares of {name}'s secret do not fit: {name} or a site that "
-            "opened the sum sent a wrong one, and too few others are there to do without it"
+            "opened the sum sent a wrong one, and too few others are there to do without it. This "
+            "round cannot be completed; go on with the next one."
         )
     return secret
+
+
+def _check_enough(state: ServerState, name: str, found: int) -> None:
+    """Raise an error if there are too few shares of a site's secret; names who lacks one."""
+    least = threshold(len(state.names))
+    if found >= least:
+        return
+    lacking = state.without_share_of(name)
+    line = f"{state.round}: {found} shares of {name}'s secret are there, {least} are needed"
+    line += f"; {few(lacking)} could not use the box that {name} sent" if lacking else ""
+    silent = sorted(set(state.confirmed) - {*state.opened, *lacking, *state.refused})
+    if found + len(silent) < least:
+        raise SpoiledError(f"{line}. This round cannot be completed; go on with the next one.")
+    raise RoundError(f"{line}; missing: {few(silent)}. Start these sites, and go on with --c.")

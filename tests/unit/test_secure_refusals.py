@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from masked_sum import NAMES, B, Site, Sum, key_of, part, roster_of, terms_of
+from masked_sum import NAMES, B, Site, Sum, key_of, part, refused, roster_of, terms_of
 
 from nnunetv2_federated.federation.errors import (
     CheckpointError,
-    FederationError,
     RoundError,
     SettingsError,
-    SiteError,
 )
 from nnunetv2_federated.secure.contribution import Contribution, Tensor
 from nnunetv2_federated.secure.keys import (
@@ -45,15 +43,6 @@ from nnunetv2_federated.secure.shares import combine, split, unpack
 from nnunetv2_federated.secure.site_state import load_site_state, save_site_state
 
 FOUR, FIVE = NAMES[:4], NAMES
-
-
-def refused(function: Callable[[], object], kind: type[FederationError] = SiteError) -> str:
-    """Return the one line with which something is refused."""
-    with pytest.raises(kind) as error:
-        function()
-    line = str(error.value)
-    assert "\n" not in line
-    return line
 
 
 def signed(statement: Statement, **changes: object) -> Statement:
@@ -243,27 +232,6 @@ def test_a_minimum_above_the_threshold_counts() -> None:
     assert refused(lambda: masked.sites["bern"].mask(MaskQuestion(boxes))) == (
         "refused: the set to mask for has 4 sites, at least 5 are needed"
     )
-
-
-def test_boxes_of_others_or_changed_on_the_way_are_refused() -> None:
-    masked = Sum(FOUR).up_to("share")
-    questions = masked.server.mask_questions()
-    boxes = questions["bern"].boxes
-    changed = bytearray(to_bytes(boxes["chur"]))
-    changed[20] ^= 1
-    wrong = {
-        "swapped": {**boxes, "chur": boxes["genf"]},
-        "for another": {**boxes, "chur": questions["basel"].boxes["chur"]},
-        "changed": {**boxes, "chur": to_text(bytes(changed))},
-        "empty": {**boxes, "chur": ""},
-        "of another sum": {
-            **boxes,
-            "chur": Sum(FOUR).up_to("share").server.mask_questions()["bern"].boxes["chur"],
-        },
-    }
-    for what in wrong.values():
-        line = refused(lambda w=what: masked.sites["bern"].mask(MaskQuestion(w)))  # type: ignore[misc]
-        assert line == "refused: the box from chur is not for bern in this sum"
 
 
 def test_an_update_is_masked_for_one_set_only() -> None:
