@@ -161,6 +161,11 @@ def context_of(statements: dict[str, Statement]) -> str:
     return hashlib.sha256(canonical(["context", content])).hexdigest()
 
 
+def shares_content(context: str, digests: str) -> dict[str, Any]:
+    """Return what a site signs when it shares its secrets."""
+    return {"context": context, "digests": digests}
+
+
 def masked_content(context: str, names: list[str]) -> dict[str, Any]:
     """Return what a site signs when it has masked its update for these sites."""
     return {"context": context, "masked for": names}
@@ -185,13 +190,29 @@ class Shares(Payload):
     site: SiteName
     boxes: Bytes
     """All boxes, one after another, in the order of the others' names."""
+    digests: Bytes
+    """:func:`.shares.digests_of` of all shares, also of those that it keeps itself."""
+    signature: Signature
+    """Over the digests: who tells another share than it was given is found out."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dealt:
+    """What a site has sent one other."""
+
+    box: Bytes
+    digests: Bytes
+    """As in :class:`Shares`, with its signature."""
+    signature: Signature
 
 
 @dataclass(frozen=True, config=STRICT)
 class MaskQuestion(Payload):
     """The boxes that others made for this site: with it, they are the sites to mask for."""
 
-    boxes: Boxes
+    most_bytes: ClassVar[int] = 4 * MEGABYTE
+
+    boxes: Annotated[dict[SiteName, Dealt], Field(max_length=MOST_SITES)]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -21,7 +21,8 @@ from nnunetv2_federated.secure.public_keys import fingerprint, parse_public_key,
 
 _PREFIX = b"nnunetv2-federated secure aggregation v1\n"
 """Begins what is signed here; Flower has the same key sign times of day."""
-STATEMENT, MASKED, CONFIRMED = "statement", "set to mask for", "list of survivors"
+STATEMENT, SHARES = "statement", "list of shares"
+MASKED, CONFIRMED = "set to mask for", "list of survivors"
 """What is signed, in words for messages."""
 
 
@@ -90,7 +91,7 @@ class Roster(Payload):
         name
             The site.
         what
-            What it is, one of :data:`STATEMENT`, :data:`MASKED` and :data:`CONFIRMED`.
+            What it is, :data:`STATEMENT`, :data:`SHARES`, :data:`MASKED` or :data:`CONFIRMED`.
         content
             JSON that was signed.
         signature

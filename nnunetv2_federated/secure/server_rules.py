@@ -7,8 +7,20 @@ from dataclasses import replace
 
 from nnunetv2_federated.federation.errors import RoundError, SiteError, SpoiledError
 from nnunetv2_federated.federation.text import few
-from nnunetv2_federated.secure.messages import Masked
+from nnunetv2_federated.secure.keys import SECRET_BYTES
+from nnunetv2_federated.secure.messages import (
+    Dealt,
+    Masked,
+    MaskQuestion,
+    Opened,
+    Shares,
+    shares_content,
+    to_bytes,
+    to_text,
+)
+from nnunetv2_federated.secure.roster import SHARES, Roster
 from nnunetv2_federated.secure.server_state import ServerState, Stage
+from nnunetv2_federated.secure.shares import BOX_BYTES, DIGEST_BYTES, is_dealt, unpack
 
 
 def expect(
@@ -81,3 +93,45 @@ def check_unopened(state: ServerState, masked: Masked) -> None:
     others = [name for name in sorted(state.boxes) if name != masked.site]
     if masked.unopened != [name for name in others if name in masked.unopened]:
         raise SiteError(f"{masked.site} reports boxes of sites that it was sent none of")
+
+
+def check_digests(state: ServerState, shares: Shares, roster: Roster) -> None:
+    """Raise ``SiteError`` if a site has not signed a list of two digests for each site."""
+    name = shares.site
+    unpack(to_bytes(shares.digests), 2 * DIGEST_BYTES, state.names, name)
+    content = shares_content(state.context, shares.digests)
+    roster.verify(name, SHARES, content, shares.signature)
+
+
+def mask_questions(state: ServerState) -> dict[str, MaskQuestion]:
+    """Return the question for each site that has shared its secrets, by name."""
+    boxes = {
+        name: unpack(to_bytes(shares.boxes), BOX_BYTES, state.others(name), name)
+        for name, shares in state.boxes.items()
+    }
+
+    def dealt(dealer: str, name: str) -> Dealt:
+        shares = state.boxes[dealer]
+        return Dealt(to_text(boxes[dealer][name]), shares.digests, shares.signature)
+
+    return {
+        name: MaskQuestion({o: dealt(o, name) for o in sorted(boxes) if o != name})
+        for name in boxes
+    }
+
+
+def check_told(state: ServerState, opened: Opened) -> None:
+    """Check the shares that a site has told.
+
+    Raises
+    ------
+    SiteError
+        If they are not one for each site that it holds one of, or one is not what was dealt.
+    """
+    name = opened.site
+    told = unpack(to_bytes(opened.shares), SECRET_BYTES, state.held_by(name), name)
+    position = state.names.index(name)
+    for dealer, share in told.items():
+        kind = state.kind_told(dealer)
+        if not is_dealt(to_bytes(state.boxes[dealer].digests), kind, position, share):
+            raise SiteError(f"{name} told another share of {dealer}'s secret than it was given")

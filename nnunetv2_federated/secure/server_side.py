@@ -25,7 +25,7 @@ from nnunetv2_federated.secure.arithmetic import (
     share_of,
     tail_of,
 )
-from nnunetv2_federated.secure.keys import SECRET_BYTES, commitment
+from nnunetv2_federated.secure.keys import commitment
 from nnunetv2_federated.secure.masking import put_on
 from nnunetv2_federated.secure.messages import (
     Confirmed,
@@ -41,10 +41,17 @@ from nnunetv2_federated.secure.messages import (
     confirmed_content,
     masked_content,
     to_bytes,
-    to_text,
 )
 from nnunetv2_federated.secure.roster import CONFIRMED, MASKED, Roster
-from nnunetv2_federated.secure.server_rules import advance, check_unopened, expect, require
+from nnunetv2_federated.secure.server_rules import (
+    advance,
+    check_digests,
+    check_told,
+    check_unopened,
+    expect,
+    mask_questions,
+    require,
+)
 from nnunetv2_federated.secure.server_state import ServerState, Stage
 from nnunetv2_federated.secure.shares import BOX_BYTES, threshold, unpack
 from nnunetv2_federated.secure.statements import check_statement
@@ -143,12 +150,14 @@ class ServerSide:
         Raises
         ------
         SiteError
-            If they come too late, twice, from outside of the set, or are not one for each other.
+            If they come too late, twice, from outside of the set, are not one for each other, or
+            their list is not signed.
         """
         name = shares.site
         expect(self.state, "share", name, self.state.boxes, self.state.names)
         unpack(to_bytes(shares.boxes), BOX_BYTES, self.state.others(name), name)
-        self.state = replace(self.state, boxes={**self.state.boxes, name: shares.boxes})
+        check_digests(self.state, shares, self._roster)
+        self.state = replace(self.state, boxes={**self.state.boxes, name: shares})
 
     def mask_questions(self) -> dict[str, MaskQuestion]:
         """Return the question for each site that has shared its secrets, by name.
@@ -159,14 +168,7 @@ class ServerSide:
             If they are too few.
         """
         self._go_on("mask", self.state.boxes, self.state.names, self.state.fewest)
-        boxes = {
-            name: unpack(to_bytes(text), BOX_BYTES, self.state.others(name), name)
-            for name, text in self.state.boxes.items()
-        }
-        return {
-            name: MaskQuestion({o: to_text(boxes[o][name]) for o in sorted(boxes) if o != name})
-            for name in boxes
-        }
+        return mask_questions(self.state)
 
     def take_masked(self, masked: Masked, vector: Ring) -> None:
         """Add a site's masked vector.
@@ -251,12 +253,12 @@ class ServerSide:
         Raises
         ------
         SiteError
-            If they come twice, from a site that is no survivor, are not one for each site, or its
-            own secret is another one.
+            If they come twice, from a site that is no survivor, are not one for each site, or it
+            has told another share than it was dealt, or another secret than it has stated.
         """
         name = opened.site
         expect(self.state, "open", name, self.state.opened, self.state.masked)
-        unpack(to_bytes(opened.shares), SECRET_BYTES, self.state.held_by(name), name)
+        check_told(self.state, opened)
         if commitment(bytes.fromhex(opened.own_secret)) != self.state.by_name[name].self_commitment:
             raise SiteError(f"{name} told another secret than the one that it has stated")
         self.state = replace(

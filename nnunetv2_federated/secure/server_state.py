@@ -16,12 +16,13 @@ from nnunetv2_federated.secure.messages import (
     Entry,
     RoundTerms,
     Secret,
+    Shares,
     Signatures,
     SiteNames,
     Statement,
     context_of,
 )
-from nnunetv2_federated.secure.shares import threshold
+from nnunetv2_federated.secure.shares import Kind, threshold
 
 Stage = Literal["state", "share", "mask", "confirm", "open"]
 
@@ -38,8 +39,10 @@ class ServerState(Payload):
     statements: Annotated[list[Statement], Field(max_length=MOST_SITES)] = field(
         default_factory=list
     )
-    boxes: Boxes = field(default_factory=dict)
-    """Of each site that has shared its secrets: its boxes, one after another."""
+    boxes: Annotated[dict[SiteName, Shares], Field(max_length=MOST_SITES)] = field(
+        default_factory=dict
+    )
+    """Of each site that has shared its secrets: what it has dealt."""
     masked: Signatures = field(default_factory=dict)
     """Of each site whose vector is in the masked sum."""
     tail: list[Entry] = field(default_factory=list)
@@ -78,6 +81,10 @@ class ServerState(Payload):
     def others(self, name: str) -> list[str]:
         """Return everybody else who shared keys for this sum, sorted."""
         return [other for other in self.names if other != name]
+
+    def kind_told(self, dealer: str) -> Kind:
+        """Return of which of a site's secrets shares are told: of a survivor its own mask's."""
+        return "own" if dealer in self.masked else "pair"
 
     def held_by(self, name: str) -> list[str]:
         """Return the sites of whose secrets a site holds a share, sorted."""

@@ -5,11 +5,11 @@ Shamir 1979 (doi:10.1145/359168.359176) over the field of 2**128 elements, as py
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from Crypto.Protocol.SecretSharing import Shamir
 from cryptography.exceptions import InvalidTag
@@ -21,9 +21,9 @@ from nnunetv2_federated.secure.keys import SECRET_BYTES, derive
 _NONCE, _TAG = 12, 16
 BOX_BYTES = _NONCE + 2 * SECRET_BYTES + _TAG
 """Length of a box with two shares."""
-_Point: TypeAlias = tuple[int, bytes]
-_MOST_TRIES = 200
-"""Combinations of shares that are tried if some of them are wrong."""
+DIGEST_BYTES = 32
+Kind = Literal["own", "pair"]
+"""Of the secret that a site's own mask follows from, or its pair key."""
 
 
 def threshold(sites: int) -> int:
@@ -43,10 +43,8 @@ def split(secret: bytes, sites: int) -> list[bytes]:
     return [share for _, share in sorted(shares)]
 
 
-def combine(
-    shares: Mapping[int, bytes], sites: int, is_secret: Callable[[bytes], bool]
-) -> bytes | None:
-    """Return the secret that shares belong to, ``None`` if too many of them are wrong.
+def combine(shares: Mapping[int, bytes], sites: int) -> bytes:
+    """Return the secret that shares belong to; what wrong ones give is not it.
 
     Parameters
     ----------
@@ -55,22 +53,29 @@ def combine(
         from 0.
     sites
         Number of sites that the secret was split for.
-    is_secret
-        Tells the secret from what wrong shares give.
     """
     points = [(position + 1, share) for position, share in sorted(shares.items())]
-    for chosen in itertools.islice(_subsets(points, threshold(sites)), _MOST_TRIES):
-        secret = Shamir.combine(chosen, ssss=False)
-        if is_secret(secret):
-            return secret
-    return None
+    return bytes(Shamir.combine(points[: threshold(sites)], ssss=False))
 
 
-def _subsets(points: list[_Point], size: int) -> Iterator[list[_Point]]:
-    """Yield first those of neighbours: they leave out each single site after a few tries."""
-    for start in range(len(points) if len(points) > size else 1):
-        yield (points[start:] + points[:start])[:size]
-    yield from map(list, itertools.combinations(points, size))
+def digest_of(kind: Kind, position: int, share: bytes) -> bytes:
+    """Return the SHA-256 of a share of a kind, with its holder's position among all sites."""
+    return hashlib.sha256(json.dumps([kind, position, share.hex()]).encode()).digest()
+
+
+def digests_of(own: Sequence[bytes], pair: Sequence[bytes]) -> bytes:
+    """Return the digests of all shares of a site's two secrets: two for each site, in order."""
+    both = enumerate(zip(own, pair, strict=True))
+    return b"".join(
+        digest_of("own", position, one) + digest_of("pair", position, other)
+        for position, (one, other) in both
+    )
+
+
+def is_dealt(digests: bytes, kind: Kind, position: int, share: bytes) -> bool:
+    """Tell whether a share is the one that its dealer has listed for a holder."""
+    place = DIGEST_BYTES * (2 * position + (kind == "pair"))
+    return digests[place : place + DIGEST_BYTES] == digest_of(kind, position, share)
 
 
 def close_box(content: bytes, agreed: bytes, way: tuple[str, str], context: str) -> bytes:

@@ -6,10 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.text import few
-from nnunetv2_federated.secure.keys import agree
-from nnunetv2_federated.secure.messages import RoundTerms, Statement, to_bytes
-from nnunetv2_federated.secure.roster import Roster
-from nnunetv2_federated.secure.shares import open_box
+from nnunetv2_federated.secure.keys import SECRET_BYTES, agree
+from nnunetv2_federated.secure.messages import (
+    Dealt,
+    RoundTerms,
+    Statement,
+    shares_content,
+    to_bytes,
+)
+from nnunetv2_federated.secure.roster import SHARES, Roster
+from nnunetv2_federated.secure.shares import is_dealt, open_box
 from nnunetv2_federated.secure.site_state import SiteState
 from nnunetv2_federated.secure.statements import check_statement
 
@@ -80,35 +86,41 @@ def check_set(state: SiteState, everybody: Sequence[Statement], roster: Roster) 
         raise SiteError("refused: a key is stated twice in the set")
 
 
-def check_boxes(state: SiteState, boxes: Mapping[str, str]) -> None:
+def check_boxes(state: SiteState, boxes: Mapping[str, Dealt], roster: Roster) -> None:
     """Check the boxes of those whom the update is to be masked for.
 
     Raises
     ------
     SiteError
-        If they are of strangers, or too few. What is in them is not needed to mask: see
-        :func:`unopened`.
+        If they are of strangers, or too few, or a list of shares is not its dealer's. What is in
+        the boxes is not needed to mask: see :func:`unopened`.
     """
     others = [name for name in state.names if name != state.site]
     check_known(boxes, others, "among those it shared its secrets with")
     check_size(len(boxes) + 1, state.fewest, "the set to mask for")
+    for name, dealt in boxes.items():
+        content = shares_content(state.context, dealt.digests)
+        roster.verify(name, SHARES, content, dealt.signature)
 
 
-def unopened(state: SiteState, boxes: Mapping[str, str]) -> list[str]:
+def unopened(state: SiteState, boxes: Mapping[str, Dealt]) -> list[str]:
     """Return the sites whose boxes this one cannot use, sorted.
 
-    It masks for them all the same: else one site could end a round by a box that it has spoiled,
-    and its victims would seem to be at fault.
+    Such a box cannot be opened, or has other shares than its dealer has listed. The site masks for
+    them all the same: else one site could end a round by a box that it has spoiled, and its victims
+    would seem to be at fault.
     """
     return sorted(name for name in boxes if not _opens(state, name, boxes[name]))
 
 
-def _opens(state: SiteState, name: str, box: str) -> bool:
+def _opens(state: SiteState, name: str, dealt: Dealt) -> bool:
     try:
-        open_own(state, name, box)
+        pair = open_own(state, name, dealt.box)
     except SiteError:
         return False
-    return True
+    digests, place = to_bytes(dealt.digests), state.names.index(state.site)
+    own_fits = is_dealt(digests, "own", place, pair[:SECRET_BYTES])
+    return own_fits and is_dealt(digests, "pair", place, pair[SECRET_BYTES:])
 
 
 def check_known(names: Collection[str], known: Collection[str], what: str) -> None:

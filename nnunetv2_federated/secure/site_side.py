@@ -15,7 +15,7 @@ The same question gets the same answer. What the rules are for:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
 from nnunetv2_federated.federation.errors import SiteError
@@ -35,12 +35,12 @@ from nnunetv2_federated.secure.messages import (
     Shares,
     Statement,
     confirmed_content,
-    context_of,
     masked_content,
+    shares_content,
     to_text,
 )
-from nnunetv2_federated.secure.roster import CONFIRMED, MASKED, STATEMENT, Member
-from nnunetv2_federated.secure.shares import close_box, split, threshold
+from nnunetv2_federated.secure.roster import CONFIRMED, MASKED, SHARES, STATEMENT, Member
+from nnunetv2_federated.secure.shares import close_box, digests_of, split, threshold
 from nnunetv2_federated.secure.site_rules import (
     check_boxes,
     check_known,
@@ -133,25 +133,28 @@ class SiteSide:
             the site has shared for another set.
         """
         everybody = sorted(question.statements, key=lambda statement: statement.site)
-        if state.statements:
+        if state.sent is not None:
             if everybody != state.statements:
                 raise SiteError("refused: this site has shared its secrets with another set")
-            return Step(state, Shares(state.site, state.sent))
+            return Step(state, state.sent)
         check_set(state, everybody, self._member.roster)
-        context = context_of({statement.site: statement for statement in everybody})
-        secrets_of = (state.self_secret, state.pair_secret)
-        both = [split(bytes.fromhex(secret), len(everybody)) for secret in secrets_of]
-        boxes, own = [], ""
-        for statement, own_share, pair_share in zip(everybody, *both, strict=True):
-            content = own_share + pair_share
-            if statement.site == state.site:
-                own = content.hex()
-                continue
-            agreed = agree(bytes.fromhex(state.box_secret), statement.box_key, statement.site)
-            boxes.append(close_box(content, agreed, (state.site, statement.site), context))
-        sent = to_text(b"".join(boxes))
-        after = replace(state, statements=everybody, own_shares=own, sent=sent)
-        return Step(after, Shares(state.site, sent))
+        own, pair = (
+            split(bytes.fromhex(secret), len(everybody))
+            for secret in (state.self_secret, state.pair_secret)
+        )
+        names = [statement.site for statement in everybody]
+        kept = dict(zip(names, (o + p for o, p in zip(own, pair, strict=True)), strict=True))
+        shared = replace(state, statements=everybody, own_shares=kept.pop(state.site).hex())
+        boxes = b"".join(self._box(shared, name, content) for name, content in kept.items())
+        digests = to_text(digests_of(own, pair))
+        signed = self._member.sign(SHARES, shares_content(shared.context, digests))
+        answer = Shares(state.site, to_text(boxes), digests, signed)
+        return Step(replace(shared, sent=answer), answer)
+
+    @staticmethod
+    def _box(state: SiteState, name: str, content: bytes) -> bytes:
+        agreed = agree(bytes.fromhex(state.box_secret), state.by_name[name].box_key, name)
+        return close_box(content, agreed, (state.site, name), state.context)
 
     def mask(
         self, state: SiteState, question: MaskQuestion, contribution: Contribution
@@ -171,22 +174,23 @@ class SiteSide:
             raise SiteError(
                 "refused: the update on the disk is not the one that keys were made for"
             )
+        boxes = {name: dealt.box for name, dealt in question.boxes.items()}
         if state.masked is None:
-            check_boxes(state, question.boxes)
-        elif question.boxes != state.boxes:
+            check_boxes(state, question.boxes, self._member.roster)
+        elif boxes != state.boxes:
             raise SiteError("refused: this site has masked its update for others before")
         vector, tail = contribution.ring(state.terms), contribution.tail()
-        put_on(vector, tail, self._masks(state, question.boxes))
+        put_on(vector, tail, self._masks(state, boxes))
         if state.masked is not None:
             return MaskedStep(state, state.masked, vector)
-        content = masked_content(state.context, sorted([*question.boxes, state.site]))
+        content = masked_content(state.context, sorted([*boxes, state.site]))
         signed = self._member.sign(MASKED, content)
         spoiled = unopened(state, question.boxes)
         answer = Masked(state.site, to_text(tail_bytes(tail)), signed, spoiled)
-        return MaskedStep(replace(state, boxes=question.boxes, masked=answer), answer, vector)
+        return MaskedStep(replace(state, boxes=boxes, masked=answer), answer, vector)
 
     @staticmethod
-    def _masks(state: SiteState, others: Mapping[str, str]) -> list[tuple[int, MaskKeys]]:
+    def _masks(state: SiteState, others: Collection[str]) -> list[tuple[int, MaskKeys]]:
         context, stated = state.context, state.by_name
         secret = bytes.fromhex(state.pair_secret)
         own = MaskKeys.of_self(bytes.fromhex(state.self_secret), context)

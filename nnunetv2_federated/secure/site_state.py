@@ -17,10 +17,10 @@ from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Hash, Payloa
 from nnunetv2_federated.secure.arithmetic import MOST_SITES, Ring
 from nnunetv2_federated.secure.messages import (
     Boxes,
-    Bytes,
     Masked,
     RoundTerms,
     Secret,
+    Shares,
     Signatures,
     Statement,
     context_of,
@@ -58,8 +58,8 @@ class SiteState(Payload):
     """Of everybody in the set, in the order of their names."""
     own_shares: Pair = ""
     """The two shares of its own secrets that the site keeps itself."""
-    sent: Bytes = ""
-    """The boxes that it has made for the others."""
+    sent: Shares | None = None
+    """What it has dealt to the others."""
     boxes: Boxes = field(default_factory=dict)
     """The boxes that were made for it, by those whom it has masked for."""
     masked: Masked | None = None

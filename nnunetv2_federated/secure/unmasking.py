@@ -29,7 +29,8 @@ def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
     RoundError
         If too few shares of a site's secret are there yet.
     SpoiledError
-        If too few ever will be, or so many shares of a secret are wrong that it cannot be rebuilt.
+        If too few ever will be, or a site has dealt shares that do not fit: each was compared with
+        what that site has signed when it came.
     """
     masks = []
     for name in sorted(state.boxes):
@@ -56,12 +57,11 @@ def _rebuild(state: ServerState, name: str, public: Callable[[bytes], str], stat
             place = SECRET_BYTES * held.index(name)
             shares[state.names.index(holder)] = to_bytes(text)[place : place + SECRET_BYTES]
     _check_enough(state, name, len(shares))
-    secret = combine(shares, len(state.names), lambda found: public(found) == stated)
-    if secret is None:
+    secret = combine(shares, len(state.names))
+    if public(secret) != stated:
         raise SpoiledError(
-            f"{state.round}: the shares of {name}'s secret do not fit: {name} or a site that "
-            "opened the sum sent a wrong one, and too few others are there to do without it. This "
-            "round cannot be completed; go on with the next one."
+            f"{state.round}: the shares that {name} has dealt do not give the secret that it has "
+            "stated. This round cannot be completed; go on with the next one."
         )
     return secret
 

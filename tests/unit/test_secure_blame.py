@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 from masked_sum import NAMES, Sum, expected_sum, refused
 
 from nnunetv2_federated.federation.errors import RoundError, SpoiledError
-from nnunetv2_federated.secure.messages import MaskQuestion, to_bytes, to_text
+from nnunetv2_federated.secure import site_side
+from nnunetv2_federated.secure.keys import SECRET_BYTES
+from nnunetv2_federated.secure.messages import MaskQuestion, shares_content, to_bytes, to_text
+from nnunetv2_federated.secure.roster import SHARES
 from nnunetv2_federated.secure.shares import BOX_BYTES
+from nnunetv2_federated.secure.site_rules import open_own
 
 FOUR, FIVE = NAMES[:4], NAMES
 
@@ -35,22 +40,21 @@ def test_a_box_of_another_or_changed_on_the_way_is_reported_with_its_sender() ->
     masked = Sum(FOUR).up_to("share")
     questions = masked.server.mask_questions()
     boxes = questions["bern"].boxes
-    changed = bytearray(to_bytes(boxes["chur"]))
+    changed = bytearray(to_bytes(boxes["chur"].box))
     changed[20] ^= 1
+    other_sum = Sum(FOUR).up_to("share").server.mask_questions()["bern"]
     wrong = {
-        "swapped": {**boxes, "chur": boxes["genf"]},
-        "for another": {**boxes, "chur": questions["basel"].boxes["chur"]},
-        "changed": {**boxes, "chur": to_text(bytes(changed))},
-        "empty": {**boxes, "chur": ""},
-        "of another sum": {
-            **boxes,
-            "chur": Sum(FOUR).up_to("share").server.mask_questions()["bern"].boxes["chur"],
-        },
+        "swapped": boxes["genf"].box,
+        "for another": questions["basel"].boxes["chur"].box,
+        "changed": to_text(bytes(changed)),
+        "empty": "",
+        "of another sum": other_sum.boxes["chur"].box,
     }
     memory = masked.sites["bern"].memory
-    for what in wrong.values():
+    for box in wrong.values():
         masked.sites["bern"].memory = memory
-        answer, _ = masked.sites["bern"].mask(MaskQuestion(what))
+        question = MaskQuestion({**boxes, "chur": replace(boxes["chur"], box=box)})
+        answer, _ = masked.sites["bern"].mask(question)
         assert answer.unopened == ["chur"]
 
 
@@ -107,6 +111,96 @@ def test_a_report_of_boxes_that_were_not_sent_is_refused() -> None:
             "bern reports boxes of sites that it was sent none of"
         )
     assert masked.server.total is None
+
+
+# Shares
+
+
+def lie(masked: Sum, liar: str, dealer: str) -> None:
+    """Let a site tell a wrong share of another's secret, and see it refused."""
+    server = masked.server
+    opened = masked.sites[liar].open_shares(server.open_question())
+    shares = bytearray(to_bytes(opened.shares))
+    shares[SECRET_BYTES * server.state.held_by(liar).index(dealer)] ^= 1
+    wrong = replace(opened, shares=to_text(bytes(shares)))
+    line = f"{liar} told another share of {dealer}'s secret than it was given"
+    assert refused(lambda: server.take_opened(wrong)) == line
+
+
+@pytest.mark.parametrize("dealer", ["thun", "chur"])
+def test_who_tells_a_wrong_share_is_named_and_done_without(dealer: str) -> None:
+    """Of thun, whose vector never came, it is a share of the pair key; of chur of its own mask."""
+    seven, lost = (*NAMES, "uri", "zug"), {"mask": ["thun"], "open": ["bern"]}
+    masked = Sum(seven, lost).up_to("open")
+    lie(masked, "bern", dealer)
+    assert masked.server.mean().sites == tuple(name for name in seven if name != "thun")
+
+
+def test_a_share_of_the_wrong_kind_is_refused() -> None:
+    """Whoever tells of a survivor what is told of one that was lost would open its update."""
+    masked = Sum(FOUR, {"open": ["bern"]}).up_to("open")
+    state = masked.sites["bern"].state
+    told = [open_own(state, name, state.boxes.get(name, ""))[SECRET_BYTES:] for name in FOUR]
+    opened = masked.sites["bern"].open_shares(masked.server.open_question())
+    wrong = replace(opened, shares=to_text(b"".join(told)))
+    assert refused(lambda: masked.server.take_opened(wrong)) == (
+        "bern told another share of basel's secret than it was given"
+    )
+
+
+def deal_nonsense(masked: Sum, dealer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a site deal shares that belong to no secret, listed and signed as they are."""
+    question = masked.server.share_question()
+    for name in masked.server.state.names:
+        with monkeypatch.context() as patch:
+            if name == dealer:
+                patch.setattr(
+                    site_side, "split", lambda _, sites: [os.urandom(16) for _ in range(sites)]
+                )
+            masked.server.take_shares(masked.sites[name].share(question))
+
+
+def test_who_deals_shares_of_nothing_and_leaves_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked = Sum(FIVE, {"mask": ["genf"]}).up_to("state")
+    deal_nonsense(masked, "genf", monkeypatch)
+    masked.go(["mask", "confirm", "open"])
+    assert refused(masked.server.mean, SpoiledError) == (
+        "round 1: the shares that genf has dealt do not give the secret that it has stated. This "
+        "round cannot be completed; go on with the next one."
+    )
+
+
+def test_who_lists_other_shares_than_it_deals_is_reported_by_all() -> None:
+    masked = Sum(FOUR).up_to("state")
+    question = masked.server.share_question()
+    for name in FOUR:
+        shares = masked.sites[name].share(question)
+        if name == "genf":
+            digests = to_text(bytes(len(to_bytes(shares.digests))))
+            content = shares_content(masked.server.state.context, digests)
+            signature = masked.sites["genf"].side._member.sign(SHARES, content)
+            shares = replace(shares, digests=digests, signature=signature)
+        masked.server.take_shares(shares)
+    masked.mask()
+    assert masked.server.state.without_share_of("genf") == ["basel", "bern", "chur"]
+
+
+def test_a_list_of_shares_is_signed_by_its_dealer_and_whole() -> None:
+    masked = Sum(FOUR).up_to("state")
+    shares = masked.sites["genf"].share(masked.server.share_question())
+    digests = to_bytes(shares.digests)
+    forged = replace(shares, digests=to_text(digests[::-1]))
+    line = "refused: genf has not signed this list of shares"
+    assert refused(lambda: masked.server.take_shares(forged)) == line
+    short = replace(shares, digests=to_text(digests[:-64]))
+    assert refused(lambda: masked.server.take_shares(short)) == (
+        "refused: genf sent 192 bytes of shares, not 64 for each of 4 sites"
+    )
+    masked.share()
+    question = masked.server.mask_questions()["bern"]
+    dealt = replace(question.boxes["genf"], digests=forged.digests)
+    changed = MaskQuestion({**question.boxes, "genf": dealt})
+    assert refused(lambda: masked.sites["bern"].mask(changed)) == line
 
 
 # Refusals
