@@ -110,7 +110,7 @@ class Round:
             states[name] = step.state
             self.up(name, step.answer)
             with meter.of("server", "state"):
-                server.take_statement(step.answer)
+                server.take_statement(name, step.answer)
         question = server.share_question()
         for name, side in self.sides.items():
             with self.of(name, "share"):
@@ -118,7 +118,7 @@ class Round:
             states[name] = shared.state
             self.up(name, shared.answer)
             with meter.of("server", "share"):
-                server.take_shares(shared.answer)
+                server.take_shares(name, shared.answer)
         with meter.of("server", "share"):
             questions = server.mask_questions()
         survivors = sorted(self.sides)[: len(self.sides) - lost]
@@ -128,7 +128,7 @@ class Round:
             states[name] = masked.state
             self.up(name, masked.answer, masked.vector)
             with meter.of("server", "mask"):
-                server.take_masked(masked.answer, masked.vector)
+                server.take_masked(name, masked.answer, masked.vector)
             del masked
         self._open(survivors)
         with meter.of("server", "mean"):
@@ -144,14 +144,14 @@ class Round:
             self.states[name] = confirmed.state
             self.up(name, confirmed.answer)
             with self.meter.of("server", "confirm"):
-                self.server.take_confirmed(confirmed.answer)
+                self.server.take_confirmed(name, confirmed.answer)
         question = self.server.open_question()
         for name in survivors:
             with self.of(name, "open"):
                 opened = self.sides[name].open_shares(self.states[name], question)
             self.up(name, opened.answer)
             with self.meter.of("server", "open"):
-                self.server.take_opened(opened.answer)
+                self.server.take_opened(name, opened.answer)
 
 
 def plain_seconds(change: np.ndarray, sites: int) -> float:

@@ -171,12 +171,12 @@ class Sum:
 
     def state(self) -> None:
         for site in self.here("state", self.names):
-            self.server.take_statement(self._passed(site.state_keys()))
+            self.server.take_statement(site.name, self._passed(site.state_keys()))
 
     def share(self) -> None:
         question = self._passed(self.server.share_question())
         for site in self.here("share", self.server.state.names):
-            self.server.take_shares(self._passed(site.share(question)))
+            self.server.take_shares(site.name, self._passed(site.share(question)))
 
     def mask(self) -> None:
         questions = self.server_questions = self.server.mask_questions()
@@ -184,17 +184,17 @@ class Sum:
             masked, vector = site.mask(self._passed(questions[site.name]))
             self.vectors[site.name] = vector.copy()
             self.wire.append(vector.tobytes())
-            self.server.take_masked(self._passed(masked), vector)
+            self.server.take_masked(site.name, self._passed(masked), vector)
 
     def confirm(self) -> None:
         question = self._passed(self.server.confirm_question())
         for site in self.here("confirm", self.server.state.masked):
-            self.server.take_confirmed(self._passed(site.confirm(question)))
+            self.server.take_confirmed(site.name, self._passed(site.confirm(question)))
 
     def open(self) -> None:
         question = self._passed(self.server.open_question())
         for site in self.here("open", self.server.state.confirmed):
-            self.server.take_opened(self._passed(site.open_shares(question)))
+            self.server.take_opened(site.name, self._passed(site.open_shares(question)))
 
     def mean(self) -> SecureMean:
         return self.up_to("open").server.mean()

@@ -76,6 +76,7 @@ Boxes = Annotated[dict[SiteName, Bytes], Field(max_length=MOST_SITES)]
 Signatures = Annotated[dict[SiteName, Signature], Field(max_length=MOST_SITES)]
 SiteNames = Annotated[list[SiteName], Field(max_length=MOST_SITES)]
 Entry = Annotated[int, Field(ge=0, lt=2**64)]
+Attempt = Annotated[int, Field(ge=0, le=1000)]
 
 
 def canonical(content: Any) -> bytes:  # noqa: ANN401  # JSON
@@ -138,7 +139,7 @@ class Statement(Payload):
 
     site: SiteName
     terms: RoundTerms
-    attempt: Annotated[int, Field(ge=0, le=1000)]
+    attempt: Attempt
     """Counted from 0; each has keys of its own."""
     pair_key: Hash
     """X25519 public key: the masks that two sites share follow from it."""

@@ -45,6 +45,19 @@ def expect(
         raise SiteError(f"{name} answered twice")
 
 
+def named(sender: str, site: str) -> str:
+    """Return a site's name, if it is that of the node that sent the answer.
+
+    Raises
+    ------
+    SiteError
+        If an answer comes in another's name, which the other one would then be blamed for.
+    """
+    if sender != site:
+        raise SiteError(f"{sender} answered in the name of {site}")
+    return site
+
+
 def advance(state: ServerState, before: Stage, stage: Stage) -> ServerState:
     """Return the state at a stage, the same one if its questions were asked before."""
     if state.stage not in (before, stage):

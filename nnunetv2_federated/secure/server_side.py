@@ -50,6 +50,7 @@ from nnunetv2_federated.secure.server_rules import (
     check_unopened,
     expect,
     mask_questions,
+    named,
     require,
 )
 from nnunetv2_federated.secure.server_state import ServerState, Stage
@@ -78,6 +79,9 @@ class SecureMean:
 
 class ServerSide:
     """One sum, from the sites' statements to their mean.
+
+    Every answer is taken with the name of its sender: the one of the node that has been
+    authenticated, not one that the answer tells.
 
     Before a stage's questions are sent, :attr:`state` has to be on the disk, and from the stage
     ``confirm`` on :attr:`total`, too: once one site has opened the sum, no other can be made.
@@ -120,17 +124,17 @@ class ServerSide:
         """
         self.state = replace(self.state, refused={**self.state.refused, name: clean(reason)})
 
-    def take_statement(self, statement: Statement) -> None:
+    def take_statement(self, sender: str, statement: Statement) -> None:
         """Take a site into the set.
 
         Raises
         ------
         SiteError
-            If it comes too late, twice, is forged, or was told other terms.
+            If it comes too late, twice, is forged, or is of other terms or another attempt.
         """
-        name = statement.site
+        name = named(sender, statement.site)
         expect(self.state, "state", name, self.state.names)
-        check_statement(statement, self.terms, self._roster)
+        check_statement(statement, self.terms, self.state.attempt, self._roster)
         self.state = replace(self.state, statements=[*self.state.statements, statement])
 
     def share_question(self) -> ShareQuestion:
@@ -144,7 +148,7 @@ class ServerSide:
         self._go_on("share", self.state.names, self._roster.keys, self.terms.minimum)
         return ShareQuestion(self.state.statements)
 
-    def take_shares(self, shares: Shares) -> None:
+    def take_shares(self, sender: str, shares: Shares) -> None:
         """Take a site's boxes for the others.
 
         Raises
@@ -153,7 +157,7 @@ class ServerSide:
             If they come too late, twice, from outside of the set, are not one for each other, or
             their list is not signed.
         """
-        name = shares.site
+        name = named(sender, shares.site)
         expect(self.state, "share", name, self.state.boxes, self.state.names)
         unpack(to_bytes(shares.boxes), BOX_BYTES, self.state.others(name), name)
         check_digests(self.state, shares, self._roster)
@@ -170,11 +174,13 @@ class ServerSide:
         self._go_on("mask", self.state.boxes, self.state.names, self.state.fewest)
         return mask_questions(self.state)
 
-    def take_masked(self, masked: Masked, vector: Ring) -> None:
+    def take_masked(self, sender: str, masked: Masked, vector: Ring) -> None:
         """Add a site's masked vector.
 
         Parameters
         ----------
+        sender
+            Name that the node is known by which the answer came from.
         masked
             What came with it.
         vector
@@ -185,7 +191,7 @@ class ServerSide:
         SiteError
             If it comes too late, twice, from outside of the set, or has another length.
         """
-        name, terms = masked.site, self.terms
+        name, terms = named(sender, masked.site), self.terms
         expect(self.state, "mask", name, self.state.masked, self.state.boxes)
         if vector.dtype != np.uint32 or vector.shape != (terms.parameters,):
             raise SiteError(f"{name} sent {vector.dtype} {vector.shape} in place of the weights")
@@ -219,7 +225,7 @@ class ServerSide:
         self._go_on("confirm", self.state.masked, self.state.boxes, self.state.fewest)
         return ConfirmQuestion(self.state.masked)
 
-    def take_confirmed(self, confirmed: Confirmed) -> None:
+    def take_confirmed(self, sender: str, confirmed: Confirmed) -> None:
         """Take a site's word that it was told of these survivors.
 
         Raises
@@ -227,7 +233,7 @@ class ServerSide:
         SiteError
             If it comes too late, twice, or from a site that is none of them, or is forged.
         """
-        name = confirmed.site
+        name = named(sender, confirmed.site)
         expect(self.state, "confirm", name, self.state.confirmed, self.state.masked)
         boxes, masked = sorted(self.state.boxes), self.state.masked
         content = confirmed_content(self.state.context, boxes, masked)
@@ -247,7 +253,7 @@ class ServerSide:
         self._go_on("open", self.state.confirmed, self.state.masked, least)
         return OpenQuestion(self.state.confirmed)
 
-    def take_opened(self, opened: Opened) -> None:
+    def take_opened(self, sender: str, opened: Opened) -> None:
         """Take a site's shares, and its own mask's secret.
 
         Raises
@@ -256,7 +262,7 @@ class ServerSide:
             If they come twice, from a site that is no survivor, are not one for each site, or it
             has told another share than it was dealt, or another secret than it has stated.
         """
-        name = opened.site
+        name = named(sender, opened.site)
         expect(self.state, "open", name, self.state.opened, self.state.masked)
         check_told(self.state, opened)
         if commitment(bytes.fromhex(opened.own_secret)) != self.state.by_name[name].self_commitment:

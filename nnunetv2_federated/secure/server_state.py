@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Payload, SiteName, Text
 from nnunetv2_federated.secure.arithmetic import MOST_SITES
 from nnunetv2_federated.secure.messages import (
+    Attempt,
     Boxes,
     Entry,
     RoundTerms,
@@ -62,6 +63,8 @@ class ServerState(Payload):
         default_factory=dict
     )
     """Of sites that have refused to go on: why."""
+    attempt: Attempt = 0
+    """Counted from 0; a further one at the same round begins with keys of its own."""
 
     @cached_property
     def names(self) -> list[str]:

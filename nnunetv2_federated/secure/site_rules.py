@@ -80,7 +80,7 @@ def check_set(state: SiteState, everybody: Sequence[Statement], roster: Roster) 
         raise SiteError("refused: what this site has stated is not in the set")
     check_size(len(names), state.terms.minimum, "the set")
     for statement in everybody:
-        check_statement(statement, state.terms, roster)
+        check_statement(statement, state.terms, state.statement.attempt, roster)
     keys = [key for statement in everybody for key in (statement.pair_key, statement.box_key)]
     if len(set(keys)) < len(keys):
         raise SiteError("refused: a key is stated twice in the set")

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from masked_sum import NAMES, Sum, expected_sum, refused
+from masked_sum import NAMES, STAGES, Sum, expected_sum, refused, roster_of
 
 from nnunetv2_federated.federation.errors import RoundError, SpoiledError
 from nnunetv2_federated.secure import site_side
 from nnunetv2_federated.secure.keys import SECRET_BYTES
-from nnunetv2_federated.secure.messages import MaskQuestion, shares_content, to_bytes, to_text
+from nnunetv2_federated.secure.messages import (
+    MaskQuestion,
+    ShareQuestion,
+    shares_content,
+    to_bytes,
+    to_text,
+)
 from nnunetv2_federated.secure.roster import SHARES
+from nnunetv2_federated.secure.server_side import ServerSide
+from nnunetv2_federated.secure.server_state import ServerState
 from nnunetv2_federated.secure.shares import BOX_BYTES
 from nnunetv2_federated.secure.site_rules import open_own
 
@@ -30,7 +39,7 @@ def spoil_boxes(masked: Sum, dealer: str, victims: int) -> None:
             for victim in range(victims):
                 boxes[victim * BOX_BYTES + 20] ^= 1
             shares = replace(shares, boxes=to_text(bytes(boxes)))
-        masked.server.take_shares(shares)
+        masked.server.take_shares(name, shares)
 
 
 # Boxes
@@ -98,7 +107,7 @@ def test_shares_that_may_still_come_are_waited_for() -> None:
         "that zug sent; missing: uri. Start these sites, and go on with --c."
     )
     opened = masked.sites["uri"].open_shares(masked.server.open_question())
-    masked.server.take_opened(opened)
+    masked.server.take_opened("uri", opened)
     assert masked.server.mean().sites == (*FIVE, "uri")
 
 
@@ -107,7 +116,7 @@ def test_a_report_of_boxes_that_were_not_sent_is_refused() -> None:
     answer, vector = masked.sites["bern"].mask(masked.server.mask_questions()["bern"])
     for names in (["bern"], ["zug"], ["genf", "chur"], ["chur", "chur"]):
         wrong = replace(answer, unopened=names)
-        assert refused(lambda w=wrong: masked.server.take_masked(w, vector)) == (  # type: ignore[misc]
+        assert refused(lambda w=wrong: masked.server.take_masked("bern", w, vector)) == (  # type: ignore[misc]
             "bern reports boxes of sites that it was sent none of"
         )
     assert masked.server.total is None
@@ -124,7 +133,7 @@ def lie(masked: Sum, liar: str, dealer: str) -> None:
     shares[SECRET_BYTES * server.state.held_by(liar).index(dealer)] ^= 1
     wrong = replace(opened, shares=to_text(bytes(shares)))
     line = f"{liar} told another share of {dealer}'s secret than it was given"
-    assert refused(lambda: server.take_opened(wrong)) == line
+    assert refused(lambda: server.take_opened(liar, wrong)) == line
 
 
 @pytest.mark.parametrize("dealer", ["thun", "chur"])
@@ -143,7 +152,7 @@ def test_a_share_of_the_wrong_kind_is_refused() -> None:
     told = [open_own(state, name, state.boxes.get(name, ""))[SECRET_BYTES:] for name in FOUR]
     opened = masked.sites["bern"].open_shares(masked.server.open_question())
     wrong = replace(opened, shares=to_text(b"".join(told)))
-    assert refused(lambda: masked.server.take_opened(wrong)) == (
+    assert refused(lambda: masked.server.take_opened("bern", wrong)) == (
         "bern told another share of basel's secret than it was given"
     )
 
@@ -157,7 +166,7 @@ def deal_nonsense(masked: Sum, dealer: str, monkeypatch: pytest.MonkeyPatch) -> 
                 patch.setattr(
                     site_side, "split", lambda _, sites: [os.urandom(16) for _ in range(sites)]
                 )
-            masked.server.take_shares(masked.sites[name].share(question))
+            masked.server.take_shares(name, masked.sites[name].share(question))
 
 
 def test_who_deals_shares_of_nothing_and_leaves_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +189,7 @@ def test_who_lists_other_shares_than_it_deals_is_reported_by_all() -> None:
             content = shares_content(masked.server.state.context, digests)
             signature = masked.sites["genf"].side._member.sign(SHARES, content)
             shares = replace(shares, digests=digests, signature=signature)
-        masked.server.take_shares(shares)
+        masked.server.take_shares(name, shares)
     masked.mask()
     assert masked.server.state.without_share_of("genf") == ["basel", "bern", "chur"]
 
@@ -191,9 +200,9 @@ def test_a_list_of_shares_is_signed_by_its_dealer_and_whole() -> None:
     digests = to_bytes(shares.digests)
     forged = replace(shares, digests=to_text(digests[::-1]))
     line = "refused: genf has not signed this list of shares"
-    assert refused(lambda: masked.server.take_shares(forged)) == line
+    assert refused(lambda: masked.server.take_shares("genf", forged)) == line
     short = replace(shares, digests=to_text(digests[:-64]))
-    assert refused(lambda: masked.server.take_shares(short)) == (
+    assert refused(lambda: masked.server.take_shares("genf", short)) == (
         "refused: genf sent 192 bytes of shares, not 64 for each of 4 sites"
     )
     masked.share()
@@ -220,3 +229,45 @@ def test_why_sites_have_refused_is_told_and_whether_it_can_go_on() -> None:
         "(refused: another roster ERROR), chur (refused: too few). This round cannot be completed; "
         "go on with the next one."
     )
+
+
+# Names
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_site_answers_in_the_name_of_another(stage: str) -> None:
+    """Else its victim, which is then one that has answered twice, would be named."""
+    masked = Sum(FOUR, {stage: ["bern"]}).up_to(stage)
+    bern, server = masked.sites["bern"], masked.server
+    answers: dict[str, Callable[[str], object]] = {
+        "state": lambda sender: server.take_statement(sender, bern.state_keys()),
+        "share": lambda sender: server.take_shares(sender, bern.share(server.share_question())),
+        "mask": lambda sender: server.take_masked(
+            sender, *bern.mask(masked.server_questions["bern"])
+        ),
+        "confirm": lambda sender: server.take_confirmed(
+            sender, bern.confirm(server.confirm_question())
+        ),
+        "open": lambda sender: server.take_opened(sender, bern.open_shares(server.open_question())),
+    }
+    before = server.state
+    assert refused(lambda: answers[stage]("genf")) == "genf answered in the name of bern"
+    assert server.state == before
+    answers[stage]("bern")  # it comes all the same
+
+
+def test_keys_of_an_attempt_before_are_not_taken_in_the_next() -> None:
+    """Its site has gone on, and would refuse the set with them."""
+    masked = Sum(FOUR)
+    old = masked.sites["bern"].state_keys(attempt=0)
+    new = {name: site.state_keys(attempt=1) for name, site in masked.sites.items()}
+    server = ServerSide(roster_of(FOUR), ServerState(masked.terms, attempt=1))
+    line = "refused: the keys of bern are for attempt 1, here it is 2"
+    assert refused(lambda: server.take_statement("bern", old)) == line
+    for name in FOUR:
+        server.take_statement(name, new[name])
+    question = ShareQuestion([old, *(new[name] for name in FOUR if name != "bern")])
+    assert refused(lambda: masked.sites["chur"].share(question)) == line
+    masked.server = server
+    masked.go(["share", "mask", "confirm", "open"])
+    assert server.mean().sites == FOUR

@@ -80,7 +80,7 @@ def test_a_site_that_was_told_something_else_is_named_with_the_field(
     question = ShareQuestion(list(statements.values()))
     assert refused(lambda: masked.sites["chur"].share(question)) == wanted
     other = Sum(FOUR).server
-    assert refused(lambda: other.take_statement(statements["bern"])) == wanted
+    assert refused(lambda: other.take_statement("bern", statements["bern"])) == wanted
 
 
 def test_every_field_of_the_terms_is_compared() -> None:
@@ -106,7 +106,9 @@ def test_keys_that_the_server_has_made_itself_are_refused() -> None:
     for line, statements in lines.items():
         question = ShareQuestion(statements)
         assert refused(lambda q=question: masked.sites["chur"].share(q)) == line  # type: ignore[misc]
-    assert refused(lambda: Sum(FOUR).server.take_statement(forged)).startswith("refused: bern has")
+    server = Sum(FOUR).server
+    line = "refused: bern has not signed this statement"
+    assert refused(lambda: server.take_statement("bern", forged)) == line
 
 
 def others(statements: dict[str, Statement], name: str) -> list[Statement]:
@@ -121,7 +123,7 @@ def test_a_key_that_everybody_knows_the_secret_to_is_refused(key: str) -> None:
     question = ShareQuestion([*others(statements, "bern"), statement])
     line = "refused: the key that bern has stated is none"
     assert refused(lambda: masked.sites["chur"].share(question)) == line
-    assert refused(lambda: Sum(FOUR).server.take_statement(statement)) == line
+    assert refused(lambda: Sum(FOUR).server.take_statement("bern", statement)) == line
 
 
 def test_a_site_that_signs_another_roster_than_it_has_approved_makes_no_keys() -> None:
@@ -494,12 +496,12 @@ def test_an_answer_is_taken_once_in_its_stage_from_whom_was_asked() -> None:
     masked = Sum(FOUR, {"state": ["genf"]}).up_to("share")
     server, site = masked.server, masked.sites["bern"]
     again = site.share(server.share_question())
-    assert refused(lambda: server.take_shares(again)) == "bern answered twice"
-    assert refused(lambda: server.take_shares(replace(again, site="genf"))) == (
+    assert refused(lambda: server.take_shares("bern", again)) == "bern answered twice"
+    assert refused(lambda: server.take_shares("genf", replace(again, site="genf"))) == (
         "genf was not asked: it is not in the set of this sum"
     )
     server.mask_questions()
-    assert refused(lambda: server.take_shares(again)) == (
+    assert refused(lambda: server.take_shares("bern", again)) == (
         "bern came too late: the sum is at stage mask"
     )
 
@@ -508,7 +510,7 @@ def test_shares_for_too_few_sites_are_refused() -> None:
     masked = Sum(FOUR).up_to("state")
     shares = masked.sites["bern"].share(masked.server.share_question())
     short = replace(shares, boxes=to_text(to_bytes(shares.boxes)[:-60]))
-    assert refused(lambda: masked.server.take_shares(short)) == (
+    assert refused(lambda: masked.server.take_shares("bern", short)) == (
         "refused: bern sent 120 bytes of shares, not 60 for each of 3 sites"
     )
 
@@ -518,16 +520,16 @@ def test_a_vector_that_is_none_is_not_added() -> None:
     answer, vector = masked.sites["bern"].mask(masked.server.mask_questions()["bern"])
     server = masked.server
     floats = vector.view(np.float32)
-    assert refused(lambda: server.take_masked(answer, floats)) == (  # type: ignore[arg-type]
+    assert refused(lambda: server.take_masked("bern", answer, floats)) == (  # type: ignore[arg-type]
         "bern sent float32 (50,) in place of the weights"
     )
-    assert "uint32 (49,)" in refused(lambda: server.take_masked(answer, vector[1:]))
+    assert "uint32 (49,)" in refused(lambda: server.take_masked("bern", answer, vector[1:]))
     short = replace(answer, tail=to_text(to_bytes(answer.tail)[:24]))
-    assert refused(lambda: server.take_masked(short, vector)) == (
+    assert refused(lambda: server.take_masked("bern", short, vector)) == (
         "bern sent 24 bytes in place of 4 counts and sums"
     )
     forged = replace(answer, signature="A" * 80)
-    assert refused(lambda: server.take_masked(forged, vector)) == (
+    assert refused(lambda: server.take_masked("bern", forged, vector)) == (
         "refused: bern has not signed this set to mask for"
     )
     assert server.total is None
@@ -537,7 +539,7 @@ def test_another_secret_than_the_one_that_was_stated_is_refused() -> None:
     masked = Sum(FOUR, {"open": ["bern"]}).up_to("open")
     opened = masked.sites["bern"].open_shares(masked.server.open_question())
     wrong = replace(opened, own_secret="0" * 32)
-    assert refused(lambda: masked.server.take_opened(wrong)) == (
+    assert refused(lambda: masked.server.take_opened("bern", wrong)) == (
         "bern told another secret than the one that it has stated"
     )
     assert masked.server.mean().sites == FOUR  # by the shares of the three others

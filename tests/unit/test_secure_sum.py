@@ -133,7 +133,8 @@ def test_too_few_sites_that_open_a_sum_end_a_round_and_may_still_come() -> None:
         RoundError, match="2 of 4 sites opened the sum, 3 are needed; missing: bern"
     ):
         masked.server.mean()
-    masked.server.take_opened(masked.sites["bern"].open_shares(masked.server.open_question()))
+    opened = masked.sites["bern"].open_shares(masked.server.open_question())
+    masked.server.take_opened("bern", opened)
     assert masked.server.mean().sites == FOUR
 
 
@@ -143,18 +144,18 @@ def test_more_than_two_thirds_of_a_set_are_needed() -> None:
 
 def test_who_comes_too_late_is_left_out() -> None:
     masked = Sum(FOUR, {"state": ["thun", "genf"]}).up_to("state")
-    masked.server.take_statement(masked.sites["genf"].state_keys())
+    masked.server.take_statement("genf", masked.sites["genf"].state_keys())
     masked.share()
     late = Sum(FOUR).sites["bern"]
     with pytest.raises(SiteError, match="bern came too late: the sum is at stage share"):
-        masked.server.take_statement(late.state_keys())
+        masked.server.take_statement("bern", late.state_keys())
 
 
 def test_a_vector_that_comes_after_the_survivors_were_listed_is_not_added() -> None:
     masked = Sum(FOUR, {"mask": ["bern"]}).up_to("confirm")
     late = masked.sites["bern"].mask(masked.server_questions["bern"])
     with pytest.raises(SiteError, match="bern came too late"):
-        masked.server.take_masked(*late)
+        masked.server.take_masked("bern", *late)
     masked.open()
     assert masked.server.mean().sites == ("basel", "chur", "genf")
 
