@@ -161,13 +161,13 @@ class Sum:
 
     def up_to(self, last: str) -> Sum:
         """Go through the stages up to one, with it."""
-        self.go(STAGES[: STAGES.index(last) + 1])
-        return self
+        return self.go(STAGES[: STAGES.index(last) + 1])
 
-    def go(self, stages: Collection[str]) -> None:
+    def go(self, stages: Collection[str]) -> Sum:
         """Go through these stages."""
         for stage in stages:
             getattr(self, stage)()
+        return self
 
     def state(self) -> None:
         for site in self.here("state", self.names):

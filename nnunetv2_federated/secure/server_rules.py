@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import replace
 
+import numpy as np
+
 from nnunetv2_federated.federation.errors import RoundError, SiteError, SpoiledError
 from nnunetv2_federated.federation.text import few
+from nnunetv2_federated.secure.arithmetic import Ring
 from nnunetv2_federated.secure.keys import SECRET_BYTES
 from nnunetv2_federated.secure.messages import (
     Dealt,
@@ -21,6 +25,35 @@ from nnunetv2_federated.secure.messages import (
 from nnunetv2_federated.secure.roster import SHARES, Roster
 from nnunetv2_federated.secure.server_state import ServerState, Stage
 from nnunetv2_federated.secure.shares import BOX_BYTES, DIGEST_BYTES, is_dealt, unpack
+
+SPOILED = "This round cannot be completed; go on with the next one."
+
+
+def resumed(state: ServerState, total: Ring | None) -> tuple[ServerState, Ring | None]:
+    """Return the state and the masked sum that a server goes on with.
+
+    A sum that vectors were still coming for is left out, whatever is on the disk: which of them are
+    in it is not known for certain, and the sites send the same ones again.
+
+    Raises
+    ------
+    SpoiledError
+        If the sites were asked to confirm or open a sum, and another one is there, or none: the
+        sites tell what takes the masks off once, for that one.
+    """
+    if state.stage not in ("confirm", "open"):
+        return replace(state, masked={}, tail=[], unopened={}), None
+    if total is None:
+        raise SpoiledError(f"{state.round}: the masked sum is missing. {SPOILED}")
+    whole = total.dtype == np.uint32 and total.shape == (state.terms.parameters,)
+    if not whole or total_hash(total) != state.total_hash:
+        raise SpoiledError(f"{state.round}: the masked sum is not the one of this state. {SPOILED}")
+    return state, total
+
+
+def total_hash(total: Ring) -> str:
+    """Return the SHA-256 of a masked sum."""
+    return hashlib.sha256(np.ascontiguousarray(total).data).hexdigest()
 
 
 def expect(
@@ -97,7 +130,7 @@ def require(
     line += f"; missing: {few(silent)}" if silent else ""
     line += f"; refused: {few(told)}" if told else ""
     if len(there) + len(silent) < least:
-        raise SpoiledError(f"{line}. This round cannot be completed; go on with the next one.")
+        raise SpoiledError(f"{line}. {SPOILED}")
     raise RoundError(f"{line}. Start the missing sites, and go on with --c.")
 
 

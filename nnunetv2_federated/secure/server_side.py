@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import CheckpointError, SiteError
+from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.secure.arithmetic import (
     PooledTail,
@@ -52,6 +52,8 @@ from nnunetv2_federated.secure.server_rules import (
     mask_questions,
     named,
     require,
+    resumed,
+    total_hash,
 )
 from nnunetv2_federated.secure.server_state import ServerState, Stage
 from nnunetv2_federated.secure.shares import BOX_BYTES, threshold, unpack
@@ -83,8 +85,8 @@ class ServerSide:
     Every answer is taken with the name of its sender: the one of the node that has been
     authenticated, not one that the answer tells.
 
-    Before a stage's questions are sent, :attr:`state` has to be on the disk, and from the stage
-    ``confirm`` on :attr:`total`, too: once one site has opened the sum, no other can be made.
+    Before a stage's questions are sent, :attr:`state` has to be on the disk, and before that from
+    the stage ``confirm`` on :attr:`total`: once one site has opened the sum, no other can be made.
 
     Parameters
     ----------
@@ -94,22 +96,17 @@ class ServerSide:
         How far the sum is; a new one has terms only.
     total
         Masked sum of the vectors, shape (parameters,). A server that was killed while these came
-        has none, and asks for all of them again.
+        asks for all of them again.
 
     Raises
     ------
-    CheckpointError
+    SpoiledError
         If the sites were asked to confirm or open a sum, and it is not there.
     """
 
     def __init__(self, roster: Roster, state: ServerState, total: Ring | None = None) -> None:
-        if total is None and state.stage in ("confirm", "open"):
-            raise CheckpointError("the masked sum of the round is missing: continue in a new run")
-        if total is None and state.stage == "mask":
-            state = replace(state, masked={}, tail=[], unopened={})
         self._roster = roster
-        self.state = state
-        self.total = total
+        self.state, self.total = resumed(state, total)
 
     @property
     def terms(self) -> RoundTerms:
@@ -223,6 +220,8 @@ class ServerSide:
             If they are too few.
         """
         self._go_on("confirm", self.state.masked, self.state.boxes, self.state.fewest)
+        if self.total is not None and not self.state.total_hash:
+            self.state = replace(self.state, total_hash=total_hash(self.total))
         return ConfirmQuestion(self.state.masked)
 
     def take_confirmed(self, sender: str, confirmed: Confirmed) -> None:

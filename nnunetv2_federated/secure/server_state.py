@@ -65,6 +65,8 @@ class ServerState(Payload):
     """Of sites that have refused to go on: why."""
     attempt: Attempt = 0
     """Counted from 0; a further one at the same round begins with keys of its own."""
+    total_hash: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of the masked sum, once it is known whose vectors are in it."""
 
     @cached_property
     def names(self) -> list[str]:
