@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunetv2_federated.federation.aggregation import Vector
-from nnunetv2_federated.federation.errors import RoundError
+from nnunetv2_federated.federation.errors import SpoiledError
 
 Ring: TypeAlias = npt.NDArray[np.uint32]
 """Integers modulo 2**32: shape (parameters,)."""
@@ -82,13 +82,13 @@ def pool_tail(total: Tail, counts: int) -> PooledTail:
 
     Raises
     ------
-    RoundError
+    SpoiledError
         If the weight is not positive or a count is negative: a site sent something else than it
         should.
     """
     weight, *entries = (int(entry) for entry in total.view(np.int64))
     if weight <= 0 or min(entries[:counts], default=0) < 0:
-        raise RoundError("the sum of the sites' counts is no sum of counts: a site sent nonsense")
+        raise SpoiledError("the sum of the sites' counts is no sum of counts: a site sent nonsense")
     values = tuple(value / VALUE_UNIT for value in entries[counts:])
     return PooledTail(weight / WEIGHT_UNIT, tuple(entries[:counts]), values)
 
@@ -134,11 +134,11 @@ def share_of(weight: float, total_cases: int) -> float:
 
     Raises
     ------
-    RoundError
+    SpoiledError
         If it is more than all cases: a site has told more cases than it has.
     """
     if weight > total_cases:
-        raise RoundError(
+        raise SpoiledError(
             f"the sites' weights add up to {weight:g} cases, but all sites together have "
             f"{total_cases}: a site sent nonsense"
         )

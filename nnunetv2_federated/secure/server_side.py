@@ -19,10 +19,7 @@ from nnunetv2_federated.federation.text import clean
 from nnunetv2_federated.secure.arithmetic import (
     PooledTail,
     Ring,
-    Tail,
     mean_change,
-    pool_tail,
-    share_of,
     tail_of,
 )
 from nnunetv2_federated.secure.keys import commitment
@@ -58,7 +55,7 @@ from nnunetv2_federated.secure.server_rules import (
 from nnunetv2_federated.secure.server_state import ServerState, Stage
 from nnunetv2_federated.secure.shares import BOX_BYTES, threshold, unpack
 from nnunetv2_federated.secure.statements import check_statement
-from nnunetv2_federated.secure.unmasking import masks_left
+from nnunetv2_federated.secure.unmasking import masks_left, pooled_tail
 
 _BEFORE: dict[Stage, Stage] = {
     "share": "state",
@@ -275,21 +272,24 @@ class ServerSide:
     def mean(self) -> SecureMean:
         """Take the masks off the sum, once, and return the mean.
 
+        After an error the state and the masked sum are as before, so that it is raised again.
+
         Raises
         ------
         RoundError
-            If too few sites have opened the sum, shares do not fit, or the sum makes no sense.
+            If too few sites have opened the sum.
+        SpoiledError
+            If no further answer can help: a site has dealt shares that do not fit, or the sum of
+            the counts makes no sense. The next round may begin with the same model.
         """
         if self.total is None or self.state.stage != "open":
             raise RuntimeError("open_question and take_opened come before mean, once")
         state, least = self.state, threshold(len(self.state.names))
         require(state, "opened the sum", state.opened, state.confirmed, least)
         masks = masks_left(self.state)
+        pooled, share = pooled_tail(state, masks)
         total, self.total = self.total, None
-        tail: Tail = np.array(self.state.tail, np.uint64)
-        put_on(total, tail, masks)
-        pooled = pool_tail(tail, self.terms.counts)
-        share = share_of(pooled.weight, self.terms.total_cases)
+        put_on(total, np.empty(0, np.uint64), masks)
         change = mean_change(total, self.terms.largest_change, share)
         return SecureMean(change, pooled, tuple(sorted(self.state.masked)))
 

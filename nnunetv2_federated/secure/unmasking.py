@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from nnunetv2_federated.federation.errors import RoundError, SpoiledError
 from nnunetv2_federated.federation.text import few
+from nnunetv2_federated.secure.arithmetic import PooledTail, Tail, pool_tail, share_of
 from nnunetv2_federated.secure.keys import SECRET_BYTES, MaskKeys, agree, commitment, public_hex
-from nnunetv2_federated.secure.masking import sign_of
+from nnunetv2_federated.secure.masking import put_on, sign_of
 from nnunetv2_federated.secure.messages import to_bytes
+from nnunetv2_federated.secure.server_rules import SPOILED
 from nnunetv2_federated.secure.server_state import ServerState
 from nnunetv2_federated.secure.shares import combine, threshold
 
@@ -48,6 +52,25 @@ def masks_left(state: ServerState) -> list[tuple[int, MaskKeys]]:
     return masks
 
 
+def pooled_tail(
+    state: ServerState, masks: Iterable[tuple[int, MaskKeys]]
+) -> tuple[PooledTail, float]:
+    """Return the sum of the tails without masks, and the share of all cases that is in it.
+
+    Raises
+    ------
+    SpoiledError
+        If it makes no sense: a site has masked nonsense, and nobody can see which one.
+    """
+    tail: Tail = np.array(state.tail, np.uint64)
+    put_on(np.empty(0, np.uint32), tail, masks)
+    try:
+        pooled = pool_tail(tail, state.terms.counts)
+        return pooled, share_of(pooled.weight, state.terms.total_cases)
+    except SpoiledError as error:
+        raise SpoiledError(f"{state.round}: {error}. {SPOILED}") from None
+
+
 def _rebuild(state: ServerState, name: str, public: Callable[[bytes], str], stated: str) -> bytes:
     """Return the secret of a site that the others' shares give, by what it has stated of it."""
     shares = {}
@@ -61,7 +84,7 @@ def _rebuild(state: ServerState, name: str, public: Callable[[bytes], str], stat
     if public(secret) != stated:
         raise SpoiledError(
             f"{state.round}: the shares that {name} has dealt do not give the secret that it has "
-            "stated. This round cannot be completed; go on with the next one."
+            f"stated. {SPOILED}"
         )
     return secret
 
@@ -76,5 +99,5 @@ def _check_enough(state: ServerState, name: str, found: int) -> None:
     line += f"; {few(lacking)} could not use the box that {name} sent" if lacking else ""
     silent = sorted(set(state.confirmed) - {*state.opened, *lacking, *state.refused})
     if found + len(silent) < least:
-        raise SpoiledError(f"{line}. This round cannot be completed; go on with the next one.")
+        raise SpoiledError(f"{line}. {SPOILED}")
     raise RoundError(f"{line}; missing: {few(silent)}. Start these sites, and go on with --c.")

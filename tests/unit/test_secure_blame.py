@@ -271,3 +271,42 @@ def test_keys_of_an_attempt_before_are_not_taken_in_the_next() -> None:
     masked.server = server
     masked.go(["share", "mask", "confirm", "open"])
     assert server.mean().sites == FOUR
+
+
+# The next round
+
+
+def more_cases_than_there_are(masked: Sum) -> Sum:
+    """Let somebody have masked a weight that is one case too many."""
+    tail = list(masked.server.state.tail)
+    tail[0] = (tail[0] + 2**32) % 2**64
+    masked.server.state = replace(masked.server.state, tail=tail)
+    return masked.go(["confirm", "open"])
+
+
+def test_a_sum_of_more_cases_than_there_are_spoils_its_round_also_after_a_kill() -> None:
+    masked = more_cases_than_there_are(Sum(FOUR).up_to("mask"))
+    total = masked.server.total
+    assert total is not None
+    before = total.copy()
+    for _ in range(2):
+        assert refused(masked.server.mean, SpoiledError) == (
+            "round 1: the sites' weights add up to 41 cases, but all sites together have 40: a "
+            "site sent nonsense. This round cannot be completed; go on with the next one."
+        )
+        assert np.array_equal(masked.server.total, before)  # not one mask is off
+        masked.restart_server(with_sum=True)
+
+
+def test_after_a_round_that_was_spoiled_the_next_goes_on_from_the_same_model() -> None:
+    spoiled = more_cases_than_there_are(Sum(FOUR).up_to("mask"))
+    refused(spoiled.server.mean, SpoiledError)
+    following = Sum(FOUR, changes={"server_round": 1})
+    assert following.terms.model == spoiled.terms.model
+    for name, site in following.sites.items():
+        site.memory = spoiled.sites[name].memory
+    mean = following.mean()
+    assert np.array_equal(mean.change, expected_sum(following.parts.values(), 40, 8.0))
+    again = spoiled.sites["bern"]  # and the one that was masked stays closed
+    again.memory = following.sites["bern"].memory
+    assert refused(again.state_keys) == "refused round 1: this site has gone on to round 2"

@@ -56,7 +56,7 @@ def test_counts_are_added_exactly_and_losses_to_seven_digits() -> None:
 @pytest.mark.parametrize("entries", [[0, 5], [-1, 5], [2**32, -1]])
 def test_sums_that_are_no_sums_of_counts_are_refused(entries: list[int]) -> None:
     total = np.array(entries, np.int64).view(np.uint64)
-    with pytest.raises(RoundError, match="is no sum of counts: a site sent nonsense"):
+    with pytest.raises(SpoiledError, match="is no sum of counts: a site sent nonsense"):
         pool_tail(total, 1)
     assert pool_tail(np.array([2**31, 5, 3 * 2**24], np.uint64), 1) == PooledTail(0.5, (5,), (3.0,))
 
