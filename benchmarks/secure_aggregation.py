@@ -31,6 +31,7 @@ from nnunetv2_federated.secure.messages import RoundTerms
 from nnunetv2_federated.secure.roster import Member, Roster
 from nnunetv2_federated.secure.server_side import ServerSide
 from nnunetv2_federated.secure.server_state import ServerState
+from nnunetv2_federated.secure.shares import usual_minimum
 from nnunetv2_federated.secure.site_side import SiteSide
 from nnunetv2_federated.secure.site_state import SiteState
 
@@ -68,7 +69,7 @@ def terms_of(roster: Roster, parameters: int, largest_change: float) -> RoundTer
     zeros, sites = "0" * 64, len(roster.keys)
     return RoundTerms(
         *("run1", zeros, 0, zeros, zeros, roster.hash()),
-        *(10 * sites, largest_change, 3, parameters, COUNTS, 2),
+        *(10 * sites, largest_change, usual_minimum(sites), parameters, COUNTS, 2),
     )
 
 

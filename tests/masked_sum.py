@@ -96,7 +96,7 @@ class Site:
         self.name = name
         self.contribution = contribution
         self.terms = terms
-        self.side = SiteSide(Member(name, key_of(name), roster_of(names)))
+        self.side = SiteSide(Member(name, key_of(name), roster_of(names)), least=3)
         self.memory = ""
         """State as it would lie on the disk."""
 

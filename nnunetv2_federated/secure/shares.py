@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from nnunetv2_federated.federation.errors import SiteError
 from nnunetv2_federated.secure.keys import SECRET_BYTES, derive
+from nnunetv2_federated.secure.messages import FEWEST_SITES
 
 _NONCE, _TAG = 12, 16
 BOX_BYTES = _NONCE + 2 * SECRET_BYTES + _TAG
@@ -31,10 +32,38 @@ def threshold(sites: int) -> int:
 
     More than two thirds: two different lists of survivors would need ``2 * threshold`` signatures
     of ``sites`` sites, so only ``2 * threshold - sites`` colluding ones could sign both. ``sites``
-    are those of one set, which the coordinator chooses: of a set of the smallest size that is
-    allowed, all but one colluding sites can read the other one's update, whatever this number is.
+    are those of one set, which the coordinator chooses: see :func:`most_colluders`.
     """
     return 2 * sites // 3 + 1
+
+
+def usual_minimum(sites: int) -> int:
+    """Return the usual least number of sites of a sum, for a federation of so many.
+
+    More than two thirds, and three at least. A lower one lets a coordinator choose a small set with
+    colluding sites in it, and two sums of one round: see :func:`most_colluders`.
+    """
+    return max(FEWEST_SITES, threshold(sites))
+
+
+def most_colluders(sites: int, minimum: int) -> int:
+    """Return how many sites may collude with the coordinator, whoever they are, without gain.
+
+    They then learn the sum of the others, of which there are two or more. The bound of one set U1
+    of sites is ``min(2 * threshold(|U1|) - |U1| - 1, minimum - 2)``: with one more they could
+    have two lists of survivors signed, or be all but one in a sum. The coordinator chooses U1,
+    by not listening to others: so it is the smallest bound of all sets from the minimum on, 5 for
+    20 sites with the usual minimum of 14, though 7 if all 20 are there.
+
+    Parameters
+    ----------
+    sites
+        Sites of the whole federation.
+    minimum
+        Fewest sites of a sum, at most ``sites``.
+    """
+    sets = range(minimum, sites + 1)
+    return min(minimum - 2, *(2 * threshold(size) - size - 1 for size in sets))
 
 
 def split(secret: bytes, sites: int) -> list[bytes]:

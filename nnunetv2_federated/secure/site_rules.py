@@ -15,9 +15,35 @@ from nnunetv2_federated.secure.messages import (
     to_bytes,
 )
 from nnunetv2_federated.secure.roster import SHARES, Roster
-from nnunetv2_federated.secure.shares import is_dealt, open_box
+from nnunetv2_federated.secure.shares import is_dealt, open_box, usual_minimum
 from nnunetv2_federated.secure.site_state import SiteState
 from nnunetv2_federated.secure.statements import check_statement
+
+
+def check_minimum(terms: RoundTerms, roster: Roster, least: int | None) -> None:
+    """Refuse a round whose sum may be of fewer sites than this site's engineer allows.
+
+    Parameters
+    ----------
+    terms
+        What was agreed for the round.
+    roster
+        All sites of the federation, as the engineer has approved them.
+    least
+        Least number that the engineer allows; ``None`` for :func:`.usual_minimum` of the roster.
+
+    Raises
+    ------
+    SiteError
+        If it is refused, or there are not as many sites as the minimum.
+    """
+    sites = len(roster.keys)
+    allowed = usual_minimum(sites) if least is None else least
+    if not allowed <= terms.minimum <= sites:
+        raise SiteError(
+            f"refused --secure-minimum {terms.minimum}: this site allows {allowed} to {sites}, of "
+            f"the {sites} sites that it has approved"
+        )
 
 
 def check_order(before: SiteState, terms: RoundTerms, attempt: int) -> None:

@@ -44,6 +44,7 @@ from nnunetv2_federated.secure.shares import close_box, digests_of, split, thres
 from nnunetv2_federated.secure.site_rules import (
     check_boxes,
     check_known,
+    check_minimum,
     check_order,
     check_set,
     check_size,
@@ -60,10 +61,14 @@ class SiteSide:
     ----------
     member
         The site with its key, and the roster that its engineer has approved.
+    least
+        Least minimum of a sum's sites that the engineer allows; ``None`` for the usual one of the
+        roster, more than two thirds of its sites.
     """
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, least: int | None = None) -> None:
         self._member = member
+        self._least = least
 
     def state_keys(
         self,
@@ -92,10 +97,12 @@ class SiteSide:
         Raises
         ------
         SiteError
-            If the update cannot be added, or the site has masked one of this round or a later one.
+            If the roster or the minimum is not as approved, the update cannot be added, or the site
+            has masked one of this round or a later one.
         """
         if terms.roster != self._member.roster.hash():
             raise SiteError("refused: the round is of another roster than this site has approved")
+        check_minimum(terms, self._member.roster, self._least)
         contribution.check(terms, tensors)
         update = contribution.digest()
         if before is not None:

@@ -37,6 +37,7 @@ from nnunetv2_federated.secure.roster import STATEMENT, Member, Roster
 from nnunetv2_federated.secure.server_side import ServerSide
 from nnunetv2_federated.secure.server_state import ServerState
 from nnunetv2_federated.secure.shares import combine, unpack
+from nnunetv2_federated.secure.site_side import SiteSide
 from nnunetv2_federated.secure.site_state import load_site_state, save_site_state
 
 FOUR, FIVE = NAMES[:4], NAMES
@@ -130,6 +131,23 @@ def test_a_site_that_signs_another_roster_than_it_has_approved_makes_no_keys() -
     assert refused(site.state_keys) == (
         "refused: the round is of another roster than this site has approved"
     )
+
+
+@pytest.mark.parametrize(
+    ("minimum", "least", "allowed"), [(3, None, 4), (4, 5, 5), (6, None, 4), (6, 3, 3)]
+)
+def test_a_minimum_below_what_a_site_allows_or_above_its_roster_is_refused(
+    minimum: int, least: int | None, allowed: int
+) -> None:
+    """Of five sites, a coordinator would choose two that collude with it, and one other."""
+    side = SiteSide(Member("bern", key_of("bern"), roster_of(FIVE)), least)
+    terms = terms_of(FIVE, minimum=minimum)
+    assert refused(lambda: side.state_keys(terms, part(0), None)) == (
+        f"refused --secure-minimum {minimum}: this site allows {allowed} to 5, of the 5 sites that "
+        "it has approved"
+    )
+    for fine in (allowed, 5):
+        side.state_keys(terms_of(FIVE, minimum=fine), part(0), None)
 
 
 # One set for a site's secrets

@@ -15,7 +15,7 @@ from nnunetv2_federated.federation.errors import RoundError, SiteError, SpoiledE
 from nnunetv2_federated.secure.arithmetic import PooledTail, pool_tail, rounding_error
 from nnunetv2_federated.secure.contribution import Contribution
 from nnunetv2_federated.secure.server_side import ServerSide
-from nnunetv2_federated.secure.shares import threshold
+from nnunetv2_federated.secure.shares import most_colluders, threshold, usual_minimum
 
 FOUR = NAMES[:4]
 TWENTY = tuple(f"site{number:02d}" for number in range(20))
@@ -141,6 +141,18 @@ def test_too_few_sites_that_open_a_sum_end_a_round_and_may_still_come() -> None:
 
 def test_more_than_two_thirds_of_a_set_are_needed() -> None:
     assert [threshold(sites) for sites in (3, 4, 5, 7, 20)] == [3, 3, 4, 5, 14]
+
+
+def test_the_usual_minimum_is_more_than_two_thirds_and_three_at_least() -> None:
+    assert [usual_minimum(sites) for sites in (3, 4, 5, 7, 20)] == [3, 3, 4, 5, 14]
+
+
+def test_how_many_may_collude_is_of_the_set_that_a_coordinator_likes_best() -> None:
+    # of 20, sets of 14 and of 16 have thresholds of 10 and 11: 2 * 10 - 14 - 1 = 2 * 11 - 16 - 1
+    usual = {3: 1, 4: 1, 5: 1, 7: 2, 20: 5}
+    assert {sites: most_colluders(sites, usual_minimum(sites)) for sites in usual} == usual
+    assert most_colluders(20, 20) == 7
+    assert most_colluders(20, 3) == 1  # of a sum of three they are two, and have the third
 
 
 def test_who_comes_too_late_is_left_out() -> None:
