@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunetv2_federated.federation.errors import CheckpointError, SiteError
-from nnunetv2_federated.federation.files import read_state, write_state
 from nnunetv2_federated.federation.payload import MEGABYTE, STRICT, Hash, Payload, Round
 from nnunetv2_federated.secure.arithmetic import MOST_SITES, Ring
 from nnunetv2_federated.secure.messages import (
@@ -26,12 +23,6 @@ from nnunetv2_federated.secure.messages import (
     context_of,
 )
 from nnunetv2_federated.secure.shares import threshold
-
-_FORMAT = 1
-_REMEDY = (
-    "without it, or with an older copy, this site forgets which rounds it has masked, and could "
-    "be asked for one again; delete it only if no run of before is ever continued here"
-)
 
 Pair = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
@@ -126,7 +117,7 @@ AnswerT = TypeVar("AnswerT")
 class Step(Generic[AnswerT]):
     """What a site remembers from now on, and its answer.
 
-    The answer may leave the site only after the state is on the disk.
+    The answer may leave the site only after the state is on the disk: see :func:`.answer`.
     """
 
     state: SiteState
@@ -138,25 +129,3 @@ class MaskedStep(Step[Masked]):
     """As :class:`Step`, with the masked vector."""
 
     vector: Ring
-
-
-def save_site_state(path: Path, state: SiteState) -> None:
-    """Replace a site's state on the disk, readable by this user only."""
-    write_state(path, {"state": state.to_json()}, _FORMAT)
-
-
-def load_site_state(path: Path) -> SiteState | None:
-    """Read a site's state, ``None`` if there is none.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged or of another format: the site then masks nothing.
-    """
-    content = read_state(path, _FORMAT, _REMEDY)
-    if content is None:
-        return None
-    try:
-        return SiteState.from_json(content["state"])
-    except (SiteError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {_REMEDY}") from error

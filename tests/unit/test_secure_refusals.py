@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from masked_sum import NAMES, B, Site, Sum, key_of, part, refused, roster_of, terms_of
 
 from nnunetv2_federated.federation.errors import (
-    CheckpointError,
     SettingsError,
 )
 from nnunetv2_federated.secure.contribution import Contribution, Tensor
@@ -38,7 +35,6 @@ from nnunetv2_federated.secure.server_side import ServerSide
 from nnunetv2_federated.secure.server_state import ServerState
 from nnunetv2_federated.secure.shares import combine, unpack
 from nnunetv2_federated.secure.site_side import SiteSide
-from nnunetv2_federated.secure.site_state import load_site_state, save_site_state
 
 FOUR, FIVE = NAMES[:4], NAMES
 
@@ -590,24 +586,3 @@ def test_the_hash_of_a_roster_is_of_names_and_keys_not_of_comments() -> None:
     assert commented.hash() == roster.hash()
     renamed = {("zug" if name == "bern" else name): line for name, line in roster.keys.items()}
     assert Roster(renamed).hash() != roster.hash()
-
-
-# Files
-
-
-def test_what_a_site_remembers_is_its_own_users_only_and_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "secagg" / "round.json"
-    assert load_site_state(path) is None
-    state = Sum(FOUR).up_to("open").sites["bern"].state
-    save_site_state(path, state)
-    assert load_site_state(path) == state
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 1}', '{"format": 1, "state": "{}"}'])
-def test_a_damaged_memory_is_never_taken_for_none(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "round.json"
-    path.write_text(damage)
-    line = refused(lambda: load_site_state(path), CheckpointError)
-    assert str(path) in line
-    assert "delete it only if no run of before is ever continued" in line
