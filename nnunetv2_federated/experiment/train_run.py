@@ -14,14 +14,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunetv2_federated.experiment.line_observer import LineObserver
 from nnunetv2_federated.federation.children import end_workers_with_command
 from nnunetv2_federated.federation.errors import FederationError
 from nnunetv2_federated.federation.failure import explain
-from nnunetv2_federated.federation.history import RoundRecord
-from nnunetv2_federated.federation.logs import LONGEST_LINE, send_logs_to
-from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.round_line import describe_round
-from nnunetv2_federated.federation.run import RUN_FILE, Run, read_run
+from nnunetv2_federated.federation.logs import LONGEST_LINE
+from nnunetv2_federated.federation.run import RUN_FILE, read_run
 from nnunetv2_federated.federation.text import one_line
 
 # as in the package of the commands: a worker, which imports this module, ends with the training
@@ -30,34 +28,8 @@ end_workers_with_command()
 logger = logging.getLogger(__name__)
 
 
-class LogObserver(Observer):
-    """Logs notes, and a line a round."""
-
-    def __init__(self) -> None:
-        self._num_rounds = 0
-
-    def run_prepared(self, run: Run, folder: Path) -> None:
-        """Send logs to ``federation.log`` from here on."""
-        del run
-        send_logs_to(folder.parent / "federation.log")
-
-    def say(self, text: str) -> None:
-        """Log a line."""
-        logger.info("%s", one_line(text, LONGEST_LINE))
-
-    def note(self, text: str) -> None:
-        """Log a line the user should know."""
-        self.say(f"note: {text}")
-
-    def run_started(self, rounds_done: int, num_rounds: int) -> None:
-        """Log where a run starts or continues."""
-        self._num_rounds = num_rounds
-        if rounds_done:
-            self.say(f"continuing after round {rounds_done} of {num_rounds}")
-
-    def round_finished(self, record: RoundRecord) -> None:
-        """Log how a round went."""
-        self.say(describe_round(record, self._num_rounds))
+def _log(text: str) -> None:
+    logger.info("%s", one_line(text, LONGEST_LINE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_process()
         run = read_run(asked.folder)
         begun = (federation_folder(run) / RUN_FILE).is_file() and not asked.anew
-        observer = LogObserver()
+        observer = LineObserver(_log)
         if asked.score_iterations is None:
             train(run, resume=begun, observer=observer, best=asked.best, npz=asked.npz)
         else:

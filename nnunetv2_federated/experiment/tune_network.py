@@ -8,15 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from nnunetv2_federated.experiment.line_observer import LineObserver
 from nnunetv2_federated.experiment.train_trial import train_at_sites
 from nnunetv2_federated.experiment.tune_pieces import Piece
 from nnunetv2_federated.experiment.tune_plan import TuningPlan
 from nnunetv2_federated.experiment.tune_trials import TrialJob, TrialTrainings
 from nnunetv2_federated.federation.errors import FederationError, SiteError
-from nnunetv2_federated.federation.history import RoundRecord
-from nnunetv2_federated.federation.logs import send_logs_to
-from nnunetv2_federated.federation.observer import Observer
-from nnunetv2_federated.federation.round_line import describe_round
 from nnunetv2_federated.federation.run import RUN_FILE, Run
 from nnunetv2_federated.federation.study import StudyEnd, StudyReceipt, StudyTerms
 from nnunetv2_federated.flower.asking import ask
@@ -30,32 +27,6 @@ from nnunetv2_federated.nnunet.training.result_folder import federation_folder
 Say = Callable[[str], None]
 _TELL_SECONDS = 60.0
 """How long to wait for a site to have deleted what it does not need."""
-
-
-class _TrialObserver(Observer):
-    """Says what happens at sites, and a line a round."""
-
-    def __init__(self, say: Say, say_round: Say = lambda line: None) -> None:  # noqa: ARG005
-        self._say = say
-        self._say_round = say_round
-        self._num_rounds = 0
-
-    def run_prepared(self, run: Run, folder: Path) -> None:
-        del run
-        send_logs_to(folder.parent / "federation.log")
-
-    def say(self, text: str) -> None:
-        self._say(text)
-
-    def note(self, text: str) -> None:
-        self._say(f"note: {text}")
-
-    def run_started(self, rounds_done: int, num_rounds: int) -> None:
-        del rounds_done
-        self._num_rounds = num_rounds
-
-    def round_finished(self, record: RoundRecord) -> None:
-        self._say_round(describe_round(record, self._num_rounds))
 
 
 class NetworkTrials(TrialTrainings):
@@ -150,7 +121,7 @@ class NetworkTrials(TrialTrainings):
                 server=self._server,
                 grid=self._grid,
                 resume=(federation_folder(job.run) / RUN_FILE).is_file(),
-                observer=_TrialObserver(self._say, job.round_done),
+                observer=LineObserver(self._say, job.round_done),
             )
 
 
@@ -178,5 +149,5 @@ def sites_of_study(
     """
     again = "the same command goes on after the last finished round"
     link = folder / "superlink"
-    with federation_grid(plan.base, link, server, _TrialObserver(say), again=again) as grid:
+    with federation_grid(plan.base, link, server, LineObserver(say), again=again) as grid:
         yield grid

@@ -242,11 +242,7 @@ def _defaults(
     }
     found: dict[str, Value] = {}
     for parameter in space.of(settings.strategy):
-        chosen = (
-            getattr(settings, parameter.name)
-            if parameter.strategy is None
-            else settings.strategy_options.get(parameter.option)
-        )
+        chosen = parameter.value_in(settings)
         value: Any = known.get(parameter.name) if chosen is None else chosen
         if parameter.values.has(value):
             found[parameter.name] = value

@@ -16,7 +16,7 @@ from nnunetv2_federated.federation.messages import FullValidation
 from nnunetv2_federated.federation.payload import (
     STRICT,
     Cases,
-    Fold,
+    FoldsByConfiguration,
     Hash,
     Name,
     Packages,
@@ -44,10 +44,7 @@ class ChoiceProposal(Approvable):
     trainer: Name
     plans_name: Name
     plans_hash: Hash
-    queue: Annotated[
-        dict[Name, Annotated[list[Fold], Field(min_length=1, max_length=100)]],
-        Field(min_length=1, max_length=20),
-    ]
+    queue: FoldsByConfiguration
     """Folds by configuration; the same folds of each."""
     ensembles: bool
     """Whether ensembles of two configurations are measured, too."""

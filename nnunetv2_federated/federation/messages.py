@@ -45,6 +45,9 @@ WIRE_FORMAT = 7
 VALIDATION_EPOCH = -1
 """In place of a number of validation iterations: as many as the site's trainer has in an epoch."""
 
+BLOCKS = 10
+"""Blocks of a score at most."""
+
 ROUGH_SECONDS = 10
 """Under differential privacy a duration is told in multiples of so many seconds."""
 
@@ -314,7 +317,7 @@ class SiteScore(Payload):
     """A site's answer to ``evaluate.score``: sums over blocks of validation batches."""
 
     site: SiteName
-    blocks: Annotated[list[Validation], Field(min_length=1, max_length=10)]
+    blocks: Annotated[list[Validation], Field(min_length=1, max_length=BLOCKS)]
 
     def check(self, site: str, classes: int) -> SiteScore:
         """Compare an answer with what is known of the site and the dataset; return it.

@@ -16,13 +16,10 @@ from typing import Any
 
 from nnunetv2_federated.federation.aggregation import dice_per_class, mean_dice
 from nnunetv2_federated.federation.errors import CheckpointError
+from nnunetv2_federated.federation.evaluation import FEWEST_CASES
 from nnunetv2_federated.federation.files import read_state, write_atomically
-from nnunetv2_federated.federation.messages import Validation
+from nnunetv2_federated.federation.messages import BLOCKS, Validation
 
-BLOCKS = 10
-"""Blocks of a score at most."""
-FEWEST_CASES = 3
-"""Validation cases that a site has for each block that leaves it, at least."""
 _FORMAT = 2
 _TIE = 1e-9
 """Weight of the loss in a value: it ranks trials of the same Dice, such as those that do not tell

@@ -55,6 +55,10 @@ Voxels = Annotated[list[Annotated[float, Field(ge=0, le=_MOST_VOXELS)]], Field(m
 Iterations = Annotated[int, Field(ge=0, le=10**7)]
 Round = Annotated[int, Field(ge=0, le=_MOST_ROUNDS)]
 MinCases = Annotated[int, Field(ge=1, le=MOST_CASES)]
+FoldsByConfiguration = Annotated[
+    dict[Name, Annotated[list[Fold], Field(min_length=1, max_length=100)]],
+    Field(min_length=1, max_length=20),
+]
 Names = Annotated[list[Name], Field(max_length=100)]
 Packages = Annotated[dict[Text, Text], Field(max_length=100)]
 

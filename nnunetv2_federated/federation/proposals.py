@@ -14,6 +14,7 @@ from nnunetv2_federated.federation.errors import SettingsError
 from nnunetv2_federated.federation.payload import (
     STRICT,
     Fold,
+    FoldsByConfiguration,
     Hash,
     MinCases,
     Name,
@@ -82,10 +83,7 @@ class Proposal(Approvable):
     """Name of the dataset at the server; a site's own may differ."""
     configuration: Name
     fold: Fold
-    queue: Annotated[
-        dict[Name, Annotated[list[Fold], Field(min_length=1, max_length=100)]],
-        Field(min_length=1, max_length=20),
-    ]
+    queue: FoldsByConfiguration
     """Folds by configuration of all trainings that are proposed, this one among them."""
     trainer: Name
     plans_name: Name

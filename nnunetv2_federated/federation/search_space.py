@@ -62,6 +62,12 @@ class Parameter:
         """Name of the option, or of the setting."""
         return self.name.rpartition(".")[2]
 
+    def value_in(self, settings: FederationSettings) -> Any:  # noqa: ANN401  # of any setting
+        """Return what settings have for it; ``None`` where they leave it open."""
+        if self.strategy is None:
+            return getattr(settings, self.name)
+        return settings.strategy_options.get(self.option)
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -110,11 +116,7 @@ class SearchSpace:
         """
         found: dict[str, Value] = {}
         for parameter in self.of(settings.strategy):
-            value: Any = (
-                getattr(settings, parameter.name)
-                if parameter.strategy is None
-                else settings.strategy_options.get(parameter.option)
-            )
+            value = parameter.value_in(settings)
             if not parameter.values.has(value):
                 raise SettingsError(f"{parameter.name} {value}: is not in the space of the study.")
             found[parameter.name] = value

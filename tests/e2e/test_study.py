@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from consortium import SITES, Consortium
 from killing import place
-from study_database import trials_of
+from study_database import STUDY, trials_of
 
 import nnunetv2_federated as federated
 from nnunetv2_federated.federation.files import read_state
@@ -22,26 +22,6 @@ from nnunetv2_federated.nnunet.training.trainer import FederatedRounds
 
 pytestmark = pytest.mark.deployment
 
-SETTINGS = """
-rounds = 4
-iterations_per_epoch = 1
-val_iterations = 1
-device = "cpu"
-reduction = 2
-rungs = 2
-trials = 3
-bracket_size = 3
-score_iterations = 6
-
-[search]
-initial_lr = {low = 0.001, high = 0.1, log = true}
-local_epochs = [1, 2]
-strategy = ["fedavg", "fedprox"]
-
-[search.fedprox]
-proximal_mu = {low = 0.01, high = 1.0, log = true}
-"""
-
 
 @pytest.mark.slow(120)
 @pytest.mark.usefixtures("forked_trainings")
@@ -51,7 +31,7 @@ def test_a_study_is_approved_once_and_is_that_of_one_machine_whoever_is_killed(
     dataset = nnunet_folders / "preprocessed" / load_dataset(dataset_2d).name
     fold_split(load_dataset(dataset_2d), "2d", 0)
     settings = tmp_path / "tune.toml"
-    settings.write_text(SETTINGS)
+    settings.write_text(STUDY)
     consortium = Consortium(tmp_path, dataset, SITES)
     consortium.plan_kills(
         "bern",
@@ -87,7 +67,7 @@ def test_a_study_is_approved_once_and_is_that_of_one_machine_whoever_is_killed(
         consortium.stop()
     assert consortium.still_alive() == []
 
-    chosen = tomllib.loads(SETTINGS)
+    chosen = tomllib.loads(STUDY)
     sites_file = tmp_path / "sites.json"
     sites_file.write_text(json.dumps(SITES))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

@@ -25,6 +25,7 @@ from nnunetv2_federated.federation.privacy_ledger import PrivacyLedger
 from nnunetv2_federated.federation.privacy_rows import Row
 from nnunetv2_federated.federation.proposals import Proposal
 from nnunetv2_federated.federation.settings import FederationSettings
+from nnunetv2_federated.federation.study import StudyTerms
 from nnunetv2_federated.flower.deployment.site.consent import Record, record_nothing
 from nnunetv2_federated.flower.deployment.site.guarded_site import GuardedSite
 from nnunetv2_federated.flower.deployment.site.limits import Limits
@@ -223,10 +224,13 @@ def guarded(
     return GuardedSite(here, record=record)
 
 
-def proposal(run_id: str, **settings: Any) -> Proposal:
+def proposal(run_id: str, terms: StudyTerms | None = None, **settings: Any) -> Proposal:
+    """A training; with terms the trial of a study whose number ``run_id`` is."""
     short = {"rounds": 2, "iterations_per_epoch": 1, "val_iterations": 1, "dp_batch": 3}
     return Proposal(
-        run_id=run_id,
+        run_id=run_id if terms is None else terms.run_id(int(run_id)),
+        study=terms,
+        trial=None if terms is None else int(run_id),
         dataset="Dataset777_OfTheServer",
         configuration="2d",
         fold=0,
@@ -285,6 +289,35 @@ def test_a_larger_delta_buys_nothing_from_a_budget(dataset: str, results: Path) 
     assert larger.epsilon < usual.epsilon
     assert larger.epsilon_spent == usual.epsilon_spent == usual.epsilon
     assert not results.exists()
+
+
+def test_a_hospital_s_budget_ends_a_study_before_the_trial_that_would_pass_it(
+    dataset: str, results: Path, tmp_path: Path
+) -> None:
+    del results
+    run = a_run(dataset, **{**SHORT, "rounds": 2, "iterations_per_epoch": 1})
+    epsilon = SitePrivacy(run, run.sites[0], load_dataset(dataset), 1, Budget()).terms(0).epsilon
+    private = {"dp_noise": 2.0, "dp_validation": "clear"}
+    base = proposal("training", **private).settings
+    terms = StudyTerms(
+        *("private-study", base, {"momentum": [0.5, 0.9]}, 2, 4, 2, 1, 1, 4),
+    )
+    site = guarded(dataset, tmp_path, epsilon * 1.1)
+    try:
+        first = proposal("0", terms, **private)
+        site.consent.approve(first.approval(), "test")
+        site.membership.join(first)
+        trainer = site.membership.site()
+        trainer.describe()
+        weights = to_vector(trainer.trainer.network)
+        for server_round, lr in enumerate(trainer.trainer.schedule.lrs):
+            trainer.train(TrainTask(server_round, lr, 1, 0), weights)
+        site.membership.join(proposal("1", terms, momentum=0.5, **private))
+        with pytest.raises(SiteError, match=r"privacy budget spent: .* would make it"):
+            site.membership.site().describe()
+    finally:
+        site.close()
+    assert [row.round for row in rows_of(dataset)] == [0, 1]
 
 
 def test_a_hospital_with_a_budget_joins_no_federation_without_noise(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from consortium import wait_for
-from study_database import trials_of
+from study_database import STUDY, trials_of
 
 import nnunetv2_federated as federated
 from nnunetv2_federated.cli import compare as compare_command
@@ -21,26 +21,7 @@ from nnunetv2_federated.federation.files import only_one
 from nnunetv2_federated.federation.halving import Bracket
 from nnunetv2_federated.federation.run import read_run
 
-SETTINGS = """
-rounds = 4
-iterations_per_epoch = 1
-val_iterations = 1
-sites = 2
-device = "cpu"
-reduction = 2
-rungs = 2
-trials = 3
-bracket_size = 3
-score_iterations = 6
-
-[search]
-initial_lr = {low = 0.001, high = 0.1, log = true}
-local_epochs = [1, 2]
-strategy = ["fedavg", "fedprox"]
-
-[search.fedprox]
-proximal_mu = {low = 0.01, high = 1.0, log = true}
-"""
+SETTINGS = "sites = 2\n" + STUDY
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from nnunetv2_federated.federation.aggregation import Vector
 from nnunetv2_federated.federation.choice import names_of
-from nnunetv2_federated.federation.messages import VALIDATION_EPOCH, SiteScore, Validation
-from nnunetv2_federated.federation.objective import BLOCKS, Score, blocks_for, score_of_sites
+from nnunetv2_federated.federation.messages import BLOCKS, VALIDATION_EPOCH, SiteScore, Validation
+from nnunetv2_federated.federation.objective import Score, blocks_for, score_of_sites
 from nnunetv2_federated.federation.observer import Observer
 from nnunetv2_federated.federation.privacy import PrivacyChoices
 from nnunetv2_federated.federation.run import Run

@@ -109,6 +109,8 @@ class _Run:
     """``None`` in a ledger of before there were personal models."""
     score: _Work | None = None
     """``None`` in a ledger of before there were studies."""
+    joined: _Text = ""
+    """As of :meth:`Ledger.check_same`."""
 
 
 @checked

@@ -183,10 +183,8 @@ class WorkGuard:
                 f"site {self._here.name}: refused a task of another run than it joined last"
             )
         site = self._membership.site()
-        try:
+        with self._naming():
             _check(kind, task, site, self._ledger.rounds_done(task.run_id))
-        except SiteError as error:
-            raise SiteError(f"site {self._here.name}: {error}") from error
         question = _question(kind, task, weights)
         study, name = proposal.study, self._here.name
         if study is not None:
@@ -201,12 +199,12 @@ class WorkGuard:
 
     def finish(self, question: Question, answer: RecordDict) -> None:
         """Keep the answer to a piece of work; an earlier run's state is not needed any more."""
-        study = self._membership.current()[0].study
-        if study is not None:
-            self._ledger.spend([study.account], size=_size(answer))
+        proposal, folder = self._membership.current()
+        if proposal.study is not None:
+            self._ledger.spend([proposal.study.account], size=_size(answer))
         self._ledger.finish(question, answer)
         if question.is_round:
-            drop_previous(self._membership.current()[1])
+            drop_previous(folder)
 
     def seconds_left(self, task: TrainTask) -> float | None:
         """Return how long to train in a round: less than asked if the site's hours end before."""
@@ -241,27 +239,27 @@ class WorkGuard:
         self._consent.require_still(proposal)
         spent = self._ledger.spent(self._here.dataset_name())
         self._here.limits.check_hours(replace(spent, hours=spent.hours + hours), self._here.name)
-        if proposal.study is not None:
-            self._check_hours(proposal.study, hours)
+        if (study := proposal.study) is not None:
+            with self._naming():
+                study.check_spent(self._ledger.spent(study.account).hours + hours, 0.0)
 
     def _check_left(self, study: StudyTerms, question: Question, size: int) -> None:
         """Refuse what passes what was approved of a study; count the bytes that came."""
         spent = self._ledger.spent(study.account)
         new = self._ledger.is_new(question)
-        try:
+        with self._naming():
             study.check_spent(spent.hours, spent.gigabytes)
             if new and question.is_round:
                 study.check_count("rounds", spent.rounds)
             elif new:
                 study.check_count("evaluations", spent.evaluations)
-        except SiteError as error:
-            raise SiteError(f"site {self._here.name}: {error}") from error
         self._ledger.spend([study.account], size=size)
 
-    def _check_hours(self, study: StudyTerms, hours: float) -> None:
-        spent = self._ledger.spent(study.account)
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Say in a refusal within whose it is."""
         try:
-            study.check_spent(spent.hours + hours, 0.0)
+            yield
         except SiteError as error:
             raise SiteError(f"site {self._here.name}: {error}") from error
 
